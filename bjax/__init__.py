@@ -1,0 +1,1 @@
+"""Classify blurred images without deblurring them."""
