@@ -1,0 +1,45 @@
+"""Checkpoints by Orbax: written in the background, restored onto whatever devices there are now."""
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from bjax.errors import UserError
+
+
+def manager(directory: str | Path, *, keep: int = 2) -> ocp.CheckpointManager:
+    """A manager of `directory`. What a killed process left half written is removed here."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state) -> None:
+    """Copies `state` off the devices and returns; the files appear later, whole or not at all."""
+    manager.save(step, args=ocp.args.StandardSave(state))
+
+
+def restore(manager: ocp.CheckpointManager, shapes, plan):
+    """The newest state, placed by `plan` (shardings like `shapes`), or None where there is no checkpoint.
+
+    Raises UserError where the checkpoint holds other arrays than `shapes`.
+    """
+    step = manager.latest_step()
+    if step is None:
+        return None
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, plan)
+    saved = manager.item_metadata(step).tree
+    wanted = {_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(target)}
+    found = {_name(p): (tuple(x.shape), x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(saved)}
+    wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+    if wrong:
+        k = wrong[0]
+        raise UserError(
+            f"{manager.directory}/{step}: does not fit this config at {len(wrong)} arrays; the first, {k}, is "
+            f"{found.get(k, 'absent')} there and {wanted.get(k, 'absent')} here; use another --workdir"
+        )
+    return manager.restore(step, args=ocp.args.StandardRestore(target))
+
+
+def _name(path) -> str:
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)

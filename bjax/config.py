@@ -1,0 +1,263 @@
+"""From `--config=FILE.py[:ARGS]` and `--config.KEY=VALUE` to one checked ConfigDict.
+
+Everything that can be wrong in a config is found here or in the constructors that `experiment.build` calls, before any
+device is touched, and told in one line: the key, its value, what is allowed, the nearest valid key.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_collections
+
+from bjax.errors import UserError
+
+# Dictionaries that may get keys a config did not list: constructors check them.
+OPEN = ("model.options",)
+
+CHOICES = {
+    "task": ("object", "blur_type"),
+    "dtype": ("float32", "bfloat16"),
+    "data.crop": ("resized", "random"),
+    "data.on_corrupt": ("raise", "skip"),
+    "optim.name": ("adamw", "sgd"),
+    "optim.decay": ("kernels", "all"),
+    "optim.schedule": ("cosine", "step", "constant"),
+}
+# key: (lowest, highest, whether the lowest itself is allowed)
+RANGES = {
+    "seed": (0, 2**32 - 1, True),
+    "batch_size": (1, None, True),
+    "eval_batch_size": (1, None, True),
+    "epochs": (0, None, False),
+    "steps": (0, None, True),
+    "eval_every": (0, None, True),
+    "log_every": (1, None, True),
+    "checkpoint_every": (1, None, True),
+    "checkpoint_keep": (1, None, True),
+    "data.image_size": (1, None, True),
+    "data.resize": (0, None, True),
+    "data.threads": (1, None, True),
+    "data.prefetch": (1, None, True),
+    "loss.label_smoothing": (0, 1, True),
+    "loss.mixup": (0, None, True),
+    "loss.cutmix": (0, None, True),
+    "loss.aux": (0, None, True),
+    "optim.lr": (0, None, True),
+    "optim.momentum": (0, 1, True),
+    "optim.b1": (0, 1, True),
+    "optim.b2": (0, 1, True),
+    "optim.weight_decay": (0, None, True),
+    "optim.warmup": (0, None, True),
+    "optim.clip": (0, None, True),
+    "optim.accumulate": (1, None, True),
+    "optim.ema": (0, 1, True),
+    "mesh.fsdp": (1, None, True),
+}
+
+
+def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+    """Runs `get_config` of the file named in `spec` ("FILE.py[:ARGS]"), applies (key, text) pairs, checks the result.
+
+    Raises UserError for whatever the user can mend: no such file, unknown words, keys, types, values and combinations.
+    """
+    path, _, args = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
+        raise UserError(f"--config={path}: no such file{_nearest(path, known)}; there are: {', '.join(known)}")
+    module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={path}: defines no get_config(arg)")
+    try:
+        config = module.get_config(args)
+    except ValueError as e:
+        raise UserError(f"--config={spec}: {e}") from None
+    for key, text in overrides:
+        override(config, key, text)
+    validate(config)
+    return config
+
+
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+    """Sets the leaf `key` ("optim.lr") of `config` to `text`, read as the type that the leaf has."""
+    *parents, name = key.split(".")
+    node = config
+    for depth, parent in enumerate(parents):
+        if not isinstance(node, ml_collections.ConfigDict) or parent not in node:
+            raise _unknown_key(config, key, ".".join(parents[: depth + 1]))
+        node = node[parent]
+    if not isinstance(node, ml_collections.ConfigDict):
+        raise _unknown_key(config, key, key)
+    if name not in node:
+        if ".".join(parents) not in OPEN:
+            raise _unknown_key(config, key, key)
+        node[name] = _literal(text)
+    elif isinstance(node[name], ml_collections.ConfigDict):
+        inside = ", ".join(f"{key}.{k}" for k in node[name])
+        raise UserError(f"--config.{key}={text}: {key} is a group; set one of {inside}")
+    else:
+        node[name] = _read(f"--config.{key}={text}", text, node[name], node.get_type(name))
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks values and combinations that a config alone decides; raises UserError naming the first bad key."""
+    values = dict(leaves(config))
+    for key, allowed in CHOICES.items():
+        if values[key] not in allowed:
+            raise UserError(
+                f"config.{key}={values[key]}: expected one of {', '.join(allowed)}{_nearest(values[key], allowed)}"
+            )
+    for key, (low, high, inclusive) in RANGES.items():
+        x = values[key]
+        if x < low or (x == low and not inclusive) or (high is not None and x > high):
+            above = f"{'at least' if inclusive else 'more than'} {low}"
+            raise UserError(f"config.{key}={x}: expected {above}{'' if high is None else f' and at most {high}'}")
+    if config.batch_size % config.optim.accumulate:
+        raise UserError(
+            f"config.batch_size={config.batch_size}: not divisible by config.optim.accumulate={config.optim.accumulate}"
+        )
+    low, high = config.data.scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"config.data.scale={config.data.scale}: expected 0 < low <= high <= 1, such as 0.08,1")
+    if config.data.resize and config.data.resize < config.data.image_size:
+        raise UserError(
+            f"config.data.resize={config.data.resize}: smaller than config.data.image_size={config.data.image_size}; "
+            "use 0 for no rescaling, or at least image_size"
+        )
+    if min(config.normalize.std) <= 0:
+        raise UserError(f"config.normalize.std={config.normalize.std}: expected three positive numbers")
+
+
+def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
+    """Checks that mesh and batch sizes fit the number of devices; raises UserError."""
+    fsdp, data = config.mesh.fsdp, config.mesh.data
+    if devices % fsdp:
+        raise UserError(f"config.mesh.fsdp={fsdp}: does not divide the {devices} devices")
+    if data not in (-1, devices // fsdp):
+        raise UserError(f"config.mesh.data={data}: with fsdp={fsdp}, {devices} devices need {devices // fsdp} (or -1)")
+    for key, size in {
+        "batch_size": config.batch_size // config.optim.accumulate,
+        "eval_batch_size": config.eval_batch_size,
+    }.items():
+        if size % devices:
+            parts = f" in {config.optim.accumulate} parts" if size != config[key] else ""
+            step = devices * (config.optim.accumulate if parts else 1)
+            raise UserError(
+                f"config.{key}={config[key]}{parts}: not divisible by the {devices} devices; "
+                f"use a multiple of {step}, such as {-(-config[key] // step) * step}"
+            )
+
+
+def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields (dotted key, value) for every leaf, in order."""
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as indented JSON; `from_json` reads it back to an equal config."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """The config that `to_json` wrote; JSON lists become tuples again."""
+
+    def tuples(x):
+        if isinstance(x, dict):
+            return {k: tuples(v) for k, v in x.items()}
+        return tuple(map(tuples, x)) if isinstance(x, list) else x
+
+    return ml_collections.ConfigDict(tuples(json.loads(text)))
+
+
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+    """One "key: old → new" for every leaf that differs."""
+    a, b = dict(leaves(old)), dict(leaves(new))
+    return [f"{k}: {a.get(k, 'absent')} → {b.get(k, 'absent')}" for k in {**a, **b} if a.get(k, ()) != b.get(k, ())]
+
+
+def _read(what: str, text: str, current: object, kind: type) -> object:
+    """Reads `text` as `kind`; tuples take the types of their present elements and keep their length."""
+    lowered = text.strip().lower()
+    if kind is str:
+        return text
+    if kind is bool:
+        if lowered not in ("true", "false"):
+            raise UserError(f"{what}: expected true or false")
+        return lowered == "true"
+    if current is None or kind is type(None) or (kind is float and lowered == "none"):
+        if lowered == "none":
+            return None
+    if kind is int:
+        value = _number(what, text)
+        if value != int(value):
+            raise UserError(f"{what}: expected a whole number, such as {current}")
+        return int(value)
+    if kind is float or kind is type(None):
+        return float(_number(what, text))
+    value = _literal(text if text.strip().startswith("(") else f"({text},)")
+    shape = ",".join(map(str, current))
+    if not isinstance(value, tuple) or (len(value) != len(current) and not isinstance(current[0], tuple)):
+        raise UserError(f"{what}: expected {len(current)} values, such as {shape}")
+    if isinstance(current[0], tuple):
+        return value
+    if not all(isinstance(x, int | float) for x in value):
+        raise UserError(f"{what}: expected numbers, such as {shape}")
+    return tuple(type(c)(v) for c, v in zip(current, value, strict=True))
+
+
+def _number(what: str, text: str) -> float:
+    value = _literal(text)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{what}: expected a number, got {text!r}")
+    return value
+
+
+def _literal(text: str) -> object:
+    """`text` as a Python literal, or itself where it is none: S/16 stays a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _unknown_key(config: ml_collections.ConfigDict, key: str, bad: str) -> UserError:
+    known = [k for k, _ in leaves(config)]
+    last = key.split(".")[-1]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [k for k in known if k.split(".")[-1] == last]
+    if near:
+        return UserError(f"--config.{key}: no such key {bad!r} (did you mean --config.{near[0]}?)")
+    parent = config
+    for part in bad.split(".")[:-1]:
+        parent = parent[part]
+    where = ".".join(bad.split(".")[:-1]) or "config"
+    return UserError(f"--config.{key}: no such key {bad!r}; {where} has: {', '.join(parent)}")
+
+
+def _nearest(value: object, allowed) -> str:
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def split_arguments(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Separates `--config.KEY=VALUE` from the other arguments; returns ([(key, text)], the rest)."""
+    overrides, rest = [], []
+    for argument in argv:
+        match = re.match(r"--?config\.([^=]*)(=?)(.*)", argument, re.DOTALL)
+        if not match:
+            rest.append(argument)
+        elif not match[2]:
+            raise UserError(f"{argument}: expected --config.KEY=VALUE")
+        else:
+            overrides.append((match[1], match[3]))
+    return overrides, rest

@@ -1,0 +1,104 @@
+"""Named conditions over whole splits: every image once, sums on the devices, one table at the end."""
+
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bjax import checkpoint, experiment, metrics, optim, sharding, state
+from bjax import config as configs
+from bjax.data import loader
+from bjax.errors import UserError
+from bjax.step import eval_step
+
+# Fixed, so that every run and every condition blurs an image alike: differences between them are then paired.
+SEED = 0
+
+
+def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str, dict]]:
+    """Returns `evaluate(variables) -> {condition: {top1, top1_95, top5, top5_95, loss, n, kept, empty}}`.
+
+    Splits are opened and step functions made once; conditions of one split share its decoded batches.
+    Raises UserError for a split or dataset that does not exist.
+    """
+    by_split = defaultdict(dict)
+    for name, condition in exp.conditions.items():
+        step = functools.partial(
+            eval_step, model=exp.model, inputs=condition.inputs, objective=exp.objective, mesh=mesh
+        )
+        by_split[condition.split][name] = jax.jit(step)
+    sources = {split: loader.open_split(config.data.name, split, data_dir=config.data.data_dir) for split in by_split}
+
+    def evaluate(variables: dict) -> dict[str, dict]:
+        key = jax.random.key(SEED)
+        results = {}
+        for split, steps in by_split.items():
+            source = sources[split]
+            corrupt = loader.Corrupt()
+            batches = loader.eval_batches(
+                source,
+                batch_size=config.eval_batch_size,
+                image_size=config.data.image_size,
+                resize=config.data.resize,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                threads=config.data.threads,
+                on_corrupt=config.data.on_corrupt,
+                corrupt=corrupt,
+            )
+            total = -(-source.num_examples // config.eval_batch_size)
+            bar = metrics.Progress(total, 0, f"evaluate {split}", shown=jax.process_index() == 0, unit="batch")
+            sums = defaultdict(list)
+            for batch in batches:
+                batch = sharding.put(batch, mesh)
+                for name, step in steps.items():
+                    sums[name].append(step(key, variables, batch))
+                bar.advance()
+            bar.close()
+            for name in steps:
+                totals = jax.tree.map(lambda *x: float(np.sum(x, dtype=np.float64)), *jax.device_get(sums[name]))
+                if totals["n"] == 0:
+                    raise UserError(f"{source.name} {split}: none of its {source.num_examples} images could be decoded")
+                results[name] = metrics.summarise(totals)
+                skipped = source.num_examples - results[name]["n"]
+                if skipped:
+                    results[name]["skipped"] = skipped
+            if corrupt.count and jax.process_index() == 0:
+                print(f"{source.name} {split}: {corrupt.count} images could not be decoded and were left out")
+        return {name: results[name] for name in exp.conditions}  # in the config's order
+
+    return evaluate
+
+
+def run(config, workdir: Path) -> dict[str, dict]:
+    """Evaluates the newest checkpoint of `workdir` under the conditions of `config` and writes results.json."""
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"--workdir={workdir}: holds no checkpoints; train first, with --mode=train")
+    # The training source tells the classes; its images are not read.
+    source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir)
+    exp = experiment.build(config, source.num_classes)
+    configs.check_devices(config, jax.device_count())
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    tx = optim.build(config.optim, 1)
+    shapes = jax.eval_shape(
+        lambda: state.init(jax.random.key(0), exp.model, tx, config.data.image_size, config.optim.ema > 0)
+    )
+    evaluate = build(config, exp, mesh)
+    with checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep) as manager:
+        restored = checkpoint.restore(manager, shapes, sharding.plan(shapes, mesh, config.mesh.rules))
+    if restored is None:
+        raise UserError(f"--workdir={workdir}: holds no finished checkpoint; train first, with --mode=train")
+    results = evaluate(restored.variables)
+    report(results, workdir)
+    return results
+
+
+def report(results: dict[str, dict], workdir: Path) -> None:
+    """Prints the table and writes results.json, on one process."""
+    if jax.process_index() == 0:
+        metrics.write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+        print(metrics.table(results), flush=True)

@@ -1,0 +1,79 @@
+"""One config -> the model, the inputs of every condition, the objective. Shared by training, evaluation and prediction.
+
+Constructors find what `config.validate` cannot know (unknown selectors, model options, sizes); their one-line ValueErrors
+become UserErrors here that begin with the config key. Nothing here touches a device.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bjax import models
+from bjax.blur.sample import KINDS, BlurSpec
+from bjax.errors import UserError
+from bjax.step import Inputs, Objective
+from bjax.tokens import MaskSpec
+
+CNN_PATCH = 16  # patch grid of zero_pixels for models without patches of their own; that of a ViT-*/16
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One row of the results."""
+
+    split: str
+    inputs: Inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    model: nn.Module
+    objective: Objective
+    train: Inputs
+    conditions: dict[str, Condition]
+
+
+def build(config, num_classes: int) -> Experiment:
+    """config: as `bjax.config.load` returns it. num_classes: of the dataset (task=blur_type has its own four)."""
+    num_classes = len(KINDS) if config.task == "blur_type" else num_classes
+    model = _named("model", lambda: models.build(
+        config.model.name, num_classes=num_classes, dtype=jnp.dtype(config.dtype), **config.model.options
+    ))
+    own_patch = getattr(model, "patch_size", None)
+    if own_patch and config.data.image_size % own_patch:
+        size = config.data.image_size // own_patch * own_patch
+        raise UserError(
+            f"config.data.image_size={config.data.image_size}: not divisible by the model's patch size {own_patch}; "
+            f"use {size or own_patch} or {size + own_patch}"
+        )
+
+    def inputs(key: str, blur, mask) -> Inputs:
+        blur = _named(f"{key}blur", lambda: BlurSpec(**blur.to_dict()))
+        mask = _named(f"{key}mask", lambda: MaskSpec(**mask))
+        if own_patch is None and mask.mode not in ("none", "zero_pixels"):
+            raise UserError(f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels")
+        return Inputs(blur, mask, own_patch or CNN_PATCH, config.normalize.mean, config.normalize.std)
+
+    train = inputs("", config.blur, config.mask)
+    if train.mask.mode != "none" and (config.loss.mixup or config.loss.cutmix) and config.task == "blur_type":
+        raise UserError("config.loss.mixup: mixing images hides the blur that task=blur_type predicts; set it to 0")
+    conditions = {
+        name: Condition(c.split, inputs(f"eval.{name}.", c.blur, c.mask)) for name, c in config.eval.items()
+    }
+    objective = Objective(
+        task=config.task,
+        num_classes=num_classes,
+        accumulate=config.optim.accumulate,
+        ema=config.optim.ema,
+        **config.loss,
+    )
+    return Experiment(model, objective, train, conditions)
+
+
+def _named(key: str, construct):
+    """`construct()`, with its "field=value: …" ValueError told as "config.KEY.field=value: …"."""
+    try:
+        return construct()
+    except ValueError as e:
+        raise UserError(f"config.{key}.{e}") from None

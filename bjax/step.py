@@ -1,0 +1,226 @@
+"""The two pure functions that run on the devices: uint8 images in, new state or sums out.
+
+Blur, scores, masks and normalisation happen here, so the host only decodes and crops. Per-image work runs under
+`shard_map`: each device blurs its own rows, and every random draw comes from the image's own key, so the number of
+devices changes nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from bjax import augment, losses, tokens
+from bjax.blur import sample
+from bjax.sharding import BATCH
+from bjax.state import State
+from bjax.tokens import MaskSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """How uint8 images become what the model sees: blur -> patches left out -> normalise. mean, std on the 0..1 scale."""
+
+    blur: sample.BlurSpec
+    mask: MaskSpec
+    patch_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is predicted and how it is trained; see `configs/common.py` for the fields."""
+
+    task: str
+    num_classes: int
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    aux: float = 0.3
+    accumulate: int = 1
+    ema: float = 0.0
+
+
+def train_step(
+    key: jax.Array,
+    state: State,
+    batch: dict[str, jax.Array],
+    *,
+    model,
+    tx: optax.GradientTransformation,
+    inputs: Inputs,
+    objective: Objective,
+    mesh: Mesh,
+) -> tuple[State, dict[str, jax.Array]]:
+    """One update. batch: image uint8[B, H, W, 3], label int32[B], id uint32[B], mask bool[B] (False rows do not count).
+
+    key: the run's key, the same at every step. Returns the new state and float32[] metrics: loss, top1 (both over the
+    images that count), kept (mean share of patches), grad_norm.
+    """
+    key = jax.random.fold_in(key, state.step)
+    draw_keys, mix_key, dropout_key = jax.random.split(key, 3)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_keys, batch["id"])
+    images, kind = _blur(keys, batch["image"], inputs, mesh)
+    labels = kind if objective.task == "blur_type" else batch["label"]
+    targets = losses.targets(labels, objective.num_classes, objective.label_smoothing)
+    images, targets = _mix(mix_key, images, targets, objective)
+    images, kept = _mask(keys, images, inputs, mesh)
+
+    weights = batch["mask"].astype(jnp.float32)
+    count = jnp.maximum(weights.sum(), 1.0)
+
+    def loss_of_part(params, batch_stats, part, dropout_key):
+        images, kept, targets, weights = part
+        outputs, changed = _apply(
+            model,
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            kept,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        logits, aux = outputs if isinstance(outputs, tuple) else (outputs, ())
+        loss = losses.cross_entropy(logits, targets)
+        for more in aux:
+            loss += objective.aux * losses.cross_entropy(more, targets)
+        return (weights * loss).sum() / count, (changed.get("batch_stats", {}), logits)
+
+    gradient = jax.value_and_grad(loss_of_part, has_aux=True)
+    parts = (images, kept, targets, weights)
+    if objective.accumulate == 1:
+        (loss, (batch_stats, logits)), grads = gradient(state.params, state.batch_stats, parts, dropout_key)
+    else:
+        loss, batch_stats, logits, grads = _accumulate(gradient, state, parts, dropout_key, objective.accumulate)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = optax.incremental_update(params, ema, 1 - objective.ema)
+    metrics = {
+        "loss": loss,
+        "top1": (weights * _hits(logits, labels, 1)).sum() / count,
+        "grad_norm": optax.global_norm(grads),
+    }
+    if kept is not None:
+        metrics["kept"] = (weights * kept.keep.mean(axis=1)).sum() / count
+    return State(state.step + 1, params, batch_stats, opt_state, ema), metrics
+
+
+def eval_step(
+    key: jax.Array,
+    variables: dict,
+    batch: dict[str, jax.Array],
+    *,
+    model,
+    inputs: Inputs,
+    objective: Objective,
+    mesh: Mesh,
+) -> dict[str, jax.Array]:
+    """Sums over the images of a batch that count: n, top1, top5, loss, kept (shares of patches), empty (none kept).
+
+    The draw of an image's blur depends on key and id alone, so every condition and every run blurs it alike.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
+    images, kind = _blur(keys, batch["image"], inputs, mesh)
+    labels = kind if objective.task == "blur_type" else batch["label"]
+    images, kept = _mask(keys, images, inputs, mesh)
+    logits = _apply(model, variables, images, kept, train=False)
+    weights = batch["mask"].astype(jnp.float32)
+    targets = losses.targets(labels, objective.num_classes)
+    share = jnp.ones_like(weights) if kept is None else kept.keep.mean(axis=1)
+    per_image = {
+        "n": jnp.ones_like(weights),
+        "top1": _hits(logits, labels, 1),
+        "top5": _hits(logits, labels, 5),
+        "loss": losses.cross_entropy(logits, targets),
+        "kept": share,
+        "empty": (share == 0).astype(jnp.float32),
+    }
+    # where, not a product: a padded row may hold anything, even a NaN.
+    return {k: jnp.where(batch["mask"], v, 0.0).sum() for k, v in per_image.items()}
+
+
+def _apply(model, variables: dict, images, kept, **options):
+    variables = {k: v for k, v in variables.items() if v}
+    if kept is not None and kept.mode != "zero_pixels":
+        options["tokens"] = kept
+    return model.apply(variables, images, **options)
+
+
+def _blur(keys, images, inputs: Inputs, mesh: Mesh):
+    """uint8 images -> blurred float32 in [0, 1] and the kind of blur drawn."""
+
+    def local(keys, images):
+        images, kind, _ = sample.draw(_stream(keys, 0), images.astype(jnp.float32) / 255, inputs.blur)
+        return images, kind
+
+    return _per_image(local, mesh)(keys, images)
+
+
+def _mask(keys, images, inputs: Inputs, mesh: Mesh):
+    """Images in [0, 1] -> normalised images and the tokens kept (None without a mask)."""
+
+    def local(keys, images):
+        kept = tokens.select(_stream(keys, 1), images, inputs.mask, inputs.patch_size)
+        mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
+        if inputs.mask.mode == "zero_pixels":
+            fill = mean if inputs.mask.fill == "mean" else 0.0
+            images = tokens.erase(images, kept, inputs.patch_size, fill)
+        return (images - mean) / std, kept
+
+    return _per_image(local, mesh)(keys, images)
+
+
+def _per_image(function: Callable, mesh: Mesh) -> Callable:
+    return jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH)
+
+
+def _stream(keys, number: int):
+    """Per-image keys for one purpose, so that blur and mask never share random numbers."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def _mix(key, images, targets, objective: Objective):
+    k_choice, k_mix = jax.random.split(key)
+    if objective.mixup and objective.cutmix:
+        mixed = augment.mixup(k_mix, images, targets, objective.mixup)
+        cut = augment.cutmix(k_mix, images, targets, objective.cutmix)
+        choice = jax.random.bernoulli(k_choice)
+        return jax.tree.map(lambda a, b: jnp.where(choice, a, b), mixed, cut)
+    if objective.mixup:
+        return augment.mixup(k_mix, images, targets, objective.mixup)
+    if objective.cutmix:
+        return augment.cutmix(k_mix, images, targets, objective.cutmix)
+    return images, targets
+
+
+def _accumulate(gradient: Callable, state: State, parts, dropout_key, number: int):
+    """Gradients of a batch computed in `number` parts, one after the other; BatchNorm sees each part on its own."""
+    # Rows go round-robin: each part then holds rows of every device, and none of them moves.
+    split = jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), parts)
+
+    def body(carry, item):
+        loss, grads, batch_stats = carry
+        part, i = item
+        (more, (batch_stats, logits)), g = gradient(
+            state.params, batch_stats, part, jax.random.fold_in(dropout_key, i)
+        )
+        return (loss + more, jax.tree.map(jnp.add, grads, g), batch_stats), logits
+
+    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+    (loss, grads, batch_stats), logits = jax.lax.scan(body, start, (split, jnp.arange(number)))
+    return loss, batch_stats, logits.swapaxes(0, 1).reshape(-1, logits.shape[-1]), grads
+
+
+def _hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """float32[B]: 1 where the label is among the k largest logits; ties go to the lower class, as in `lax.top_k`."""
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[1]) < labels[:, None]))
+    # A NaN compares false with everything and would count as a hit.
+    return ((before.sum(axis=1) < k) & jnp.isfinite(own[:, 0])).astype(jnp.float32)

@@ -1,0 +1,138 @@
+"""Which patches of an image a model gets to see: images -> scores -> kept tokens.
+
+A mask is data beside the image, never a property of the weights: `select` scores the un-normalised image and returns
+`Tokens`; a ViT takes them as `model(images, tokens=tokens)`, and `erase` writes the same choice into the pixels for every
+other model. Paper 1 calls leaving out both "zeroed" and "excluded": zero_pixels is the first, attend and gather the second.
+"""
+
+import dataclasses
+import difflib
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from bjax import sharpness
+
+MODES = ("none", "zero_pixels", "zero_tokens", "attend", "gather")
+CONTROLS = ("random", "inverse", "centre")
+SELECTORS = (*sharpness.MEASURES, *CONTROLS)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSpec:
+    """What is left out of an image, and what leaving out means.
+
+    mode: none; zero_pixels (patches painted with `fill`, every model); zero_tokens (embeddings zeroed); attend (all
+      tokens computed, dropped ones masked as keys: no influence, no saving); gather (a static number of tokens
+      enters the encoder: compute falls).
+    selector: a focus measure of `sharpness.MEASURES`, or a control that keeps as many patches of each image as the
+      Laplacian variance would: random, inverse (the other end of the scores), centre (nearest the centre first).
+    drop: below keeps the highest scores, above the lowest.
+    threshold: a score on the 0..255 scale; patches on the dropped side of it go.
+    keep_rate: at most round(keep_rate · patches) stay, and at least one may; with a threshold, a budget.
+    scope: image | patch, see `sharpness.laplacian_variance`.
+    fill: black (0 before normalisation) | mean (the dataset's mean colour: 0 after it).
+
+    Raises ValueError naming the field for a value outside these.
+    """
+
+    mode: str = "none"
+    selector: str = "laplacian"
+    drop: str = "below"
+    threshold: float | None = None
+    keep_rate: float | None = None
+    scope: str = "image"
+    fill: str = "black"
+
+    def __post_init__(self):
+        for field, allowed in {
+            "mode": MODES,
+            "selector": SELECTORS,
+            "drop": ("below", "above"),
+            "scope": ("image", "patch"),
+            "fill": ("black", "mean"),
+        }.items():
+            value = getattr(self, field)
+            if value not in allowed:
+                near = difflib.get_close_matches(str(value), allowed, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(f"{field}={value}: expected one of {', '.join(allowed)}{hint}")
+        if self.keep_rate is not None and not 0 < self.keep_rate <= 1:
+            raise ValueError(f"keep_rate={self.keep_rate}: expected a share of the patches in (0, 1]")
+        if self.threshold is not None and not self.threshold >= 0:
+            raise ValueError(f"threshold={self.threshold}: expected a score of at least 0")
+        if self.mode != "none" and self.threshold is None and self.keep_rate is None:
+            raise ValueError(f"mode={self.mode}: needs a threshold, a keep_rate, or both")
+        if self.mode == "gather" and self.keep_rate is None:
+            raise ValueError("mode=gather: needs a keep_rate, the static number of tokens that are computed")
+
+
+@struct.dataclass
+class Tokens:
+    """The patches kept of each image, in row-major order of the patch grid.
+
+    keep: bool[B, N]. indices: int32[B, K] in rising order where mode is gather, else None; it may hold positions whose
+    `keep` is False (fewer than K passed the threshold). full: every one of the K positions is kept.
+    """
+
+    keep: jax.Array
+    indices: jax.Array | None
+    mode: str = struct.field(pytree_node=False)
+    full: bool = struct.field(pytree_node=False, default=False)
+
+
+def budget(spec: MaskSpec, patches: int) -> int:
+    """The largest number of patches that `spec` keeps of `patches`."""
+    return patches if spec.keep_rate is None else max(1, round(spec.keep_rate * patches))
+
+
+def select(key: jax.Array, images: jax.Array, spec: MaskSpec, patch_size: int) -> Tokens | None:
+    """Chooses the patches to keep of each image; None where the mode is none.
+
+    key: one key per image, [B] (used by selector=random alone). images: float[B, H, W, 3] in [0, 1], before
+    normalisation: scores are on the 0..255 scale. The grid is H // patch_size × W // patch_size.
+    """
+    if spec.mode == "none":
+        return None
+    measure = "laplacian" if spec.selector in CONTROLS else spec.selector
+    needs_scores = spec.threshold is not None or spec.selector not in ("random", "centre")
+    rows, columns = images.shape[1] // patch_size, images.shape[2] // patch_size
+    batch, patches = images.shape[0], rows * columns
+    allowed = budget(spec, patches)
+
+    # Preferred patches rank high: flipping the sign turns "drop above" into "drop below".
+    sign = 1.0 if spec.drop == "below" else -1.0
+    count = jnp.full(batch, allowed)
+    if needs_scores:
+        scores = sharpness.MEASURES[measure](images, patch_size, scope=spec.scope).reshape(batch, patches)
+        preference = jax.lax.stop_gradient(sign * scores)
+        if spec.threshold is not None:
+            count = jnp.minimum(count, (preference >= sign * spec.threshold).sum(axis=1))
+    if spec.selector == "random":
+        preference = jax.vmap(lambda k: jax.random.uniform(k, (patches,)))(key)
+    elif spec.selector == "inverse":
+        preference = -preference
+    elif spec.selector == "centre":
+        y = jnp.arange(rows) - (rows - 1) / 2
+        x = jnp.arange(columns) - (columns - 1) / 2
+        preference = jnp.broadcast_to(-(y[:, None] ** 2 + x[None, :] ** 2).ravel(), (batch, patches))
+
+    order = jnp.argsort(-preference, axis=1, stable=True)  # ties: the first patch of the grid wins
+    rank = jnp.argsort(order, axis=1)  # the inverse permutation
+    indices = jnp.sort(order[:, :allowed], axis=1).astype(jnp.int32) if spec.mode == "gather" else None
+    return Tokens(rank < count[:, None], indices, mode=spec.mode, full=spec.threshold is None)
+
+
+def erase(images: jax.Array, tokens: Tokens, patch_size: int, fill: float | jax.Array) -> jax.Array:
+    """Paints the dropped patches of `images` (float[B, H, W, 3]) with `fill`, a number or one per channel.
+
+    Pixels right of and below the last whole patch belong to no patch and stay.
+    """
+    batch, height, width, _ = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    keep = tokens.keep.reshape(batch, rows, columns)
+    keep = jnp.repeat(jnp.repeat(keep, patch_size, axis=1), patch_size, axis=2)
+    rest = ((0, 0), (0, height - rows * patch_size), (0, width - columns * patch_size))
+    keep = jnp.pad(keep, rest, constant_values=True)
+    return jnp.where(keep[..., None], images, jnp.asarray(fill, images.dtype))

@@ -1,0 +1,186 @@
+"""One training run, from config to results.json. Reads from top to bottom: build, restore, loop, evaluate."""
+
+import collections
+import functools
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bjax import checkpoint, evaluate, experiment, metrics, optim, sharding, state, step
+from bjax import config as configs
+from bjax.data import loader
+from bjax.errors import UserError
+
+# A run may go on in its workdir with these changed: they do not alter what is learned.
+FREE = ("data.data_dir", "data.threads", "data.prefetch", "eval", "eval_batch_size", "eval_every", "log_every")
+FREE += ("checkpoint_every", "checkpoint_keep", "mesh")
+IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is awaited
+
+
+def run(config, workdir: Path) -> dict[str, dict]:
+    """Trains (or goes on with) the run of `config` in `workdir`, evaluates it, and returns what results.json holds.
+
+    Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers.
+    """
+    # --- what the run consists of; every user's mistake shows up here, before a device is touched
+    source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir)
+    exp = experiment.build(config, source.num_classes)
+    configs.check_devices(config, jax.device_count())
+    if config.batch_size > source.num_examples:
+        raise UserError(
+            f"config.batch_size={config.batch_size}: more than the {source.num_examples} images of "
+            f"{source.name} {source.split}"
+        )
+    main_process = jax.process_index() == 0
+    total_steps = config.steps or math.ceil(config.epochs * source.num_examples / config.batch_size)
+    _claim(workdir, config, main_process)
+
+    # --- state, born sharded
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    evaluation = evaluate.build(config, exp, mesh)
+    tx = optim.build(config.optim, total_steps)
+    init = functools.partial(
+        state.init, model=exp.model, tx=tx, image_size=config.data.image_size, ema=config.optim.ema > 0
+    )
+    key = jax.random.key(config.seed)
+    init_key, step_key = jax.random.split(key)
+    shapes = jax.eval_shape(init, init_key)
+    plan = sharding.plan(shapes, mesh, config.mesh.rules)
+    if main_process:
+        print(_summary(config, source, mesh, total_steps, shapes, plan), flush=True)
+
+    manager = checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep)
+    current = checkpoint.restore(manager, shapes, plan)
+    if current is None:
+        current = jax.jit(init, out_shardings=plan)(init_key)
+    start = int(current.step)
+    if main_process and start:
+        print(f"goes on from step {start} of {total_steps}", flush=True)
+
+    train_step = jax.jit(
+        functools.partial(
+            step.train_step, model=exp.model, tx=tx, inputs=exp.train, objective=exp.objective, mesh=mesh
+        ),
+        donate_argnums=1,
+        out_shardings=(plan, None),
+    )
+
+    # --- the loop
+    corrupt = loader.Corrupt()
+    batches = loader.train_batches(
+        source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        image_size=config.data.image_size,
+        crop=config.data.crop,
+        scale=config.data.scale,
+        flip=config.data.flip,
+        start_step=start,
+        num_steps=total_steps - start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        on_corrupt=config.data.on_corrupt,
+        corrupt=corrupt,
+    )
+    rate = optim.schedule(config.optim, total_steps)
+    log = metrics.Log(workdir, start, writes=main_process)
+    bar = metrics.Progress(total_steps, start, "train", shown=main_process)
+    results = None
+    recent, in_flight = [], collections.deque()
+    since, last = time.perf_counter(), start
+    for now, batch in enumerate(batches, start + 1):
+        current, values = train_step(step_key, current, sharding.put(batch, mesh))
+        bar.advance()
+        recent.append(values)
+        in_flight.append(values["loss"])
+        if len(in_flight) > IN_FLIGHT:
+            in_flight.popleft().block_until_ready()
+
+        if now % config.log_every == 0 or now == total_steps:
+            row = jax.tree.map(lambda *x: float(np.mean(x)), *jax.device_get(recent))
+            seconds = time.perf_counter() - since
+            row |= {
+                "lr": float(rate(now - 1)),
+                "epoch": now * config.batch_size / source.num_examples,
+                "images_per_second": (now - last) * config.batch_size / seconds,
+            }
+            if corrupt.count:
+                row["corrupt"] = corrupt.count
+            if not math.isfinite(row["loss"]):
+                raise UserError(
+                    f"the loss is {row['loss']} at step {now}; try a lower --config.optim.lr={config.optim.lr} or "
+                    f"--config.optim.clip=1 (metrics so far: {workdir / 'metrics.jsonl'})"
+                )
+            log.write(now, row)
+            bar.line(
+                f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %  {row['images_per_second']:.0f} img/s"
+                + (f"  {_clock(seconds / (now - last) * (total_steps - now))} left" if not bar.terminal else "")
+            )
+            recent, since, last = [], time.perf_counter(), now
+
+        if now % config.checkpoint_every == 0 or now == total_steps:
+            checkpoint.save(manager, now, current)
+        if config.eval_every and now % config.eval_every == 0 and now < total_steps:
+            log.write(now, _flat(evaluation(current.variables)))
+            since = time.perf_counter()  # the evaluation's time is not the training's
+    bar.close()
+    if corrupt.count and main_process:
+        print(f"{source.name} {source.split}: {corrupt.count} images could not be decoded and were left out")
+
+    # --- results
+    results = evaluation(current.variables)
+    manager.wait_until_finished()
+    manager.close()
+    if start < total_steps:
+        log.write(total_steps, _flat(results))
+    log.close()
+    evaluate.report(results, workdir)
+    return results
+
+
+def _claim(workdir: Path, config, main_process: bool) -> None:
+    """Writes config.json, or checks that the run in `workdir` was started with the same config."""
+    path = workdir / "config.json"
+    if path.exists():
+        changed = [
+            d
+            for d in configs.differences(configs.from_json(path.read_text()), config)
+            if not any(d.startswith((f"{key}:", f"{key}.")) for key in FREE)
+        ]
+        if changed:
+            raise UserError(f"--workdir={workdir}: holds a run with another config ({'; '.join(changed)}); use another")
+    if main_process:
+        workdir.mkdir(parents=True, exist_ok=True)
+        metrics.write_text(path, configs.to_json(config))
+
+
+def _summary(config, source, mesh, total_steps: int, shapes, plan) -> str:
+    devices = mesh.devices.size
+    steps_per_epoch = source.num_examples / config.batch_size
+    return "\n".join(
+        [
+            f"data     {source.name} {source.split}: {source.num_examples:,} images, {source.num_classes} classes",
+            f"mesh     data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']} on {devices} {mesh.devices.flat[0].device_kind} "
+            f"device{'s' * (devices > 1)}, {jax.process_count()} process{'es' * (jax.process_count() > 1)}",
+            f"batch    {config.batch_size:,} images a step, {config.batch_size // devices:,} a device",
+            f"steps    {total_steps:,} ({total_steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:.1f} steps)",
+            "",
+            metrics.parameter_table(shapes.params, plan.params),
+            "",
+        ]
+    )
+
+
+def _flat(results: dict[str, dict]) -> dict[str, float]:
+    return {f"{name}/{k}": v for name, r in results.items() for k, v in r.items() if isinstance(v, int | float)}
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
