@@ -1,0 +1,50 @@
+"""The classifiers, by name: `build("resnet50", num_classes=10)` gives a Linen module.
+
+Every model is called as `model.apply(variables, images, train=False)` with normalised `float32[B, H, W, 3]`
+images and returns `float32[B, num_classes]` logits. Parameters are float32 whatever `dtype` (the type of the
+computation) is; BatchNorm statistics are float32 too, and those of the global batch where it is sharded under
+`jax.jit`. Dropout and stochastic depth draw from the "dropout" stream. Two models say more: `vit.ViT` takes
+`tokens=`, and `googlenet.GoogLeNet` returns `(logits, aux_logits)` in training.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from bjax.errors import UserError
+from bjax.models import vit
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vit": vit.vit,
+}
+
+
+def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, **options) -> nn.Module:
+    """The model called `name`, not yet initialised.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: width of the logits.
+      dtype: type of the computation, `float32` or `bfloat16`; parameters and logits are float32 in both.
+      **options: the keyword arguments of that model's constructor, such as `variant="S/16"` of the ViT.
+
+    Raises:
+      UserError: the name or an option is unknown; the line lists what there is, and the nearest.
+    """
+    if name not in MODELS:
+        raise UserError(_unknown("model", name, MODELS))
+    constructor = MODELS[name]
+    allowed = inspect.signature(constructor).parameters.keys() - {"num_classes", "dtype", "parent", "name"}
+    for option in options:
+        if option not in allowed:
+            raise UserError(_unknown(f"option of model {name!r}", option, sorted(allowed)))
+    return constructor(num_classes=num_classes, dtype=dtype, **options)
+
+
+def _unknown(what: str, given: str, known) -> str:
+    nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {what}: {given!r}; known: {', '.join(known) or 'none'}{hint}"

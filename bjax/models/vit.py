@@ -1,0 +1,233 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), with a choice of which patches it sees.
+
+Class token, learned position embedding, pre-LayerNorm (eps 1e-6) and exact GELU: torchvision's `vit_b_16`
+and timm's `vit_base_patch16_224` compute the same function, and with `tanh_gelu=True` so does
+google-research/vision_transformer.
+"""
+
+import math
+import re
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bjax.errors import UserError
+
+# width, depth, heads; the MLP is four times as wide as the stream in all of them
+VARIANTS = {
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "H": (1280, 32, 16),
+}
+
+
+def vit(
+    *,
+    num_classes: int = 1000,
+    dtype=jnp.float32,
+    variant: str = "S/16",
+    depth: int | None = None,
+    width: int | None = None,
+    heads: int | None = None,
+    mlp_dim: int | None = None,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    representation_size: int | None = None,
+    tanh_gelu: bool = False,
+) -> "ViT":
+    """The ViT called `variant`: Ti, S, B, L or H, a slash, and the patch size in pixels ("B/16").
+
+    `depth`, `width`, `heads` and `mlp_dim` override the variant's own (`mlp_dim` follows `width`).
+
+    Raises:
+      UserError: the variant is not of that form, or the heads do not divide the width.
+    """
+    match = re.fullmatch(rf"({'|'.join(VARIANTS)})/([1-9]\d*)", variant)
+    if not match:
+        raise UserError(f"variant={variant!r}: expected {', '.join(VARIANTS)}, then /patch size, as in S/16")
+    default_width, default_depth, default_heads = VARIANTS[match[1]]
+    width = width or default_width
+    heads = heads or default_heads
+    if width % heads:
+        raise UserError(f"heads={heads} does not divide width={width}: give both")
+    return ViT(
+        num_classes=num_classes,
+        patch_size=int(match[2]),
+        width=width,
+        depth=depth or default_depth,
+        heads=heads,
+        mlp_dim=mlp_dim or 4 * width,
+        dropout=dropout,
+        drop_path=drop_path,
+        representation_size=representation_size,
+        tanh_gelu=tanh_gelu,
+        dtype=dtype,
+    )
+
+
+class ViT(nn.Module):
+    """Images (and which of their patches to keep) to logits.
+
+    The position embedding is made for the size of the images at `init`; weights of another size go through
+    `resize_positions`, which `bjax.weights.load` does by itself.
+
+    Random initialisation is big_vision's: Xavier uniform matrices, LeCun normal patch embedding, position
+    embedding of deviation 1/sqrt(width), class token and head at zero.
+    """
+
+    num_classes: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    dropout: float = 0.0  # after the position embedding and after every sublayer's matrices, as torchvision
+    drop_path: float = 0.0  # stochastic depth: rate of the last block, growing linearly from 0, as timm
+    representation_size: int | None = None  # a tanh layer before the head: ImageNet-21k checkpoints of 2020
+    tanh_gelu: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False, tokens=None):
+        """Logits `float32[B, num_classes]` of normalised `images: float32[B, H, W, 3]`.
+
+        Args:
+          images: H and W are multiples of the patch size; patches are numbered row by row.
+          train: dropout and stochastic depth on.
+          tokens: None for every patch, or an object with the static `mode: str`, `keep: bool[B, N]` and, to
+            gather, `indices: int32[B, K]`:
+
+            - "zero_pixels": nothing happens here, the pixels were erased before.
+            - "zero_tokens": embeddings of dropped patches become zero; their position embedding stays, and so
+              does attention to them.
+            - "attend": nothing attends to a dropped patch, so its pixels have no influence on the logits and
+              get no gradient. Costs as much as keeping all.
+            - "gather": the same function, computed on the class token and the K patches at `indices` only.
+              Positions whose `keep` is False are budget left over and are masked out; a true static attribute
+              `full` promises that there are none and saves the mask.
+
+        Raises:
+          ValueError: the image does not divide into patches, the position embedding is of another size, or
+            the token mode is unknown.
+        """
+        mode = "zero_pixels" if tokens is None else tokens.mode
+        if mode not in ("zero_pixels", "zero_tokens", "attend", "gather"):
+            raise ValueError(f"tokens.mode={mode!r}: expected zero_pixels, zero_tokens, attend or gather")
+        patches = patchify(images, self.patch_size)
+        batch, count, _ = patches.shape
+        position = self._position_embedding(count).astype(self.dtype)
+        class_token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width)).astype(self.dtype)
+        class_token += position[:, :1]
+        position = position[:, 1:]
+
+        key_mask = None  # bool[B, tokens without the class token]: who is attended to
+        if mode == "attend":
+            key_mask = tokens.keep
+        elif mode == "gather":
+            # Raw patches are gathered, not embedded ones: the embedding is paid for K patches only.
+            patches = jnp.take_along_axis(patches, tokens.indices[:, :, None], axis=1)
+            position = jnp.take(position[0], tokens.indices, axis=0)
+            if not getattr(tokens, "full", False):
+                key_mask = jnp.take_along_axis(tokens.keep, tokens.indices, axis=1)
+
+        x = nn.Dense(self.width, dtype=self.dtype, name="embedding")(patches)
+        if mode == "zero_tokens":
+            x = jnp.where(tokens.keep[:, :, None], x, 0)
+        x = jnp.concatenate([jnp.broadcast_to(class_token, (batch, 1, self.width)), x + position], axis=1)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        if key_mask is not None:
+            key_mask = jnp.concatenate([jnp.ones((batch, 1), bool), key_mask], axis=1)
+        for i in range(self.depth):
+            x = Block(
+                heads=self.heads,
+                mlp_dim=self.mlp_dim,
+                dropout=self.dropout,
+                drop_path=self.drop_path * i / max(self.depth - 1, 1),
+                tanh_gelu=self.tanh_gelu,
+                dtype=self.dtype,
+                name=f"block_{i}",
+            )(x, key_mask, train=train)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 0])
+        if self.representation_size:
+            x = jnp.tanh(nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x))
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="head")
+        return head(x)
+
+    def _position_embedding(self, count: int):
+        shape = (1, count + 1, self.width)
+        if self.has_variable("params", "position_embedding"):
+            have = self.get_variable("params", "position_embedding").shape
+            if have != shape:
+                raise ValueError(
+                    f"the position embedding is for {have[1] - 1} patches, the images have {count}: "
+                    "use images of that size, or convert it with bjax.models.vit.resize_positions"
+                )
+        return self.param("position_embedding", nn.initializers.normal(1 / math.sqrt(self.width)), shape)
+
+
+class Block(nn.Module):
+    """Self-attention, then MLP, each normalised before it. `x: [B, T, D]`, `key_mask: bool[B, T]` or None."""
+
+    heads: int
+    mlp_dim: int
+    dropout: float
+    drop_path: float
+    tanh_gelu: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, key_mask, *, train: bool):
+        batch, length, width = x.shape
+        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        mlp_dense = partial(dense, bias_init=nn.initializers.normal(1e-6))
+        # Queries, keys and values share a matrix; twice the fan average makes each of them a Xavier matrix.
+        qkv_init = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+
+        y = dense(3 * width, kernel_init=qkv_init, name="qkv")(norm(name="norm1")(x))
+        query, key, value = jnp.moveaxis(y.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)
+        mask = None if key_mask is None else key_mask[:, None, None, :]
+        y = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+        x += drop_path(drop(dense(width, name="out")(y.reshape(batch, length, width))))
+
+        y = mlp_dense(self.mlp_dim, name="mlp_1")(norm(name="norm2")(x))
+        y = drop(nn.gelu(y, approximate=self.tanh_gelu))
+        return x + drop_path(drop(mlp_dense(width, name="mlp_2")(y)))
+
+
+def patchify(images, patch_size: int):
+    """`[B, H, W, C]` to `[B, (H/p)(W/p), p·p·C]`: patches row by row, each flattened row, column, channel."""
+    batch, height, width, channels = images.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"images of {height}x{width} pixels do not divide into patches of {patch_size}")
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape(batch, rows, patch_size, columns, patch_size, channels).swapaxes(2, 3)
+    return patches.reshape(batch, rows * columns, patch_size * patch_size * channels)
+
+
+def resize_positions(position_embedding, grid: tuple[int, int]):
+    """A position embedding `[1, 1 + n·n, D]` for `grid` (rows, columns) instead of n by n patches.
+
+    The class token's stays; the others are resized as an n by n image, bicubic with antialiasing: timm's
+    `resample_abs_pos_embed`.
+
+    Raises:
+      ValueError: the embedding is not of a square grid.
+    """
+    side = math.isqrt(position_embedding.shape[1] - 1)
+    if side * side != position_embedding.shape[1] - 1:
+        raise ValueError(
+            f"position embedding of shape {position_embedding.shape}: expected a class token and n·n patches"
+        )
+    if (side, side) == tuple(grid):
+        return position_embedding
+    width = position_embedding.shape[2]
+    image = jnp.reshape(position_embedding[:, 1:], (1, side, side, width))
+    image = jax.image.resize(image, (1, *grid, width), method="bicubic", antialias=True)
+    return jnp.concatenate([position_embedding[:, :1], image.reshape(1, -1, width)], axis=1)
