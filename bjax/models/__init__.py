@@ -10,15 +10,33 @@ computation) is; BatchNorm statistics are float32 too, and those of the global b
 import difflib
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from bjax.errors import UserError
-from bjax.models import vit
+from bjax.models.densenet import DenseNet
+from bjax.models.googlenet import GoogLeNet
+from bjax.models.resnet import ResNet
+from bjax.models.vgg import VGG
+from bjax.models.vit import vit
+
+_VGG19 = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "vit": vit.vit,
+    "resnet18": partial(ResNet, stages=(2, 2, 2, 2), bottleneck=False),
+    "resnet34": partial(ResNet, stages=(3, 4, 6, 3), bottleneck=False),
+    "resnet50": partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True),
+    "resnet101": partial(ResNet, stages=(3, 4, 23, 3), bottleneck=True),
+    "resnet152": partial(ResNet, stages=(3, 8, 36, 3), bottleneck=True),
+    "vgg19": partial(VGG, stages=_VGG19, batch_norm=False),
+    "vgg19_bn": partial(VGG, stages=_VGG19, batch_norm=True),
+    "googlenet": GoogLeNet,
+    "densenet121": partial(DenseNet, stages=(6, 12, 24, 16)),
+    "densenet169": partial(DenseNet, stages=(6, 12, 32, 32)),
+    "densenet201": partial(DenseNet, stages=(6, 12, 48, 32)),
+    "vit": vit,
 }
 
 

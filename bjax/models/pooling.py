@@ -1,0 +1,33 @@
+"""Pooling with PyTorch's borders, which Flax's "SAME" does not have."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+
+def max_pool(x, window: int, stride: int, *, padding: int = 0, ceil: bool = False):
+    """`torch.nn.MaxPool2d(window, stride, padding, ceil_mode=ceil)` of `[B, H, W, C]`; borders are -inf."""
+
+    def border(size):
+        # Rounding up means that the last window may hang over the far edge by less than one stride.
+        return padding, padding + (window - size - 2 * padding) % stride * ceil
+
+    return nn.max_pool(
+        x, (window, window), (stride, stride), padding=(border(x.shape[1]), border(x.shape[2]))
+    )
+
+
+def adaptive_average_pool(x, size: int):
+    """`torch.nn.AdaptiveAvgPool2d(size)`: `[B, H, W, C]` to `[B, size, size, C]`; the bins may overlap."""
+    if not x.size:
+        raise ValueError(f"nothing left to pool, feature map of shape {x.shape}: the images are too small")
+    rows, columns = _bins(x.shape[1], size), _bins(x.shape[2], size)
+    return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns).astype(x.dtype)
+
+
+def _bins(length: int, size: int):
+    """`float32[size, length]`: row i averages from floor(i·length/size) to ceil((i+1)·length/size)."""
+    i = np.arange(size)[:, None]
+    position = np.arange(length)
+    inside = (position >= i * length // size) & (position < -(-(i + 1) * length // size))
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
