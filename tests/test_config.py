@@ -1,0 +1,156 @@
+"""Configs: what loads, what is refused, and the one line that says so."""
+
+from pathlib import Path
+
+import pytest
+
+from bjax import config, experiment
+from bjax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
+DEMO = str(ROOT / "configs" / "vit_mask.py") + ":demo"
+
+
+def load(*overrides, spec=DEMO):
+    return config.load(spec, [tuple(o.split("=", 1)) for o in overrides])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("args", ["", ":demo", ":imagenette"])
+def test_every_config_builds(path, args):
+    c = config.load(f"{path}{args}")
+    experiment.build(c, num_classes=10)
+    assert not config.differences(c, config.from_json(config.to_json(c)))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_tells_its_command(path):
+    assert f"python -m bjax.main --config=configs/{path.name}" in path.read_text()
+
+
+def test_overrides_take_the_type_of_the_field():
+    c = load(
+        "optim.lr=3e-4",
+        "batch_size=1e2",
+        "data.flip=False",
+        "blur.sigma=(0.5, 3)",
+        "mask.threshold=50",
+        "data.train=train[:20%]",
+        "model.options.heads=2",
+        "mesh.rules=(('head','replicate'),('.*','fsdp'))",
+        "eval.sharp.split=unseen",
+    )
+    assert c.optim.lr == 3e-4 and c.batch_size == 100 and isinstance(c.batch_size, int)
+    assert c.data.flip is False
+    assert c.blur.sigma == (0.5, 3.0)
+    assert c.mask.threshold == 50.0
+    assert c.data.train == "train[:20%]"
+    assert c.model.options.heads == 2
+    assert c.mesh.rules == (("head", "replicate"), (".*", "fsdp"))
+    assert c.eval.sharp.split == "unseen"
+    assert load("eval.blurred_drop_below.mask.threshold=none").eval.blurred_drop_below.mask.threshold is None
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optim.lrr=1", ["optim.lrr", "did you mean --config.optim.lr?"]),
+        ("lr=1", ["lr", "did you mean --config.optim.lr?"]),
+        ("zzz=1", ["zzz", "batch_size"]),
+        ("optim.zzz=1", ["optim.zzz", "optim has:", "weight_decay"]),
+        ("optim=1", ["optim is a group", "optim.lr"]),
+        ("optim.lr.x=1", ["optim.lr.x"]),
+        ("optim.lr=fast", ["optim.lr", "a number", "fast"]),
+        ("batch_size=1.5", ["batch_size", "whole number"]),
+        ("batch_size=0", ["batch_size=0", "at least 1"]),
+        ("data.flip=maybe", ["data.flip", "true or false"]),
+        ("blur.sigma=1", ["blur.sigma", "2 values"]),
+        ("blur.sigma=a,b", ["blur.sigma", "numbers"]),
+        ("task=blurtype", ["task=blurtype", "blur_type"]),
+        ("data.resize=64", ["data.resize=64", "image_size=96"]),
+        ("data.scale=0.5,0.2", ["data.scale"]),
+        ("optim.accumulate=7", ["batch_size=64", "accumulate=7"]),
+    ],
+)
+def test_a_wrong_override_is_told_in_one_line(override, parts):
+    with pytest.raises(UserError) as e:
+        load(override)
+    assert "\n" not in str(e.value)
+    for part in parts:
+        assert part in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["data.image_size=100"], ["config.data.image_size=100", "patch size 16", "96"]),
+        (["mask.mode=gather", "mask.keep_rate=1.5"], ["config.mask.keep_rate=1.5", "(0, 1]"]),
+        (["mask.mode=gather", "mask.threshold=100"], ["config.mask.mode=gather", "keep_rate"]),
+        (["mask.mode=attend"], ["config.mask.mode=attend", "threshold", "keep_rate"]),
+        (["mask.selector=laplacain"], ["config.mask.selector=laplacain", "did you mean laplacian?"]),
+        (["eval.blurred_drop_above.mask.drop=over"], ["config.eval.blurred_drop_above.mask.drop=over", "above"]),
+        (["blur.kinds.gaussian=0.7"], ["config.blur.", "kinds"]),
+        (["model.name=resnet5"], ["config.model.", "resnet50"]),
+        (["model.options.varant=S/16"], ["config.model.", "variant"]),
+        (["model.options.variant=XL/16"], ["config.model.variant", "S/16"]),
+    ],
+)
+def test_an_impossible_combination_is_told_in_one_line(overrides, parts):
+    with pytest.raises(UserError) as e:
+        experiment.build(load(*overrides), num_classes=10)
+    assert "\n" not in str(e.value)
+    for part in parts:
+        assert part in str(e.value)
+
+
+def test_a_cnn_takes_only_erased_pixels():
+    c = load()
+    c.model.name, c.model.options = "resnet50", {}
+    experiment.build(c, num_classes=10)
+    c.mask.update(mode="attend", threshold=100.0)
+    with pytest.raises(UserError, match=r"config.mask.mode=attend: resnet50 has no tokens"):
+        experiment.build(c, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("configs/vit_maks.py", ["no such file", "did you mean configs/vit_mask.py?"]),
+        (f"{DEMO},variant", ["unknown argument 'variant'", "variant=…"]),
+        (f"{DEMO.removesuffix('demo')}dmeo", ["unknown argument 'dmeo'", "'demo'"]),
+        (f"{DEMO},train=blur", ["train=blur", "mix"]),
+        (f"{DEMO},fraction=some", ["fraction=some", "int"]),
+    ],
+)
+def test_a_wrong_config_argument_is_told_in_one_line(spec, parts, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as e:
+        config.load(spec)
+    assert "\n" not in str(e.value)
+    for part in parts:
+        assert part in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "devices", "message"),
+    [
+        (["batch_size=60"], 8, r"config.batch_size=60: not divisible by the 8 devices; .* such as 64"),
+        (["eval_batch_size=60"], 8, r"config.eval_batch_size=60: .* such as 64"),
+        (["batch_size=64", "optim.accumulate=16"], 8, r"in 16 parts: .* multiple of 128, such as 128"),
+        (["mesh.fsdp=3"], 8, r"config.mesh.fsdp=3: does not divide the 8 devices"),
+        (["mesh.data=3", "mesh.fsdp=2"], 8, r"config.mesh.data=3: with fsdp=2, 8 devices need 4"),
+    ],
+)
+def test_batches_and_mesh_must_fit_the_devices(overrides, devices, message):
+    with pytest.raises(UserError, match=message):
+        config.check_devices(load(*overrides), devices)
+    config.check_devices(load(), devices)
+
+
+def test_arguments_are_separated():
+    overrides, rest = config.split_arguments(["--config=x", "--config.a.b=1=2", "--mode=eval"])
+    assert overrides == [("a.b", "1=2")]
+    assert rest == ["--config=x", "--mode=eval"]
+    with pytest.raises(UserError, match=r"expected --config\.KEY=VALUE"):
+        config.split_arguments(["--config.a.b", "1"])
