@@ -1,0 +1,5 @@
+"""Blurs with named, tested semantics, one parameter per image, inside jit, on any device."""
+
+from bjax.blur.convolve import defocus, gaussian, motion
+
+__all__ = ["defocus", "gaussian", "motion"]

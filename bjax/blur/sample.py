@@ -1,0 +1,202 @@
+"""A random blur per image: which kind, with which parameters, from a distribution that has a name."""
+
+import dataclasses
+import difflib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bjax.blur import convolve, psf
+
+KINDS = ("sharp", "gaussian", "motion", "defocus")
+
+
+def _kinds(kinds):
+    pairs = list(kinds.items() if hasattr(kinds, "items") else kinds)
+    given = dict(pairs)
+    if len(given) != len(pairs):
+        raise ValueError(f"kinds={kinds!r}: a kind is named twice")
+    for name, probability in given.items():
+        if name not in KINDS:
+            near = difflib.get_close_matches(str(name), KINDS, 1, 0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"kinds: unknown kind {name!r}, the kinds are {', '.join(KINDS)}{hint}")
+        if not 0 <= probability <= 1:
+            raise ValueError(f"kinds: {name}={probability} is no probability, must be in [0, 1]")
+    total = sum(given.values())
+    if abs(total - 1) > 1e-3:
+        raise ValueError(f"kinds: the probabilities sum to {total:g}, must be 1")
+    return tuple((name, float(given[name]) / total) for name in KINDS if given.get(name, 0) > 0)
+
+
+def _range(field, value, low, high):
+    try:
+        first, last = (value, value) if np.ndim(value) == 0 else value
+        first, last = float(first), float(last)
+    except (TypeError, ValueError):
+        raise ValueError(f"{field}={value!r}: must be a number or a range (low, high)") from None
+    if not (low <= first <= last <= high) or np.isinf([first, last]).any():
+        raise ValueError(f"{field}={value!r}: must be low ≤ high within [{low:g}, {high:g}]")
+    return first, last
+
+
+@dataclasses.dataclass(frozen=True)
+class BlurSpec:
+    """A distribution of blurs: draw a kind, then its parameters, uniformly in their ranges.
+
+    A range is (low, high) or a single number. Frozen and hashable, so it can be a static argument of a
+    jitted function.
+
+    Attributes:
+      kinds: mapping of kind (see `KINDS`) to probability; the probabilities sum to 1. Kept as a tuple of
+        pairs in the order of `KINDS`.
+      sigma: Gaussian standard deviation, pixels, ≥ 0.
+      length: motion length, pixels, 1 to `psf_size`.
+      angle: motion direction, radians, counter-clockwise from horizontal.
+      radius: defocus radius, pixels, 0 to `psf_size / 2`.
+      noise: standard deviation of the additive Gaussian noise on the 0..1 scale. It is added last and to
+        every kind alike, sharp too, so that noise tells nothing about the kind; the sum is clipped to [0,
+        1].
+      kernel_size: side of the Gaussian kernel, odd.
+      psf_size: side of the motion and defocus kernels, odd.
+
+    Raises:
+      ValueError: naming the field and what is allowed.
+    """
+
+    kinds: tuple[tuple[str, float], ...]
+    sigma: tuple[float, float] = (1.0, 2.0)
+    length: tuple[float, float] = (7.0, 17.0)
+    angle: tuple[float, float] = (0.0, np.pi)
+    radius: tuple[float, float] = (2.0, 6.0)
+    noise: tuple[float, float] = (0.0, 0.0)
+    kernel_size: int = 19
+    psf_size: int = 21
+
+    def __post_init__(self):
+        for field in ("kernel_size", "psf_size"):
+            size = getattr(self, field)
+            if size != int(size) or size < 1 or size % 2 == 0:
+                raise ValueError(f"{field}={size}: must be a positive odd number")
+        object.__setattr__(self, "kinds", _kinds(self.kinds))
+        limits = {
+            "sigma": (0, np.inf),
+            "length": (1, self.psf_size),
+            "angle": (-np.inf, np.inf),
+            "radius": (0, self.psf_size / 2),
+            "noise": (0, 1),
+        }
+        for field, (low, high) in limits.items():
+            object.__setattr__(self, field, _range(field, getattr(self, field), low, high))
+
+
+class Params(NamedTuple):
+    """What was drawn, `f32[B]` each; 0 where the image's kind does not use it (never NaN)."""
+
+    sigma: jax.Array
+    length: jax.Array
+    angle: jax.Array
+    radius: jax.Array
+    noise: jax.Array
+
+
+SHARP = BlurSpec({"sharp": 1})
+# Paper 1: GaussianBlur(19, (1, 2)); its blurred set, and the mixed set of sharp and blurred copies.
+PAPER1_BLURRED = BlurSpec({"gaussian": 1})
+PAPER1_MIX = BlurSpec({"sharp": 0.5, "gaussian": 0.5})
+# Paper 2: four blur types and noise. It states no parameters: these ranges are ours.
+PAPER2 = BlurSpec(
+    {"sharp": 0.25, "gaussian": 0.25, "motion": 0.25, "defocus": 0.25}, sigma=(1.0, 3.0), noise=(0.0, 0.02)
+)
+SPECS = {"sharp": SHARP, "paper1_blurred": PAPER1_BLURRED, "paper1_mix": PAPER1_MIX, "paper2": PAPER2}
+
+
+def draw(key, images, spec):
+    """Blur every image by its own draw from `spec`.
+
+    Args:
+      key: `[B]` typed keys (`jax.random.key`), one per image. An image's draw depends on its key alone: not
+        on its batch, its place in it, or the device.
+      images: float32 or bfloat16 `[B, H, W, C]` in [0, 1].
+      spec: a BlurSpec; static under jit.
+
+    Returns:
+      `(images, kind, params)`: the blurred images in the same shape and dtype, `int32[B]` indices into
+      `KINDS`, and `Params`.
+
+    Raises:
+      ValueError: keys that are not one typed key per image, images that are not a float batch.
+    """
+    batch = convolve.check_images(images)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != (batch,):
+        raise ValueError(
+            f"key: {key.dtype}{list(key.shape)} must be typed keys [{batch}], one per image, "
+            f"such as jax.random.split(jax.random.key(0), {batch})"
+        )
+    kind, params, noise_key = jax.vmap(lambda k: _draw_one(k, spec))(key)
+    blurred = lax.platform_dependent(
+        images,
+        kind,
+        params,
+        cpu=lambda *arguments: _apply_one_at_a_time(*arguments, spec),
+        default=lambda *arguments: _apply_batched(*arguments, spec),
+    )
+    if spec.noise[1] > 0:
+        noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(noise_key)
+        blurred = blurred.astype(jnp.float32) + params.noise[:, None, None, None] * noise
+        blurred = jnp.clip(blurred, 0, 1).astype(images.dtype)
+    return blurred, kind, params
+
+
+def _draw_one(key, spec):
+    kind_key, noise_key, *keys = jax.random.split(key, 2 + len(Params._fields))
+    names, probabilities = zip(*spec.kinds, strict=True)
+    cumulative = np.cumsum(probabilities)[:-1].astype(np.float32)
+    choice = (jax.random.uniform(kind_key) >= cumulative).sum()
+    kind = jnp.array([KINDS.index(name) for name in names], jnp.int32)[choice]
+    used_by = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}
+    params = {}
+    for name, param_key in zip(Params._fields, keys, strict=True):
+        low, high = getattr(spec, name)
+        value = jax.random.uniform(param_key, (), jnp.float32, low, high) if high > low else jnp.float32(low)
+        used = kind == KINDS.index(used_by[name]) if name in used_by else True
+        params[name] = jnp.where(used, value, 0)
+    return kind, Params(**params), noise_key
+
+
+def _apply_one_at_a_time(images, kind, params, spec):
+    """Only the drawn blur of each image is computed."""
+    blurs = {
+        "sharp": lambda image, p: image,
+        "gaussian": lambda image, p: convolve._separable(image, psf.gaussian_taps(p.sigma, spec.kernel_size)),
+        "motion": lambda image, p: convolve._depthwise(image, psf.motion(p.length, p.angle, spec.psf_size)),
+        "defocus": lambda image, p: convolve._depthwise(image, psf.defocus(p.radius, spec.psf_size)),
+    }
+    names = [name for name, _ in spec.kinds]
+    branch = np.zeros(len(KINDS), np.int32)
+    branch[[KINDS.index(name) for name in names]] = np.arange(len(names))
+
+    def one(arguments):
+        image, kind, p = jax.tree.map(lambda x: x[None], arguments)
+        return lax.switch(jnp.asarray(branch)[kind[0]], [blurs[name] for name in names], image, p)[0]
+
+    return lax.map(one, (images, kind, params))
+
+
+def _apply_batched(images, kind, params, spec):
+    """A Gaussian pass, then a motion-or-defocus pass, each the exact identity for images of another kind.
+
+    Not measured on a GPU yet.
+    """
+    names = [name for name, _ in spec.kinds]
+    if "gaussian" in names:
+        images = convolve._separable(images, psf.gaussian_taps(params.sigma, spec.kernel_size))
+    if "motion" in names or "defocus" in names:
+        is_motion = (kind == KINDS.index("motion"))[:, None, None]
+        line = psf.motion(params.length, params.angle, spec.psf_size)
+        disk = psf.defocus(params.radius, spec.psf_size)
+        images = convolve._depthwise(images, jnp.where(is_motion, line, disk))
+    return images
