@@ -31,7 +31,7 @@ def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str
             eval_step, model=exp.model, inputs=condition.inputs, objective=exp.objective, mesh=mesh
         )
         by_split[condition.split][name] = jax.jit(step)
-    sources = {split: loader.open_split(config.data.name, split, data_dir=config.data.data_dir) for split in by_split}
+    sources = {split: loader.open_split(config.data.name, split, data_dir=config.data.data_dir or None) for split in by_split}
 
     def evaluate(variables: dict) -> dict[str, dict]:
         key = jax.random.key(SEED)
@@ -67,8 +67,8 @@ def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str
                 skipped = source.num_examples - results[name]["n"]
                 if skipped:
                     results[name]["skipped"] = skipped
-            if corrupt.count and jax.process_index() == 0:
-                print(f"{source.name} {split}: {corrupt.count} images could not be decoded and were left out")
+            if corrupt and jax.process_index() == 0:
+                print(f"{source.name} {split}: {len(corrupt)} images could not be decoded and were left out")
         return {name: results[name] for name in exp.conditions}  # in the config's order
 
     return evaluate
@@ -79,7 +79,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"--workdir={workdir}: holds no checkpoints; train first, with --mode=train")
     # The training source tells the classes; its images are not read.
-    source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir)
+    source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
     exp = experiment.build(config, source.num_classes)
     configs.check_devices(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)

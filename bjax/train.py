@@ -26,7 +26,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
     Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers.
     """
     # --- what the run consists of; every user's mistake shows up here, before a device is touched
-    source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir)
+    source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
     exp = experiment.build(config, source.num_classes)
     configs.check_devices(config, jax.device_count())
     if config.batch_size > source.num_examples:
@@ -79,7 +79,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
         scale=config.data.scale,
         flip=config.data.flip,
         start_step=start,
-        num_steps=total_steps - start,
+        num_steps=total_steps,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=config.data.threads,
@@ -109,8 +109,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
                 "epoch": now * config.batch_size / source.num_examples,
                 "images_per_second": (now - last) * config.batch_size / seconds,
             }
-            if corrupt.count:
-                row["corrupt"] = corrupt.count
+            if corrupt:
+                row["corrupt"] = len(corrupt)
             if not math.isfinite(row["loss"]):
                 raise UserError(
                     f"the loss is {row['loss']} at step {now}; try a lower --config.optim.lr={config.optim.lr} or "
@@ -129,8 +129,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
             log.write(now, _flat(evaluation(current.variables)))
             since = time.perf_counter()  # the evaluation's time is not the training's
     bar.close()
-    if corrupt.count and main_process:
-        print(f"{source.name} {source.split}: {corrupt.count} images could not be decoded and were left out")
+    if corrupt and main_process:
+        print(f"{source.name} {source.split}: {len(corrupt)} images could not be decoded and were left out")
 
     # --- results
     results = evaluation(current.variables)

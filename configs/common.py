@@ -51,6 +51,7 @@ def blur(kinds=None, **changes):
     c.kinds = probabilities  # probability of each kind; they are drawn per image and must sum to 1
     c.sigma = (1.0, 2.0)  # Gaussian: standard deviation in pixels, uniform in this range
     c.kernel_size = 19  # Gaussian: taps per axis, odd
+    c.psf_size = 21  # motion and defocus: side of the kernel, odd
     c.length = (7.0, 17.0)  # motion: length of the line in pixels
     c.angle = (0.0, 3.141592653589793)  # motion: direction in radians
     c.radius = (2.0, 6.0)  # defocus: radius of the disk in pixels
