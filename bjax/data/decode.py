@@ -1,0 +1,158 @@
+"""Image file bytes to RGB pixels, and the crops of training and evaluation, on the host in uint8."""
+
+import io
+import math
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+def decode(data, *, exif_rotate=False):
+    """Decodes one image file to RGB.
+
+    JPEG goes through libjpeg-turbo with the exact (not the fast) inverse DCT and chroma upsampling; CMYK
+    JPEG and every other format through Pillow. Grey is repeated over the channels, 16-bit grey keeps its
+    high byte, transparency is dropped, of an animation the first frame is taken: all as torchvision's
+    `default_loader` followed by `convert("RGB")`, except for 16-bit grey, which Pillow would clip.
+
+    Args:
+      data: the bytes of the file.
+      exif_rotate: turn the image upright as its EXIF orientation says. Data sets are read without (their
+        labels and published numbers were made without); photographs from a camera want it.
+
+    Returns:
+      uint8[H, W, 3].
+
+    Raises:
+      ValueError: one line with the cause, for bytes that are empty, truncated, damaged or no image.
+    """
+    if not data:
+        raise ValueError("empty file")
+    if not exif_rotate and simplejpeg.is_jpeg(data):
+        try:
+            _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            if colorspace not in ("CMYK", "YCCK"):
+                return simplejpeg.decode_jpeg(data)
+        except ValueError as error:
+            # libjpeg's warnings are errors here, and some of them are harmless: ImageNet holds complete
+            # images with stray bytes in them. Pillow reads those too, and refuses what lacks data; but it
+            # is silent about damaged data.
+            cause = str(error)
+            if "Corrupt JPEG data" in cause and "extraneous bytes" not in cause:
+                raise ValueError(cause) from None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if exif_rotate:
+                ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I;16"):
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=-1)
+            if image.mode in ("I", "F"):
+                raise ValueError(f"cannot show Pillow mode {image.mode} (32 bits a pixel) as RGB")
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError("no image format that Pillow knows") from None
+    # Pillow's plugins raise these on damaged files (SyntaxError: a broken PNG chunk; struct.error is a
+    # ValueError's neighbour that reaches us from the TIFF reader).
+    except (OSError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def random_resized_crop(rng, image, size, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+    """A crop of random area and aspect ratio, resized to a square: torchvision's `RandomResizedCrop` on PIL
+    images.
+
+    Ten draws of an area uniform in `scale` and an aspect ratio log-uniform in `ratio`; if none fits, the
+    largest central crop whose ratio is within `ratio`. Bilinear with antialiasing, so that training sees
+    the resampling of evaluation.
+
+    Args:
+      rng: numpy Generator.
+      image: uint8[H, W, 3].
+      size: side of the result, pixels.
+      scale: range of the crop's share of the image's area.
+      ratio: range of the crop's width over its height.
+
+    Returns:
+      uint8[size, size, 3].
+    """
+    top, left, height, width = _random_box(rng, *image.shape[:2], scale, ratio)
+    return _resize(image[top : top + height, left : left + width], size, size)
+
+
+def random_crop(rng, image, size):
+    """A crop at a uniformly random place, pixels as they are: uint8[H, W, 3] -> uint8[size, size, 3].
+
+    Resizing changes how sharp an image is; where the blur itself is the label, pixels must stay. Images
+    smaller than `size` are extended by reflection, since a black border would be an edge that no photograph
+    has.
+    """
+    image = _reflect_to(image, size)
+    top = rng.integers(image.shape[0] - size + 1)
+    left = rng.integers(image.shape[1] - size + 1)
+    return image[top : top + size, left : left + size]
+
+
+def center_crop(image, size, *, resize=None):
+    """The central square after resizing the shorter side: torchvision's `ImageClassification` preset on PIL
+    images.
+
+    The longer side becomes int(resize * long / short); the crop starts at round((H - size) / 2). Bilinear
+    with antialiasing.
+
+    Args:
+      image: uint8[H, W, 3]. size: side of the crop, pixels. resize: length of the shorter side before the
+      crop, pixels; None crops the pixels as they are, after extending an
+        image smaller than `size` by reflection.
+
+    Returns:
+      uint8[size, size, 3].
+
+    Raises:
+      ValueError: resize is smaller than size.
+    """
+    if resize:
+        if resize < size:
+            raise ValueError(f"resize={resize} is smaller than the crop of {size}")
+        height, width = image.shape[:2]
+        short, long = sorted((height, width))
+        long = int(resize * long / short)
+        height, width = (resize, long) if height <= width else (long, resize)
+        image = _resize(image, height, width)
+    else:
+        image = _reflect_to(image, size)
+    top = round((image.shape[0] - size) / 2)
+    left = round((image.shape[1] - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+def _random_box(rng, height, width, scale, ratio):
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return rng.integers(height - h + 1), rng.integers(width - w + 1), h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _resize(image, height, width):
+    if image.shape[:2] == (height, width):
+        return image
+    image = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _reflect_to(image, size):
+    missing = [max(size - side, 0) for side in image.shape[:2]]
+    if not any(missing):
+        return image
+    return np.pad(image, [(m // 2, m - m // 2) for m in missing] + [(0, 0)], mode="reflect")

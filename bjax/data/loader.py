@@ -1,0 +1,290 @@
+"""Prepared data sets as batches of uint8 images: a pure function of the seed and the step."""
+
+import dataclasses
+import logging
+import os
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from bjax.data import decode, photos
+from bjax.data.prepare import prepare
+from bjax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split of a data set: a sequence of {"image": bytes, "label": int, "file_name": str}."""
+
+    name: str
+    split: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    records: Any = dataclasses.field(repr=False)
+
+    def __len__(self):
+        return len(self.records)
+
+    @property
+    def num_examples(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        record = self.records[index]
+        return {
+            "image": record["image"],
+            "label": int(record["label"]),
+            "file_name": record["file_name"].decode(),
+        }
+
+
+class Corrupt:
+    """The damaged images that were met and skipped: {file_name: cause}. Shared by the loader's threads."""
+
+    def __init__(self):
+        self.causes = {}
+        self._lock = threading.Lock()
+
+    def __len__(self):
+        return len(self.causes)
+
+    def add(self, source, file_name, cause):
+        with self._lock:
+            if file_name not in self.causes:
+                where = f"{source.name}, {source.split}"
+                log.warning("%s: skipping corrupt image %s: %s", where, file_name, cause)
+                self.causes[file_name] = cause
+
+
+def open_split(name, split, *, data_dir=None):
+    """Opens a split for reading; `photos` is prepared on first use.
+
+    Args:
+      name: "photos", or any data set prepared under data_dir in ArrayRecord with features image, label and
+        file_name. TFDS's name/config:version works too.
+      split: as TFDS has it: "train", "train[:20%]", "train[1000:]+validation".
+      data_dir: where data sets lie; None is TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+
+    Returns:
+      Source.
+
+    Raises:
+      UserError: there is no such data set or split.
+    """
+    if name == "photos":
+        builder = photos.Photos(data_dir=data_dir, file_format="array_record")
+        prepare(builder, progress=False)
+    builder = _find(name, data_dir)
+    missing = {"image", "label", "file_name"} - set(builder.info.features)
+    if missing:
+        raise UserError(f"data set {name} in {builder.data_dir} has no feature {', '.join(sorted(missing))}")
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"data set {name} in {builder.data_dir} is stored as {builder.info.file_format.value}, which "
+            "cannot be read by index; prepare it as array_record"
+        )
+    try:
+        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except (ValueError, KeyError, AssertionError) as error:
+        known = ", ".join(builder.info.splits)
+        raise UserError(
+            f"data set {name} has no split {split!r}: it has {known}, and parts such as train[:20%]"
+        ) from error
+    if not len(records):
+        raise UserError(f"data set {name}: split {split!r} is empty")
+    names = tuple(builder.info.features["label"].names)
+    return Source(name, split, len(names), names, records)
+
+
+def _find(name, data_dir):
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+        pass
+    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    ways = "train on the embedded photographs with --config=…:demo, on a small download with :imagenette"
+    raise UserError(f"data set {name} is not prepared in {folder}; {ways}")
+
+
+def train_batches(
+    source,
+    *,
+    seed,
+    batch_size,
+    image_size,
+    start_step=0,
+    num_steps=None,
+    process_index=0,
+    process_count=1,
+    threads=None,
+    prefetch=None,
+    crop="resized",
+    scale=(0.08, 1.0),
+    ratio=(3 / 4, 4 / 3),
+    flip=True,
+    on_corrupt="raise",
+    corrupt=None,
+):
+    """Shuffled, augmented batches without end, each a function of (seed, step) alone.
+
+    Every epoch is a new permutation; a batch may span two. Which examples a step holds, in which order and
+    how each is cropped and flipped does not depend on the numbers of threads and processes: process h of P
+    holds rows h * b to (h + 1) * b of the global batch, b = batch_size / P.
+
+    Args:
+      source: Source. seed: of the shuffling and the augmentation. batch_size: of the global batch, over all
+      processes. image_size: side of the images, pixels. start_step: the first step to yield: where a
+      resumed run goes on. num_steps: the step to end before; None goes on for ever. process_index: h.
+      process_count: P. threads: that read and decode, each a batch at a time; None takes one per core.
+      prefetch: batches made ahead, all held in memory; None takes as many as threads. crop: "resized"
+      (random area and ratio, resized: torchvision's RandomResizedCrop) or "random" (pixels as they are).
+      scale: of the resized crop, shares of the area. ratio: of the resized crop, width over height. flip:
+      mirror half of the images. on_corrupt: "raise", or "skip": zeros, with mask False. corrupt: Corrupt
+      that records what was skipped.
+
+    Returns:
+      Iterator of {"image": uint8[b, size, size, 3], "label": int32[b], "id": uint32[b], "mask": bool[b]}.
+      The id is the CRC-32 of the file name: the same image has the same id in every split, run and order.
+
+    Raises:
+      ValueError: an argument is out of range.
+      UserError: while iterating, for a corrupt image.
+    """
+    local_size = _local_batch_size(batch_size, process_index, process_count)
+    if crop not in ("resized", "random"):
+        raise ValueError(f"crop={crop!r}: expected resized or random")
+    read = _reader(source, image_size, on_corrupt, corrupt)
+
+    def load(index, rng):
+        if crop == "resized":
+
+            def cut(image):
+                return decode.random_resized_crop(rng, image, image_size, scale=scale, ratio=ratio)
+        else:
+
+            def cut(image):
+                return decode.random_crop(rng, image, image_size)
+
+        example = read(index, cut)
+        if flip and rng.random() < 0.5:
+            example["image"] = example["image"][:, ::-1]
+        return example
+
+    batches = (
+        grain.MapDataset.range(len(source))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(load)
+        .batch(local_size, batch_fn=_stack)[process_index::process_count][start_step:num_steps]
+    )
+    return _iterate(batches, threads, prefetch)
+
+
+def eval_batches(
+    source,
+    *,
+    batch_size,
+    image_size,
+    resize=None,
+    process_index=0,
+    process_count=1,
+    threads=None,
+    prefetch=None,
+    on_corrupt="raise",
+    corrupt=None,
+):
+    """Every image of the split exactly once over all processes, in order, centrally cropped.
+
+    The last batches are filled up with zeros whose mask is False, so that all are of one size and every
+    process yields the same number of them.
+
+    Args:
+      source, batch_size, image_size, process_index, process_count, threads, prefetch, on_corrupt, corrupt:
+        as for `train_batches`.
+      resize: the shorter side before the crop, pixels; None crops the pixels as they are.
+
+    Returns:
+      Iterator of batches as `train_batches`.
+
+    Raises:
+      ValueError: an argument is out of range.
+      UserError: while iterating, for a corrupt image.
+    """
+    local_size = _local_batch_size(batch_size, process_index, process_count)
+    if resize and resize < image_size:
+        raise ValueError(f"resize={resize} is smaller than image_size={image_size}")
+    read = _reader(source, image_size, on_corrupt, corrupt)
+    padding = _example(np.zeros((image_size, image_size, 3), np.uint8), 0, 0, False)
+
+    def load(position):
+        if position >= len(source):
+            return padding
+        return read(position, lambda image: decode.center_crop(image, image_size, resize=resize))
+
+    steps = -(-len(source) // batch_size)
+    batches = (
+        grain.MapDataset.range(steps * batch_size)
+        .map(load)
+        .batch(local_size, batch_fn=_stack)[process_index::process_count]
+    )
+    return _iterate(batches, threads, prefetch)
+
+
+def _reader(source, image_size, on_corrupt, corrupt):
+    if on_corrupt not in ("raise", "skip"):
+        raise ValueError(f"on_corrupt={on_corrupt!r}: expected raise or skip")
+    corrupt = Corrupt() if corrupt is None else corrupt
+
+    def read(index, cut):
+        record = source[index]
+        file_name = record["file_name"]
+        identity = zlib.crc32(file_name.encode())
+        try:
+            image = decode.decode(record["image"])
+        except ValueError as cause:
+            if on_corrupt == "raise":
+                raise UserError(
+                    f"{source.name}, {source.split}: corrupt image {file_name}: {cause}; "
+                    "on_corrupt='skip' leaves such images out and counts them"
+                ) from None
+            corrupt.add(source, file_name, str(cause))
+            return _example(np.zeros((image_size, image_size, 3), np.uint8), record["label"], identity, False)
+        return _example(cut(image), record["label"], identity, True)
+
+    return read
+
+
+def _example(image, label, identity, mask):
+    return {"image": image, "label": np.int32(label), "id": np.uint32(identity), "mask": np.bool_(mask)}
+
+
+def _stack(examples):
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def _local_batch_size(batch_size, process_index, process_count):
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} must be a positive multiple of process_count={process_count}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} is not in [0, {process_count})")
+    return batch_size // process_count
+
+
+def _iterate(batches, threads, prefetch):
+    threads = threads or _cores()
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or threads)
+    return iter(batches.to_iter_dataset(options))
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

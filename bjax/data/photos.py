@@ -1,0 +1,151 @@
+"""The embedded default: crops of the photographs that ship inside scikit-image's wheel, so that nothing is
+downloaded.
+
+Three splits of square crops, 144 px, JPEG. `train` and `test` are crops of the same 14 photographs, from
+two parts of each that are 32 px apart; the label is the photograph. `unseen` holds crops of four further
+photographs, without a label (-1): for tasks whose label is not the photograph, such as the type of a blur.
+
+Where crops are cut is a fixed rule. Candidates lie on a grid; of these the half with the most content (the
+sum of absolute grey-level differences between neighbours: skies and walls have little) is kept, and the
+crops are taken at even distances along what is left.
+"""
+
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from bjax.errors import UserError
+
+TRAIN = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "cell.png",
+    "clock_motion.png",
+    "coffee.png",
+    "coins.png",
+    "grass.png",
+    "hubble_deep_field.jpg",
+    "moon.png",
+    "page.png",
+    "retina.jpg",
+    "rocket.jpg",
+    "text.png",
+)
+UNSEEN = ("chelsea.png", "gravel.png", "ihc.png", "motorcycle_left.png")
+
+CROP = 144
+GAP = 32
+STRIDE = 4
+CROPS = {"train": 48, "test": 16, "unseen": 48}  # of each photograph
+JPEG = {"quality": 95, "subsampling": "4:4:4", "optimize": False}
+
+
+with tfds.core.registered.skip_registration():
+
+    class Photos(tfds.core.GeneratorBasedBuilder):
+        """Crops of scikit-image's photographs; the label is the photograph."""
+
+        name = "photos"
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=__doc__,
+                homepage="https://scikit-image.org/docs/stable/api/skimage.data.html",
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=(CROP, CROP, 3), encoding_format="jpeg"),
+                        "label": tfds.features.ClassLabel(names=[Path(file).stem for file in TRAIN]),
+                        "file_name": tfds.features.Text(),
+                    }
+                ),
+                supervised_keys=("image", "label"),
+            )
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            folder = photographs()
+            return {split: self._generate_examples(folder, split) for split in CROPS}
+
+        def _generate_examples(self, folder, split):
+            for file in UNSEEN if split == "unseen" else TRAIN:
+                photo = load(folder / file)
+                name = Path(file).stem
+                for top, left in positions(photo, split):
+                    crop = Image.fromarray(photo[top : top + CROP, left : left + CROP])
+                    data = io.BytesIO()
+                    crop.save(data, "JPEG", **JPEG)
+                    file_name = f"{name}_{split}_y{top:04d}_x{left:04d}.jpg"
+                    label = -1 if split == "unseen" else name
+                    yield file_name, {"image": data.getvalue(), "label": label, "file_name": file_name}
+
+
+def photographs():
+    """The folder of scikit-image's photographs.
+
+    Raises:
+      UserError: scikit-image is not installed, or this version's wheel lacks one of them.
+    """
+    spec = importlib.util.find_spec("skimage")
+    if spec is None:
+        raise UserError(
+            'photos: scikit-image, which holds the photographs, is missing; pip install "bjax[demo]"'
+        )
+    folder = Path(spec.origin).parent / "data"
+    lacking = [file for file in TRAIN + UNSEEN if not (folder / file).is_file()]
+    if lacking:
+        raise UserError(
+            f"photos: {folder} lacks {', '.join(lacking)}; "
+            'install a scikit-image that has them: pip install -U "bjax[demo]"'
+        )
+    return folder
+
+
+def load(path):
+    """uint8[H, W, 3] of one photograph; those over 1024 px (the retina) are halved, being smooth at full
+    size."""
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+        return np.asarray(image.reduce(2) if max(image.size) > 1024 else image)
+
+
+def region(height, width, split):
+    """The part of a photograph that a split may cut from: (top, left, bottom, right).
+
+    Along the longer side the last third, and at least a crop and 16 px, belongs to `test`, what lies before
+    the gap to `train`. `unseen` has whole photographs.
+    """
+    if split == "unseen":
+        return 0, 0, height, width
+    long = max(height, width)
+    border = long - max(long // 3, CROP + 16)
+    start, stop = (border, long) if split == "test" else (0, border - GAP)
+    return (0, start, height, stop) if width >= height else (start, 0, stop, width)
+
+
+def positions(photo, split):
+    """Where the crops of one photograph start: a list of (top, left), by the rule in the module's
+    docstring."""
+    top, left, bottom, right = region(*photo.shape[:2], split)
+    grey = photo.astype(np.int64).sum(-1)
+    detail = np.zeros_like(grey)
+    detail[:-1] += abs(np.diff(grey, axis=0))
+    detail[:, :-1] += abs(np.diff(grey, axis=1))
+    total = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+
+    candidates = [
+        (y, x) for y in range(top, bottom - CROP + 1, STRIDE) for x in range(left, right - CROP + 1, STRIDE)
+    ]
+    content = [
+        total[y + CROP, x + CROP] - total[y, x + CROP] - total[y + CROP, x] + total[y, x]
+        for y, x in candidates
+    ]
+    median = np.median(content)
+    kept = [place for place, c in zip(candidates, content, strict=True) if c >= median]
+    return [kept[i * len(kept) // CROPS[split]] for i in range(CROPS[split])]
