@@ -69,7 +69,9 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.Con
     file = Path(path)
     if not file.is_file():
         known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
-        raise UserError(f"--config={path}: no such file{_nearest(path, known)}; there are: {', '.join(known)}")
+        raise UserError(
+            f"--config={path}: no such file{_nearest(path, known)}; there are: {', '.join(known)}"
+        )
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
@@ -116,16 +118,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
             )
     for key, (low, high, inclusive) in RANGES.items():
         x = values[key]
-        if x < low or (x == low and not inclusive) or (high is not None and x > high):
+        if x is None or x < low or (x == low and not inclusive) or (high is not None and x > high):
             above = f"{'at least' if inclusive else 'more than'} {low}"
-            raise UserError(f"config.{key}={x}: expected {above}{'' if high is None else f' and at most {high}'}")
+            raise UserError(
+                f"config.{key}={x}: expected {above}{'' if high is None else f' and at most {high}'}"
+            )
     if config.batch_size % config.optim.accumulate:
         raise UserError(
             f"config.batch_size={config.batch_size}: not divisible by config.optim.accumulate={config.optim.accumulate}"
         )
     low, high = config.data.scale
     if not 0 < low <= high <= 1:
-        raise UserError(f"config.data.scale={config.data.scale}: expected 0 < low <= high <= 1, such as 0.08,1")
+        raise UserError(
+            f"config.data.scale={config.data.scale}: expected 0 < low <= high <= 1, such as 0.08,1"
+        )
     if config.data.resize and config.data.resize < config.data.image_size:
         raise UserError(
             f"config.data.resize={config.data.resize}: smaller than config.data.image_size={config.data.image_size}; "
@@ -141,7 +147,9 @@ def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
     if devices % fsdp:
         raise UserError(f"config.mesh.fsdp={fsdp}: does not divide the {devices} devices")
     if data not in (-1, devices // fsdp):
-        raise UserError(f"config.mesh.data={data}: with fsdp={fsdp}, {devices} devices need {devices // fsdp} (or -1)")
+        raise UserError(
+            f"config.mesh.data={data}: with fsdp={fsdp}, {devices} devices need {devices // fsdp} (or -1)"
+        )
     for key, size in {
         "batch_size": config.batch_size // config.optim.accumulate,
         "eval_batch_size": config.eval_batch_size,
@@ -173,17 +181,24 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     """The config that `to_json` wrote; JSON lists become tuples again."""
 
     def tuples(x):
-        if isinstance(x, dict):
-            return {k: tuples(v) for k, v in x.items()}
         return tuple(map(tuples, x)) if isinstance(x, list) else x
 
-    return ml_collections.ConfigDict(tuples(json.loads(text)))
+    def node(x):
+        if not isinstance(x, dict):
+            return tuples(x)
+        return ml_collections.ConfigDict({k: node(v) for k, v in x.items()}, sort_keys=False)
+
+    return node(json.loads(text))
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
     """One "key: old → new" for every leaf that differs."""
     a, b = dict(leaves(old)), dict(leaves(new))
-    return [f"{k}: {a.get(k, 'absent')} → {b.get(k, 'absent')}" for k in {**a, **b} if a.get(k, ()) != b.get(k, ())]
+    return [
+        f"{k}: {a.get(k, 'absent')} → {b.get(k, 'absent')}"
+        for k in {**a, **b}
+        if a.get(k, ()) != b.get(k, ())
+    ]
 
 
 def _read(what: str, text: str, current: object, kind: type) -> object:
@@ -195,9 +210,8 @@ def _read(what: str, text: str, current: object, kind: type) -> object:
         if lowered not in ("true", "false"):
             raise UserError(f"{what}: expected true or false")
         return lowered == "true"
-    if current is None or kind is type(None) or (kind is float and lowered == "none"):
-        if lowered == "none":
-            return None
+    if lowered == "none" and kind in (float, type(None)):
+        return None
     if kind is int:
         value = _number(what, text)
         if value != int(value):
@@ -205,15 +219,16 @@ def _read(what: str, text: str, current: object, kind: type) -> object:
         return int(value)
     if kind is float or kind is type(None):
         return float(_number(what, text))
-    value = _literal(text if text.strip().startswith("(") else f"({text},)")
     shape = ",".join(map(str, current))
-    if not isinstance(value, tuple) or (len(value) != len(current) and not isinstance(current[0], tuple)):
-        raise UserError(f"{what}: expected {len(current)} values, such as {shape}")
     if isinstance(current[0], tuple):
+        value = _literal(text)
+        if not isinstance(value, tuple) or not all(isinstance(x, tuple) for x in value):
+            raise UserError(f"{what}: expected a tuple of tuples, such as {current}")
         return value
-    if not all(isinstance(x, int | float) for x in value):
-        raise UserError(f"{what}: expected numbers, such as {shape}")
-    return tuple(type(c)(v) for c, v in zip(current, value, strict=True))
+    parts = text.strip().removeprefix("(").removesuffix(")").removesuffix(",").split(",")
+    if len(parts) != len(current):
+        raise UserError(f"{what}: expected {len(current)} numbers, such as {shape}")
+    return tuple(type(c)(_number(what, part.strip())) for c, part in zip(current, parts, strict=True))
 
 
 def _number(what: str, text: str) -> float:
@@ -234,7 +249,9 @@ def _literal(text: str) -> object:
 def _unknown_key(config: ml_collections.ConfigDict, key: str, bad: str) -> UserError:
     known = [k for k, _ in leaves(config)]
     last = key.split(".")[-1]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [k for k in known if k.split(".")[-1] == last]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [
+        k for k in known if k.split(".")[-1] == last
+    ]
     if near:
         return UserError(f"--config.{key}: no such key {bad!r} (did you mean --config.{near[0]}?)")
     parent = config

@@ -31,7 +31,10 @@ def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str
             eval_step, model=exp.model, inputs=condition.inputs, objective=exp.objective, mesh=mesh
         )
         by_split[condition.split][name] = jax.jit(step)
-    sources = {split: loader.open_split(config.data.name, split, data_dir=config.data.data_dir or None) for split in by_split}
+    sources = {
+        split: loader.open_split(config.data.name, split, data_dir=config.data.data_dir or None)
+        for split in by_split
+    }
 
     def evaluate(variables: dict) -> dict[str, dict]:
         key = jax.random.key(SEED)
@@ -51,7 +54,9 @@ def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str
                 corrupt=corrupt,
             )
             total = -(-source.num_examples // config.eval_batch_size)
-            bar = metrics.Progress(total, 0, f"evaluate {split}", shown=jax.process_index() == 0, unit="batch")
+            bar = metrics.Progress(
+                total, 0, f"evaluate {split}", shown=jax.process_index() == 0, unit="batch"
+            )
             sums = defaultdict(list)
             for batch in batches:
                 batch = sharding.put(batch, mesh)
@@ -60,9 +65,13 @@ def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str
                 bar.advance()
             bar.close()
             for name in steps:
-                totals = jax.tree.map(lambda *x: float(np.sum(x, dtype=np.float64)), *jax.device_get(sums[name]))
+                totals = jax.tree.map(
+                    lambda *x: float(np.sum(x, dtype=np.float64)), *jax.device_get(sums[name])
+                )
                 if totals["n"] == 0:
-                    raise UserError(f"{source.name} {split}: none of its {source.num_examples} images could be decoded")
+                    raise UserError(
+                        f"{source.name} {split}: none of its {source.num_examples} images could be decoded"
+                    )
                 results[name] = metrics.summarise(totals)
                 skipped = source.num_examples - results[name]["n"]
                 if skipped:

@@ -1,7 +1,7 @@
-"""One config -> the model, the inputs of every condition, the objective. Shared by training, evaluation and prediction.
+"""One config -> the model, the inputs of every condition, the objective, for training, evaluation and prediction.
 
-Constructors find what `config.validate` cannot know (unknown selectors, model options, sizes); their one-line ValueErrors
-become UserErrors here that begin with the config key. Nothing here touches a device.
+Constructors find what `config.validate` cannot know (unknown selectors, model options, sizes); their one-line
+ValueErrors become UserErrors here that begin with the config key. Nothing here touches a device.
 """
 
 import dataclasses
@@ -37,9 +37,12 @@ class Experiment:
 def build(config, num_classes: int) -> Experiment:
     """config: as `bjax.config.load` returns it. num_classes: of the dataset (task=blur_type has its own four)."""
     num_classes = len(KINDS) if config.task == "blur_type" else num_classes
-    model = _named("model", lambda: models.build(
-        config.model.name, num_classes=num_classes, dtype=jnp.dtype(config.dtype), **config.model.options
-    ))
+    model = _named(
+        "model",
+        lambda: models.build(
+            config.model.name, num_classes=num_classes, dtype=jnp.dtype(config.dtype), **config.model.options
+        ),
+    )
     own_patch = getattr(model, "patch_size", None)
     if own_patch and config.data.image_size % own_patch:
         size = config.data.image_size // own_patch * own_patch
@@ -52,12 +55,16 @@ def build(config, num_classes: int) -> Experiment:
         blur = _named(f"{key}blur", lambda: BlurSpec(**blur.to_dict()))
         mask = _named(f"{key}mask", lambda: MaskSpec(**mask))
         if own_patch is None and mask.mode not in ("none", "zero_pixels"):
-            raise UserError(f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels")
+            raise UserError(
+                f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels"
+            )
         return Inputs(blur, mask, own_patch or CNN_PATCH, config.normalize.mean, config.normalize.std)
 
     train = inputs("", config.blur, config.mask)
     if train.mask.mode != "none" and (config.loss.mixup or config.loss.cutmix) and config.task == "blur_type":
-        raise UserError("config.loss.mixup: mixing images hides the blur that task=blur_type predicts; set it to 0")
+        raise UserError(
+            "config.loss.mixup: mixing images hides the blur that task=blur_type predicts; set it to 0"
+        )
     conditions = {
         name: Condition(c.split, inputs(f"eval.{name}.", c.blur, c.mask)) for name, c in config.eval.items()
     }

@@ -1,8 +1,8 @@
 """The command line of training and evaluation.
 
-    python -m bjax.main --config=configs/vit_mask.py:demo --workdir=runs/demo
-    python -m bjax.main --config=configs/vit_mask.py --workdir=runs/in1k --config.optim.lr=3e-4 --config.batch_size=512
-    python -m bjax.main --config=configs/vit_mask.py:demo --workdir=runs/demo --mode=eval
+python -m bjax.main --config=configs/vit_mask.py:demo --workdir=runs/demo
+python -m bjax.main --config=configs/vit_mask.py --workdir=runs/in1k --config.optim.lr=3e-4 --config.batch_size=512
+python -m bjax.main --config=configs/vit_mask.py:demo --workdir=runs/demo --mode=eval
 """
 
 import argparse
@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--config", metavar="FILE.py[:ARGS]", help="experiment, such as configs/vit_mask.py:demo")
     p.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME_ARGS)")
-    p.add_argument("--mode", choices=("train", "eval"), default="train", help="eval: only the newest checkpoint")
+    p.add_argument(
+        "--mode", choices=("train", "eval"), default="train", help="eval: only the newest checkpoint"
+    )
     p.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and stop")
     return p
 

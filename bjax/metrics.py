@@ -117,7 +117,11 @@ class Progress:
         self.terminal = shown and sys.stderr.isatty()
         self.shown = shown
         self.total, self.step, self.what = total, start, what
-        self.bar = tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True) if self.terminal else None
+        self.bar = (
+            tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True)
+            if self.terminal
+            else None
+        )
 
     def advance(self) -> None:
         self.step += 1

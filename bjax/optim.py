@@ -40,5 +40,5 @@ def build(config, total_steps: int) -> optax.GradientTransformation:
 
 
 def decayed(params) -> dict:
-    """True for the parameters that weight decay touches: kernels; not biases, norms, class token, position embedding."""
+    """True for the parameters that decay: kernels; not biases, norms, class token and position embedding."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -15,10 +16,11 @@ STRATEGIES = ("fsdp", "replicate")
 SMALL = 2**14  # elements; splitting smaller arrays costs more messages than it saves memory
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-    """A mesh over all devices. data=-1 takes what fsdp leaves. Linen's Dropout needs Auto axes."""
-    data = jax.device_count() // fsdp if data == -1 else data
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all). data=-1 takes what fsdp leaves. Linen's Dropout needs Auto axes."""
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // fsdp if data == -1 else data
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def plan(tree, mesh: Mesh, rules) -> object:
@@ -31,14 +33,18 @@ def plan(tree, mesh: Mesh, rules) -> object:
     unused = {pattern for pattern, _ in rules}
     for pattern, strategy in rules:
         if strategy not in STRATEGIES:
-            raise UserError(f"config.mesh.rules: {pattern!r} names {strategy!r}; expected one of {', '.join(STRATEGIES)}")
+            raise UserError(
+                f"config.mesh.rules: {pattern!r} names {strategy!r}; expected one of {', '.join(STRATEGIES)}"
+            )
 
     def place(path, x):
         name = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
         matching = [(pattern, strategy) for pattern, strategy in rules if re.search(pattern, name)]
         unused.difference_update(pattern for pattern, _ in matching)
         if not matching:
-            raise UserError(f"config.mesh.rules: no pattern matches {name}; end the rules with ('.*', 'replicate')")
+            raise UserError(
+                f"config.mesh.rules: no pattern matches {name}; end the rules with ('.*', 'replicate')"
+            )
         return NamedSharding(mesh, _split(x.shape, mesh.shape["fsdp"]) if matching[0][1] == "fsdp" else P())
 
     shardings = jax.tree_util.tree_map_with_path(place, tree)

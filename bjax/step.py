@@ -22,7 +22,7 @@ from bjax.tokens import MaskSpec
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """How uint8 images become what the model sees: blur -> patches left out -> normalise. mean, std on the 0..1 scale."""
+    """How uint8 images become what the model sees: blur -> leave out patches -> normalise (0..1 scale)."""
 
     blur: sample.BlurSpec
     mask: MaskSpec
@@ -95,7 +95,9 @@ def train_step(
     if objective.accumulate == 1:
         (loss, (batch_stats, logits)), grads = gradient(state.params, state.batch_stats, parts, dropout_key)
     else:
-        loss, batch_stats, logits, grads = _accumulate(gradient, state, parts, dropout_key, objective.accumulate)
+        loss, batch_stats, logits, grads = _accumulate(
+            gradient, state, parts, dropout_key, objective.accumulate
+        )
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -105,7 +107,7 @@ def train_step(
     metrics = {
         "loss": loss,
         "top1": (weights * _hits(logits, labels, 1)).sum() / count,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
     }
     if kept is not None:
         metrics["kept"] = (weights * kept.keep.mean(axis=1)).sum() / count

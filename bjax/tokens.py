@@ -1,8 +1,9 @@
 """Which patches of an image a model gets to see: images -> scores -> kept tokens.
 
 A mask is data beside the image, never a property of the weights: `select` scores the un-normalised image and returns
-`Tokens`; a ViT takes them as `model(images, tokens=tokens)`, and `erase` writes the same choice into the pixels for every
-other model. Paper 1 calls leaving out both "zeroed" and "excluded": zero_pixels is the first, attend and gather the second.
+`Tokens`; a ViT takes them as `model(images, tokens=tokens)`, and `erase` writes the same choice into the pixels for
+every other model. Paper 1 calls leaving out both "zeroed" and "excluded": zero_pixels is the first, attend and gather
+the second.
 """
 
 import dataclasses

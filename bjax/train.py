@@ -15,7 +15,15 @@ from bjax.data import loader
 from bjax.errors import UserError
 
 # A run may go on in its workdir with these changed: they do not alter what is learned.
-FREE = ("data.data_dir", "data.threads", "data.prefetch", "eval", "eval_batch_size", "eval_every", "log_every")
+FREE = (
+    "data.data_dir",
+    "data.threads",
+    "data.prefetch",
+    "eval",
+    "eval_batch_size",
+    "eval_every",
+    "log_every",
+)
 FREE += ("checkpoint_every", "checkpoint_keep", "mesh")
 IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is awaited
 
@@ -119,7 +127,11 @@ def run(config, workdir: Path) -> dict[str, dict]:
             log.write(now, row)
             bar.line(
                 f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %  {row['images_per_second']:.0f} img/s"
-                + (f"  {_clock(seconds / (now - last) * (total_steps - now))} left" if not bar.terminal else "")
+                + (
+                    f"  {_clock(seconds / (now - last) * (total_steps - now))} left"
+                    if not bar.terminal
+                    else ""
+                )
             )
             recent, since, last = [], time.perf_counter(), now
 
@@ -153,20 +165,23 @@ def _claim(workdir: Path, config, main_process: bool) -> None:
             if not any(d.startswith((f"{key}:", f"{key}.")) for key in FREE)
         ]
         if changed:
-            raise UserError(f"--workdir={workdir}: holds a run with another config ({'; '.join(changed)}); use another")
+            raise UserError(
+                f"--workdir={workdir}: holds a run with another config ({'; '.join(changed)}); use another"
+            )
     if main_process:
         workdir.mkdir(parents=True, exist_ok=True)
         metrics.write_text(path, configs.to_json(config))
 
 
 def _summary(config, source, mesh, total_steps: int, shapes, plan) -> str:
-    devices = mesh.devices.size
+    devices, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
+    processes = jax.process_count()
     steps_per_epoch = source.num_examples / config.batch_size
     return "\n".join(
         [
             f"data     {source.name} {source.split}: {source.num_examples:,} images, {source.num_classes} classes",
-            f"mesh     data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']} on {devices} {mesh.devices.flat[0].device_kind} "
-            f"device{'s' * (devices > 1)}, {jax.process_count()} process{'es' * (jax.process_count() > 1)}",
+            f"mesh     data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']} on {devices} {kind} "
+            f"device{'s' * (devices > 1)}, {processes} process{'es' * (processes > 1)}",
             f"batch    {config.batch_size:,} images a step, {config.batch_size // devices:,} a device",
             f"steps    {total_steps:,} ({total_steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:.1f} steps)",
             "",
@@ -177,7 +192,9 @@ def _summary(config, source, mesh, total_steps: int, shapes, plan) -> str:
 
 
 def _flat(results: dict[str, dict]) -> dict[str, float]:
-    return {f"{name}/{k}": v for name, r in results.items() for k, v in r.items() if isinstance(v, int | float)}
+    return {
+        f"{name}/{k}": v for name, r in results.items() for k, v in r.items() if isinstance(v, int | float)
+    }
 
 
 def _clock(seconds: float) -> str:

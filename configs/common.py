@@ -1,15 +1,22 @@
 """What every config shares: all fields with their defaults, said once, and the parser of the text after the colon.
 
-A config file defines `get_config(arg="")` and returns an `ml_collections.ConfigDict` made by `default()` and changed where
-the experiment differs. Any leaf can be set from the command line: `--config.optim.lr=3e-4`, `--config.blur.sigma=1,3`,
-`--config.eval.sharp.split=validation[:10%]`.
+A config file defines `get_config(arg="")` and returns an `ml_collections.ConfigDict` made by `default()` and changed
+where the experiment differs. Any leaf can be set from the command line: `--config.optim.lr=3e-4`,
+`--config.blur.sigma=1,3`, `--config.eval.sharp.split=validation[:10%]`.
 """
 
 import difflib
+from functools import partial
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
-SOURCES = ("demo", "imagenette")  # instead of ImageNet: the embedded photographs, or ten classes downloaded on first use
+ConfigDict = partial(ml_collections.ConfigDict, sort_keys=False)  # results come in the order written here
+
+SOURCES = (
+    "demo",
+    "imagenette",
+)  # instead of ImageNet: the embedded photographs, or ten classes downloaded on first use
 TRAIN_BLURS = {  # paper 1, section 4.2: the three training sets
     "sharp": {"sharp": 1.0},
     "blurred": {"gaussian": 1.0},
@@ -21,9 +28,10 @@ def parse_arg(arg, **defaults):
     """Reads the text after the colon of `configs/NAME.py:ARGS` into a ConfigDict.
 
     `arg` is a comma-separated list of words and `key=value` pairs. A word of `SOURCES` sets `source` (without one it is
-    "imagenet2012"); a pair sets one of `defaults` and takes its type. Anything else is a ValueError that lists what is known.
+    "imagenet2012"); a pair sets one of `defaults` and takes its type. Anything else is a ValueError that lists what is
+    known.
     """
-    args = ml_collections.ConfigDict({"source": "imagenet2012", **defaults})
+    args = ConfigDict({"source": "imagenet2012", **defaults})
     known = [*SOURCES, *(f"{key}=…" for key in defaults)]
     for item in filter(None, arg.split(",")):
         key, equals, value = item.partition("=")
@@ -34,7 +42,9 @@ def parse_arg(arg, **defaults):
             try:
                 args[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
             except (KeyError, ValueError):
-                raise ValueError(f"{key}={value}: expected {kind.__name__}, such as {key}={defaults[key]}") from None
+                raise ValueError(
+                    f"{key}={value}: expected {kind.__name__}, such as {key}={defaults[key]}"
+                ) from None
         else:
             near = difflib.get_close_matches(key, [*SOURCES, *defaults], n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -46,8 +56,14 @@ def parse_arg(arg, **defaults):
 
 def blur(kinds=None, **changes):
     """A blur distribution. `kinds` gives the probability of each kind of blur; without it every image stays sharp."""
-    probabilities = {"sharp": 0.0, "gaussian": 0.0, "motion": 0.0, "defocus": 0.0, **(kinds or {"sharp": 1.0})}
-    c = ml_collections.ConfigDict()
+    probabilities = {
+        "sharp": 0.0,
+        "gaussian": 0.0,
+        "motion": 0.0,
+        "defocus": 0.0,
+        **(kinds or {"sharp": 1.0}),
+    }
+    c = ConfigDict()
     c.kinds = probabilities  # probability of each kind; they are drawn per image and must sum to 1
     c.sigma = (1.0, 2.0)  # Gaussian: standard deviation in pixels, uniform in this range
     c.kernel_size = 19  # Gaussian: taps per axis, odd
@@ -62,12 +78,16 @@ def blur(kinds=None, **changes):
 
 def mask(mode="none", **changes):
     """A token mask: which patches are left out, and what leaving out means."""
-    c = ml_collections.ConfigDict()
-    c.mode = mode  # none | zero_pixels | zero_tokens | attend (masked keys) | gather (fewer tokens, less compute)
+    c = ConfigDict()
+    c.mode = (
+        mode  # none | zero_pixels | zero_tokens | attend (masked keys) | gather (fewer tokens, less compute)
+    )
     c.selector = "laplacian"  # a focus measure, or a control at the same keep rate: random | inverse | centre
-    c.drop = "below"  # which side of the score is left out: below (blurry patches) | above (paper 1's wording)
-    c.threshold = ml_collections.config_dict.placeholder(float)  # score on the 0..255 scale; paper 1 uses 100
-    c.keep_rate = ml_collections.config_dict.placeholder(float)  # at most this share of the patches stays, in (0, 1]
+    c.drop = (
+        "below"  # which side of the score is left out: below (blurry patches) | above (paper 1's wording)
+    )
+    c.threshold = placeholder(float)  # score on the 0..255 scale; paper 1 uses 100
+    c.keep_rate = placeholder(float)  # at most this share of the patches stays, in (0, 1]
     c.scope = "image"  # Laplacian over the whole image, or per patch with a border of its own: image | patch
     c.fill = "black"  # what zero_pixels writes: black (0 before normalisation) | mean (0 after it)
     c.update(changes)
@@ -76,7 +96,7 @@ def mask(mode="none", **changes):
 
 def condition(split, blurred=None, masked=None):
     """One row of the results: a split, how it is blurred (not at all by default), which patches are left out (none)."""
-    c = ml_collections.ConfigDict()
+    c = ConfigDict()
     c.split = split  # TFDS split, sub-splits such as validation[:10%] included
     c.blur = blurred or blur()
     c.mask = masked or mask()
@@ -85,7 +105,7 @@ def condition(split, blurred=None, masked=None):
 
 def default():
     """Every field of a run. Units: images, steps, pixels; sizes are those of all devices together."""
-    c = ml_collections.ConfigDict()
+    c = ConfigDict()
     c.seed = 0  # of the weights, the order of the examples, the crops and the blur drawn in training
     c.task = "object"  # what is predicted: object (the dataset's label) | blur_type (the kind of blur that was drawn)
     c.batch_size = 1024  # images per step, over all devices
@@ -94,7 +114,7 @@ def default():
     c.dtype = "float32"  # of activations: float32 | bfloat16; parameters stay float32
     c.init_from = ""  # weight file to start from (.safetensors, .npz, .pth); empty: random weights
 
-    c.data = ml_collections.ConfigDict()
+    c.data = ConfigDict()
     c.data.name = "imagenet2012"  # photos | imagenet2012 | imagenette | a name given to bjax.data.prepare
     c.data.data_dir = ""  # where datasets are; empty: TFDS's own (TFDS_DATA_DIR or ~/tensorflow_datasets)
     c.data.train = "train"  # training split; paper 1 uses train[:20%]
@@ -107,30 +127,32 @@ def default():
     c.data.prefetch = 4  # batches decoded ahead
     c.data.on_corrupt = "raise"  # an image that cannot be decoded: raise | skip (left out, counted, reported)
 
-    c.normalize = ml_collections.ConfigDict()
+    c.normalize = ConfigDict()
     c.normalize.mean = (0.485, 0.456, 0.406)  # per RGB channel on the 0..1 scale
     c.normalize.std = (0.229, 0.224, 0.225)
 
-    c.model = ml_collections.ConfigDict()
+    c.model = ConfigDict()
     c.model.name = "vit"  # resnet50 | vgg19 | googlenet | densenet121 | vit | …
-    c.model.options = ml_collections.ConfigDict()  # of that model's constructor, such as variant="S/16"
+    c.model.options = ConfigDict()  # of that model's constructor, such as variant="S/16"
 
     c.blur = blur()  # of the training images
     c.mask = mask()  # of the training images
 
-    c.loss = ml_collections.ConfigDict()
+    c.loss = ConfigDict()
     c.loss.label_smoothing = 0.0  # share of the probability spread over all classes
     c.loss.mixup = 0.0  # Beta parameter of mixup, one draw per step; 0: off
     c.loss.cutmix = 0.0  # Beta parameter of cutmix; where both are on each step takes one of them
     c.loss.aux = 0.3  # weight of each auxiliary head (GoogLeNet)
 
-    c.optim = ml_collections.ConfigDict()
+    c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw | sgd (Nesterov off, momentum below)
     c.optim.lr = 1e-3  # peak learning rate, for batch_size as given
     c.optim.momentum = 0.9  # sgd
     c.optim.b1 = 0.9  # adamw
     c.optim.b2 = 0.999  # adamw
-    c.optim.weight_decay = 1e-4  # adamw: decoupled, multiplied by the learning rate; sgd: added to the gradient
+    c.optim.weight_decay = (
+        1e-4  # adamw: decoupled, multiplied by the learning rate; sgd: added to the gradient
+    )
     c.optim.decay = "kernels"  # what decays: kernels (not biases, norms, embeddings) | all
     c.optim.schedule = "cosine"  # cosine | step (× 0.1 every third of the run) | constant
     c.optim.warmup = 0  # steps of linear warm-up
@@ -138,7 +160,7 @@ def default():
     c.optim.accumulate = 1  # parts in which each batch is computed, gradients averaged
     c.optim.ema = 0.0  # decay of the averaged weights, which evaluation then uses; 0: off
 
-    c.eval = ml_collections.ConfigDict()  # {name: condition(...)}, the rows of results.json
+    c.eval = ConfigDict()  # {name: condition(...)}, the rows of results.json
     c.eval_batch_size = 512  # images per evaluation step, over all devices
     c.eval_every = 0  # steps between evaluations during training; 0: only at the end
 
@@ -146,10 +168,12 @@ def default():
     c.checkpoint_every = 1000  # steps between checkpoints; one is always written at the end
     c.checkpoint_keep = 2  # checkpoints kept
 
-    c.mesh = ml_collections.ConfigDict()
+    c.mesh = ConfigDict()
     c.mesh.data = -1  # devices the batch is split over; -1: all that fsdp leaves
     c.mesh.fsdp = 1  # devices that parameters and optimiser state (and the batch) are split over
-    c.mesh.rules = ((".*", "fsdp"),)  # (pattern of a parameter's path, fsdp | replicate); the first match counts
+    c.mesh.rules = (
+        (".*", "fsdp"),
+    )  # (pattern of a parameter's path, fsdp | replicate); the first match counts
     return c
 
 

@@ -4,9 +4,10 @@
     python -m bjax.main --config=configs/vit_mask.py:imagenette,variant=Ti/16   ten classes, downloaded on first use
     python -m bjax.main --config=configs/vit_mask.py                            ImageNet, ViT-S/16, 90 epochs
 
-ARGS: demo | imagenette, variant=S/16, train=mix|sharp|blurred, data fraction fraction=100 (per cent; paper 1: 20).
+ARGS: demo | imagenette, variant=S/16, train=mix|sharp|blurred, fraction=100 (per cent of the images; paper 1: 20).
 
-The recipe is big_vision's `vit_s16_i1k.py`: batch 1024, AdamW 1e-3, decay 1e-4, 10k steps of warm-up, cosine, mixup 0.2.
+The recipe is big_vision's `vit_s16_i1k.py`: batch 1024, AdamW 1e-3, decay 1e-4, 10k steps of warm-up, cosine, mixup
+0.2.
 Paper 1 drops patches whose score is *above* 100 although a low variance means blurry, so both polarities are evaluated,
 each beside a random choice of as many patches.
 """

@@ -1,0 +1,27 @@
+"""Eight CPU devices for every test, one compilation cache and one copy of the embedded photographs for the whole run."""
+
+import os
+from pathlib import Path
+
+# Before JAX starts: tests of sharding need devices, and one machine has only one CPU device by default.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory) -> Path:
+    """One folder for all test processes of this run (pytest-xdist gives each worker a folder beside the others)."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared_dir) -> str:
+    """Where the tests keep prepared datasets; `photos` prepares itself there on first use."""
+    path = shared_dir / "datasets"
+    path.mkdir(exist_ok=True)
+    return str(path)

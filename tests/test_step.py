@@ -1,0 +1,213 @@
+"""The device functions: what counts, what is drawn, and that neither devices nor parts change the result."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bjax import models, sharding, state, step
+from bjax.blur.sample import BlurSpec
+from bjax.tokens import MaskSpec
+
+CLASSES, SIZE = 4, 16
+MODEL = models.build("vit", num_classes=CLASSES, variant="Ti/8", depth=2, width=32, heads=2)
+SHARP = BlurSpec({"sharp": 1.0})
+MIX = BlurSpec({"sharp": 0.5, "gaussian": 0.5})
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def inputs(blur=SHARP, mask=MaskSpec()):  # noqa: B008 - frozen
+    return step.Inputs(blur, mask, 8, MEAN, STD)
+
+
+def batch_of(size, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, SIZE, SIZE, 3), dtype=np.uint8),
+        "label": rng.integers(0, CLASSES, size, dtype=np.int32),
+        "id": rng.integers(0, 2**32, size, dtype=np.uint32),
+        "mask": np.ones(size, bool),
+    }
+
+
+def run(mesh, batches, *, model=MODEL, blur=MIX, mask=MaskSpec(), rules=((".*", "fsdp"),), **objective):  # noqa: B008
+    """Trains on `batches` from a fixed start; returns the losses and the final state, on the host."""
+    objective = step.Objective(**{"task": "object", "num_classes": CLASSES, **objective})
+    tx = optax.adamw(1e-2)
+    init = functools.partial(state.init, model=model, tx=tx, image_size=SIZE, ema=objective.ema > 0)
+    plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, rules)
+    current = jax.jit(init, out_shardings=plan)(jax.random.key(0))
+    # The head starts at zero; moving it lets gradients reach the rest from the first step on.
+    train_step = jax.jit(
+        functools.partial(
+            step.train_step, model=model, tx=tx, inputs=inputs(blur, mask), objective=objective, mesh=mesh
+        ),
+        donate_argnums=1,
+        out_shardings=(plan, None),
+    )
+    losses = []
+    for batch in batches:
+        current, values = train_step(jax.random.key(1), current, sharding.put(batch, mesh))
+        losses.append(float(values["loss"]))
+    return np.array(losses), jax.device_get(current), current
+
+
+def blurred_and_kind(blur, batch):
+    """What `step` draws for every image of a batch, from a fixed key."""
+
+    def draw(ids, images):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), ids)
+        return step._blur(keys, images, inputs(blur), one_device())
+
+    return jax.device_get(jax.jit(draw)(batch["id"], batch["image"]))
+
+
+def one_device():
+    return sharding.make_mesh(1, 1, jax.devices()[:1])
+
+
+def close(a, b, tolerance):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), k=st.integers(1, 7), ties=st.booleans())
+def test_hits_are_those_of_top_k(seed, k, ties):
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(0, 3, (5, 7)).astype(np.float32) if ties else rng.normal(size=(5, 7)).astype(np.float32)
+    labels = rng.integers(0, 7, 5)
+    best = np.asarray(jax.lax.top_k(logits, k)[1])
+    expected = (best == labels[:, None]).any(axis=1)
+    np.testing.assert_array_equal(step._hits(jnp.asarray(logits), jnp.asarray(labels), k), expected)
+
+
+def test_a_nan_is_no_hit():
+    logits = jnp.full((2, 3), jnp.nan)
+    assert not step._hits(logits, jnp.array([0, 1]), 3).any()
+
+
+@pytest.mark.parametrize("data, fsdp", [(8, 1), (4, 2), (1, 8)])  # noqa: PT006
+def test_eight_devices_train_as_one(data, fsdp):
+    batches = [batch_of(16, seed) for seed in range(5)]
+    mask = MaskSpec("gather", selector="random", keep_rate=0.5)
+    losses, one, _ = run(one_device(), batches, mask=mask)
+    more_losses, many, placed = run(sharding.make_mesh(data, fsdp), batches, mask=mask)
+    np.testing.assert_allclose(more_losses, losses, rtol=0, atol=1e-5)
+    close(many.params, one.params, 1e-5)
+    split = [x for x in jax.tree.leaves(placed.params) if x.addressable_shards[0].data.size < x.size]
+    assert bool(split) == (fsdp > 1)
+
+
+def test_batch_norm_sees_the_whole_batch_of_all_devices():
+    model = models.build("resnet18", num_classes=CLASSES)
+    batches = [batch_of(16, seed) for seed in range(2)]
+    losses, one, _ = run(one_device(), batches, model=model, blur=SHARP)
+    more_losses, many, _ = run(sharding.make_mesh(8, 1), batches, model=model, blur=SHARP)
+    assert jax.tree.leaves(one.batch_stats)
+    np.testing.assert_allclose(more_losses, losses, rtol=1e-4)
+    close(many.batch_stats, one.batch_stats, 1e-4)
+
+
+def test_a_batch_in_parts_gives_the_same_update():
+    batches = [batch_of(16, seed) for seed in range(2)]
+    losses, whole, _ = run(one_device(), batches)
+    part_losses, parts, _ = run(one_device(), batches, accumulate=4)
+    np.testing.assert_allclose(part_losses, losses, atol=1e-5)
+    close(parts.params, whole.params, 1e-4)  # AdamW divides by tiny second moments in the first steps
+
+
+def test_masked_rows_do_not_count():
+    full, padded = batch_of(8), batch_of(8)
+    padded["mask"][5:] = False
+    padded["image"][5:] = 255
+    padded["label"][5:] = 0
+    alone = {k: v[:5] for k, v in full.items()}
+    mesh = one_device()
+    losses, a, _ = run(mesh, [padded])
+    alone_losses, b, _ = run(mesh, [alone])
+    np.testing.assert_allclose(losses, alone_losses, atol=1e-6)
+    close(a.params, b.params, 1e-5)
+
+    variables = {"params": a.params}
+    options = {
+        "model": MODEL,
+        "inputs": inputs(MIX, MaskSpec("attend", keep_rate=0.5)),
+        "objective": step.Objective("object", CLASSES),
+        "mesh": mesh,
+    }
+    evaluate = jax.jit(functools.partial(step.eval_step, **options))
+    sums = evaluate(jax.random.key(0), variables, padded)
+    expected = evaluate(jax.random.key(0), variables, alone)
+    assert sums["n"] == 5
+    for k in sums:
+        np.testing.assert_allclose(sums[k], expected[k], rtol=1e-5, err_msg=k)
+
+
+def test_blur_type_is_learned_from_the_draw_not_the_label():
+    kinds = BlurSpec({"sharp": 0.25, "gaussian": 0.25, "motion": 0.25, "defocus": 0.25})
+    batch = batch_of(64)
+    _, kind = blurred_and_kind(kinds, batch)
+    assert set(kind) == {0, 1, 2, 3}
+    # A model that always answers 0 is right exactly for the sharp ones, whatever the labels say.
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    evaluate = functools.partial(
+        step.eval_step,
+        model=MODEL,
+        inputs=inputs(kinds),
+        objective=step.Objective("blur_type", 4),
+        mesh=one_device(),
+    )
+    sums = jax.jit(evaluate)(jax.random.key(0), variables, batch)
+    assert sums["top1"] == (kind == 0).sum()
+
+
+def test_the_draw_of_an_image_depends_on_its_id_alone():
+    batch = batch_of(16)
+    order = np.random.default_rng(0).permutation(16)
+    images, kinds = blurred_and_kind(MIX, batch)
+    shuffled, shuffled_kinds = blurred_and_kind(MIX, {k: v[order] for k, v in batch.items()})
+    assert len(set(kinds)) == 2
+    np.testing.assert_array_equal(shuffled_kinds, kinds[order])
+    np.testing.assert_array_equal(shuffled, images[order])
+
+
+def test_inputs_are_normalised_and_erased_in_the_documented_order():
+    images = jnp.full((1, SIZE, SIZE, 3), 0.25)
+    keys = jax.random.split(jax.random.key(0), 1)
+    mean, std = np.array(MEAN), np.array(STD)
+    for fill, dropped in (("black", -mean / std), ("mean", np.zeros(3))):
+        mask = MaskSpec("zero_pixels", selector="centre", keep_rate=0.25, fill=fill)
+        out, kept = jax.jit(functools.partial(step._mask, inputs=inputs(mask=mask), mesh=one_device()))(keys, images)
+        keep = np.asarray(kept.keep)[0].reshape(2, 2).repeat(8, 0).repeat(8, 1)
+        np.testing.assert_allclose(out[0][keep], np.broadcast_to((0.25 - mean) / std, (64, 3)), atol=1e-6)
+        np.testing.assert_allclose(out[0][~keep], np.broadcast_to(dropped, (192, 3)), atol=1e-6)
+
+
+def test_ema_follows_the_weights():
+    batches = [batch_of(8, seed) for seed in range(3)]
+    _, with_ema, _ = run(one_device(), batches, ema=0.9)
+    _, without, _ = run(one_device(), batches)
+    close(with_ema.params, without.params, 0)
+    assert without.ema is None
+    assert without.variables["params"] is without.params
+    assert with_ema.variables["params"] is with_ema.ema
+    _, first, _ = run(one_device(), batches[:0], ema=0.9)
+    expected = first.params
+    for n in range(1, 4):
+        _, now, _ = run(one_device(), batches[:n])
+        expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, expected, now.params)
+    close(with_ema.ema, expected, 1e-6)
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_mixing_trains(options):
+    losses, _, _ = run(one_device(), [batch_of(8)] * 30, blur=SHARP, **options)
+    assert np.isfinite(losses).all()
+    assert losses[-5:].mean() < losses[:5].mean()
