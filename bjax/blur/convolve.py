@@ -7,6 +7,8 @@ smaller than the kernel's radius is reflected as often as it takes, as cv2 and N
 correlations with a point-symmetric kernel, so correlation and convolution agree.
 """
 
+import functools
+
 import dm_pix
 import jax
 import jax.numpy as jnp
@@ -82,16 +84,51 @@ def defocus(images, radius, *, kernel_size=21):
     return depthwise(images, psf.defocus(per_image("radius", radius, batch), kernel_size))
 
 
-def separable(images, taps):
-    """Correlate the rows and columns of each image with its taps: `[B, H, W, C]`, `f32[B, k]` -> `[B, H, W,
-    C]`."""
-    return _per_platform(_separable, images, taps)
+def separable(images, taps, *, border="reflect"):
+    """Correlate the rows and columns of each image with its taps.
+
+    Args:
+      images: float `[B, H, W, C]`.
+      taps: `f32[B, k]`, k odd.
+      border: "reflect" (reflect-101) or "edge" (repeat the edge pixel).
+    """
+    check_images(images)
+
+    def one(image, taps):
+        return batched(image[None], taps[None])[0]
+
+    def batched(images, taps):
+        return _separable(_pad(images, taps.shape[1] // 2, border), taps, images.shape[3]).reshape(
+            images.shape
+        )
+
+    return by_platform(one, batched, images, taps).astype(images.dtype)
 
 
 def depthwise(images, kernels):
-    """Correlate each channel of each image with its kernel: `[B, H, W, C]`, `f32[B, k, k]` -> `[B, H, W,
-    C]`."""
-    return _per_platform(_depthwise, images, kernels)
+    """Correlate every channel of each image with its kernel: `[B, H, W, C]` by `f32[B, k, k]`, k odd."""
+    check_images(images)
+
+    def one(image, kernel):
+        padded = _pad(image[None], kernel.shape[0] // 2, "reflect")[0]
+        return _sparse(image.shape[2], padded, kernel).reshape(image.shape)
+
+    def batched(images, kernels):
+        padded = _pad(images, kernels.shape[1] // 2, "reflect")
+        return _dense(padded, kernels, images.shape[3]).reshape(images.shape)
+
+    return by_platform(one, batched, images, kernels).astype(images.dtype)
+
+
+def by_platform(one, batched, *arguments):
+    """The one place where the platform decides: `one` image at a time on a CPU, else `batched`.
+
+    On a CPU one image and its intermediates stay in a core's cache, which is worth 2 to 3 times. GPU and
+    TPU get the whole batch, one shift-and-add kernel a pass; that choice is not measured yet (its rivals: a
+    banded Toeplitz matmul, FFT, Pallas).
+    """
+    cpu = lambda *arguments: lax.map(lambda argument: one(*argument), arguments)  # noqa: E731
+    return lax.platform_dependent(*arguments, cpu=cpu, default=batched)
 
 
 def check_images(images):
@@ -112,56 +149,76 @@ def per_image(name, value, batch):
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
 
 
-def _per_platform(blur, images, kernels):
-    """The one place where the platform decides. `blur` takes a batch; on a CPU it gets one image at a time.
+def _pad(images, radius, border):
+    """Pad height and width in float32 and flatten the rows: `[B, H, W, C]` -> `f32[B, H + 2r, (W + 2r)·C]`.
 
-    One image and its intermediate stay in a core's cache, which is worth 2 to 3 times there. On GPU and TPU
-    the whole batch goes through one fused kernel per pass; that choice is not measured yet (candidates: a
-    banded Toeplitz matmul, FFT, Pallas).
+    In rows of W·C numbers a tap shifts by whole pixels, and the inner loop is long enough for SIMD. The
+    barriers, here and between passes, keep XLA from fusing a pass into the next, which would recompute it
+    for every tap.
     """
-
-    def one_at_a_time(images, kernels):
-        return lax.map(lambda pair: blur(pair[0][None], pair[1][None])[0], (images, kernels))
-
-    return lax.platform_dependent(images, kernels, cpu=one_at_a_time, default=blur)
+    widths = ((0, 0), (radius, radius), (radius, radius), (0, 0))
+    padded = jnp.pad(images.astype(jnp.float32), widths, mode=border)
+    return lax.optimization_barrier(padded.reshape(*padded.shape[:2], -1))
 
 
-def _separable(images, taps):
-    height, width, channels = images.shape[1:]
+def _separable(padded, taps, channels):
+    """`f32[B, H + 2r, (W + 2r)·C]`, `f32[B, k]` -> `f32[B, H, W·C]`, by shift and add."""
     size = taps.shape[1]
-    # Rows as one axis of W·C numbers: the taps then shift by whole pixels, and the inner loop is long
-    # enough for SIMD. The barriers keep XLA from fusing the two passes into one that recomputes the first
-    # for every tap of the second.
-    padded = lax.optimization_barrier(_reflect(images, size // 2))
+    height, width = padded.shape[1] - size + 1, padded.shape[2] - (size - 1) * channels
     taps = taps[:, :, None, None]
-    rows = sum(taps[:, i] * padded[:, i : i + height] for i in range(size))
-    rows = lax.optimization_barrier(rows)
-    shifted = (rows[:, :, i * channels : (i + width) * channels] for i in range(size))
-    blurred = sum(taps[:, i] * row for i, row in enumerate(shifted))
-    return blurred.reshape(images.shape).astype(images.dtype)
+    rows = lax.optimization_barrier(sum(taps[:, i] * padded[:, i : i + height] for i in range(size)))
+    return sum(taps[:, i] * rows[:, :, i * channels : i * channels + width] for i in range(size))
 
 
-def _depthwise(images, kernels):
-    height, width, channels = images.shape[1:]
+def _dense(padded, kernels, channels):
+    """`f32[B, H + 2r, (W + 2r)·C]`, `f32[B, k, k]` -> `f32[B, H, W·C]`, by shift and add, a row of taps at
+    a time."""
     size = kernels.shape[1]
-    padded = lax.optimization_barrier(_reflect(images, size // 2))
+    height, width = padded.shape[1] - size + 1, padded.shape[2] - (size - 1) * channels
     kernels = kernels[..., None, None]
 
     def row(i):
         rows = lax.dynamic_slice_in_dim(padded, i, height, axis=1)
         taps = lax.dynamic_index_in_dim(kernels, i, axis=1, keepdims=False)
-        return sum(taps[:, j] * rows[:, :, j * channels : (j + width) * channels] for j in range(size))
+        return sum(taps[:, j] * rows[:, :, j * channels : j * channels + width] for j in range(size))
 
-    blurred = lax.scan(lambda total, i: (total + row(i), None), row(0), jnp.arange(1, size))[0]
-    return blurred.reshape(images.shape).astype(images.dtype)
+    return lax.scan(lambda total, i: (total + row(i), None), row(0), jnp.arange(1, size))[0]
 
 
-def _reflect(images, radius):
-    """Reflect-101 padding in float32, rows flattened: `[B, H, W, C]` -> `f32[B, H + 2r, (W + 2r)·C]`."""
-    padded = jnp.pad(
-        images.astype(jnp.float32), ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="reflect"
-    )
-    return padded.reshape(*padded.shape[:2], -1)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sparse(channels, padded, kernel):
+    """`_dense` for one image, skipping taps that are 0: a line or a disk fills a small part of its square.
+
+    `f32[H + 2r, (W + 2r)·C]`, `f32[k, k]` -> `f32[H, W·C]`. The taps are taken in groups, one fused pass
+    over the image each; the loop runs over as many groups as the kernel needs.
+    """
+    group = 8
+    size = kernel.shape[0]
+    height, width = padded.shape[0] - size + 1, padded.shape[1] - (size - 1) * channels
+    taps = kernel.reshape(-1)
+    order = jnp.argsort(taps == 0, stable=True)
+    order = jnp.pad(order, (0, -size * size % group), constant_values=0)
+    used = (taps != 0).sum()
+    weights = jnp.where(jnp.arange(order.size) < used, taps[order], 0)
+
+    def add(g):
+        total = 0
+        for i in range(group):
+            row, column = jnp.divmod(order[g * group + i], size)
+            window = lax.dynamic_slice(padded, (row, column * channels), (height, width))
+            total += weights[g * group + i] * window
+        return total
+
+    return lax.fori_loop(1, (used + group - 1) // group, lambda g, total: total + add(g), add(0))
+
+
+@_sparse.defjvp
+def _sparse_jvp(channels, primals, tangents):
+    # Bilinear; the loop of dynamic length has no transpose, the dense form has. A tap of 0 can have a
+    # gradient too.
+    (padded, kernel), (d_padded, d_kernel) = primals, tangents
+    dense = lambda p, k: _dense(p[None], k[None], channels)[0]  # noqa: E731
+    return _sparse(channels, padded, kernel), dense(d_padded, kernel) + dense(padded, d_kernel)
 
 
 def _gaussian_pix(images, sigma, kernel_size):

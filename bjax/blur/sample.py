@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from typing import NamedTuple
 
 import jax
@@ -137,12 +138,8 @@ def draw(key, images, spec):
             f"such as jax.random.split(jax.random.key(0), {batch})"
         )
     kind, params, noise_key = jax.vmap(lambda k: _draw_one(k, spec))(key)
-    blurred = lax.platform_dependent(
-        images,
-        kind,
-        params,
-        cpu=lambda *arguments: _apply_one_at_a_time(*arguments, spec),
-        default=lambda *arguments: _apply_batched(*arguments, spec),
+    blurred = convolve.by_platform(
+        functools.partial(_apply_one, spec), functools.partial(_apply_batched, spec), images, kind, params
     )
     if spec.noise[1] > 0:
         noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(noise_key)
@@ -167,36 +164,28 @@ def _draw_one(key, spec):
     return kind, Params(**params), noise_key
 
 
-def _apply_one_at_a_time(images, kind, params, spec):
-    """Only the drawn blur of each image is computed."""
+def _apply_one(spec, image, kind, params):
+    """Only the drawn blur is computed."""
     blurs = {
         "sharp": lambda image, p: image,
-        "gaussian": lambda image, p: convolve._separable(image, psf.gaussian_taps(p.sigma, spec.kernel_size)),
-        "motion": lambda image, p: convolve._depthwise(image, psf.motion(p.length, p.angle, spec.psf_size)),
-        "defocus": lambda image, p: convolve._depthwise(image, psf.defocus(p.radius, spec.psf_size)),
+        "gaussian": lambda image, p: convolve.separable(image, psf.gaussian_taps(p.sigma, spec.kernel_size)),
+        "motion": lambda image, p: convolve.depthwise(image, psf.motion(p.length, p.angle, spec.psf_size)),
+        "defocus": lambda image, p: convolve.depthwise(image, psf.defocus(p.radius, spec.psf_size)),
     }
     names = [name for name, _ in spec.kinds]
-    branch = np.zeros(len(KINDS), np.int32)
-    branch[[KINDS.index(name) for name in names]] = np.arange(len(names))
-
-    def one(arguments):
-        image, kind, p = jax.tree.map(lambda x: x[None], arguments)
-        return lax.switch(jnp.asarray(branch)[kind[0]], [blurs[name] for name in names], image, p)[0]
-
-    return lax.map(one, (images, kind, params))
+    branch = sum((kind > KINDS.index(name)).astype(jnp.int32) for name in names)  # the kinds before this one
+    image, params = jax.tree.map(lambda x: x[None], (image, params))
+    return lax.switch(branch, [blurs[name] for name in names], image, params)[0]
 
 
-def _apply_batched(images, kind, params, spec):
-    """A Gaussian pass, then a motion-or-defocus pass, each the exact identity for images of another kind.
-
-    Not measured on a GPU yet.
-    """
+def _apply_batched(spec, images, kind, params):
+    """A Gaussian pass, then a motion-or-defocus pass, each the exact identity for images of another kind."""
     names = [name for name, _ in spec.kinds]
     if "gaussian" in names:
-        images = convolve._separable(images, psf.gaussian_taps(params.sigma, spec.kernel_size))
+        images = convolve.separable(images, psf.gaussian_taps(params.sigma, spec.kernel_size))
     if "motion" in names or "defocus" in names:
-        is_motion = (kind == KINDS.index("motion"))[:, None, None]
         line = psf.motion(params.length, params.angle, spec.psf_size)
         disk = psf.defocus(params.radius, spec.psf_size)
-        images = convolve._depthwise(images, jnp.where(is_motion, line, disk))
+        is_motion = (kind == KINDS.index("motion"))[:, None, None]
+        images = convolve.depthwise(images, jnp.where(is_motion, line, disk))
     return images
