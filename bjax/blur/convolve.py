@@ -141,6 +141,15 @@ def check_images(images):
     return images.shape[0]
 
 
+def check_keys(key, batch):
+    """ValueError unless `key` holds one typed key per image."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != (batch,):
+        raise ValueError(
+            f"key: {key.dtype}{list(key.shape)} must be typed keys [{batch}], one per image, "
+            f"such as jax.random.split(jax.random.key(0), {batch})"
+        )
+
+
 def per_image(name, value, batch):
     """A scalar or `[B]` parameter as `f32[B]`."""
     shape = jnp.shape(value)

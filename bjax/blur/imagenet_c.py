@@ -1,5 +1,4 @@
-"""The blurs of ImageNet-C (Hendrycks & Dietterich 2019) at severities 1 to 5, with that benchmark's own
-semantics.
+"""ImageNet-C's blurs (Hendrycks & Dietterich 2019) at severities 1 to 5, with the benchmark's own semantics.
 
 They are not the blurs of `bjax.blur`: ImageNet-C's Gaussian repeats the edge pixel and is cut at 4 σ, its
 defocus kernel gains up to 1.3 % brightness, its motion blur is one-sided, its glass blur duplicates pixels.

@@ -132,11 +132,7 @@ def draw(key, images, spec):
       ValueError: keys that are not one typed key per image, images that are not a float batch.
     """
     batch = convolve.check_images(images)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != (batch,):
-        raise ValueError(
-            f"key: {key.dtype}{list(key.shape)} must be typed keys [{batch}], one per image, "
-            f"such as jax.random.split(jax.random.key(0), {batch})"
-        )
+    convolve.check_keys(key, batch)
     kind, params, noise_key = jax.vmap(lambda k: _draw_one(k, spec))(key)
     blurred = convolve.by_platform(
         functools.partial(_apply_one, spec), functools.partial(_apply_batched, spec), images, kind, params

@@ -1,0 +1,130 @@
+"""Blur that varies over the image, with its ground truth: the per-pixel map of σ that was applied.
+
+A σ map is `f32[B, H, W]` in pixels; 0 is sharp. Each output pixel is the mean of its surroundings under the
+Gaussian of its own σ (a gather: sharp pixels next to a blurred region stay sharp, and nothing is normalised
+afterwards).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bjax.blur import convolve, psf
+
+
+def gaussian(images, sigma_map, *, kernel_size=19):
+    """Gaussian blur with a σ per pixel; a constant map equals `bjax.blur.gaussian`.
+
+    Args:
+      images: float `[B, H, W, C]`.
+      sigma_map: `f32[B, H, W]`, pixels, ≥ 0.
+      kernel_size: side of the kernel, odd and static. Costs kernel_size² passes, not 2·kernel_size.
+
+    Returns:
+      The blurred images, same shape and dtype.
+
+    Raises:
+      ValueError: images that are not a float batch, a map of another size, an even kernel_size, σ < 0.
+    """
+    convolve.check_images(images)
+    if sigma_map.shape != images.shape[:3]:
+        raise ValueError(
+            f"sigma_map: shape {list(sigma_map.shape)} must be the images' {list(images.shape[:3])}"
+        )
+    psf.check_kernel_size(kernel_size)
+    psf.check("sigma_map", sigma_map, 0)
+    height, width = images.shape[1:3]
+
+    def batched(images, sigma_map):
+        radius = kernel_size // 2
+        widths = ((0, 0), (radius, radius), (radius, radius), (0, 0))
+        padded = lax.optimization_barrier(jnp.pad(images.astype(jnp.float32), widths, mode="reflect"))
+        taps = jnp.moveaxis(psf.gaussian_taps(sigma_map, kernel_size), -1, 0)[..., None]  # [k, B, H, W, 1]
+
+        def row(i):
+            rows = lax.dynamic_slice_in_dim(padded, i, height, axis=1)
+            return taps[i] * sum(taps[j] * rows[:, :, j : j + width] for j in range(kernel_size))
+
+        return lax.scan(lambda total, i: (total + row(i), None), row(0), jnp.arange(1, kernel_size))[0]
+
+    def one(image, sigma_map):
+        return batched(image[None], sigma_map[None])[0]
+
+    return convolve.by_platform(one, batched, images, jnp.asarray(sigma_map, jnp.float32)).astype(
+        images.dtype
+    )
+
+
+def regions(key, images, sigma, *, count=3, size=(0.2, 0.5), kernel_size=19):
+    """Gaussian blur inside random rectangles, sharp outside.
+
+    Args:
+      key: `[B]` typed keys, one per image.
+      images: float `[B, H, W, C]`.
+      sigma: σ inside the rectangles, pixels, scalar or `[B]`.
+      count: rectangles per image; they may overlap.
+      size: range of their sides, as fractions of the image's, in [0, 1].
+      kernel_size: side of the kernel, odd and static.
+
+    Returns:
+      `(images, sigma_map)`: the images, same shape and dtype, and `f32[B, H, W]`.
+
+    Raises:
+      ValueError: as `bjax.blur.gaussian`; wrong keys, count < 1, a size that is no range within [0, 1].
+    """
+    batch = convolve.check_images(images)
+    convolve.check_keys(key, batch)
+    if count < 1:
+        raise ValueError(f"count={count}: must be at least 1")
+    if not 0 <= size[0] <= size[1] <= 1:
+        raise ValueError(f"size={size}: must be low ≤ high within [0, 1]")
+    height, width = images.shape[1:3]
+
+    rows, columns = (jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width
+
+    def inside(key):
+        sides, places = jax.random.uniform(key, (2, count, 2))
+        sides = size[0] + (size[1] - size[0]) * sides
+        starts = places * (1 - sides)
+        (top, left), (bottom, right) = starts.T[..., None], (starts + sides).T[..., None]
+        in_rows, in_columns = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)
+        return (in_rows[:, :, None] & in_columns[:, None, :]).any(0)
+
+    mask = jax.vmap(inside)(key)
+    blurred = convolve.gaussian(images, sigma, kernel_size=kernel_size)
+    sigma_map = mask * convolve.per_image("sigma", sigma, batch)[:, None, None]
+    return jnp.where(mask[..., None], blurred, images), sigma_map
+
+
+def ramp(key, images, near, far, *, kernel_size=19):
+    """Gaussian blur that grows linearly across the image in a random direction, as on a plane tilted in
+    depth.
+
+    Args:
+      key: `[B]` typed keys, one per image.
+      images: float `[B, H, W, C]`.
+      near: σ at one end of the image, pixels, scalar or `[B]`.
+      far: σ at the other end, likewise.
+      kernel_size: side of the kernel, odd and static.
+
+    Returns:
+      `(images, sigma_map)`: the images, same shape and dtype, and `f32[B, H, W]`, from near to far.
+
+    Raises:
+      ValueError: as `gaussian`; wrong keys.
+    """
+    batch = convolve.check_images(images)
+    convolve.check_keys(key, batch)
+    psf.check("near", near, 0)
+    psf.check("far", far, 0)
+    near, far = (convolve.per_image(n, v, batch)[:, None, None] for n, v in (("near", near), ("far", far)))
+    height, width = images.shape[1:3]
+    angle = jax.vmap(lambda k: jax.random.uniform(k, maxval=2 * jnp.pi))(key)
+    row = (jnp.arange(height, dtype=jnp.float32) / max(height - 1, 1) - 0.5)[:, None]
+    column = jnp.arange(width, dtype=jnp.float32) / max(width - 1, 1) - 0.5
+    cos, sin = jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None]
+    depth = (column * cos - row * sin) / (
+        jnp.abs(cos) + jnp.abs(sin)
+    ) + 0.5  # 0 and 1 at two opposite corners
+    sigma_map = near + (far - near) * jnp.clip(depth, 0, 1)
+    return gaussian(images, sigma_map, kernel_size=kernel_size), sigma_map
