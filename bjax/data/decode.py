@@ -35,12 +35,10 @@ def decode(data, *, exif_rotate=False):
             if colorspace not in ("CMYK", "YCCK"):
                 return simplejpeg.decode_jpeg(data)
         except ValueError as error:
-            # libjpeg's warnings are errors here, and some of them are harmless: ImageNet holds complete
-            # images with stray bytes in them. Pillow reads those too, and refuses what lacks data; but it
-            # is silent about damaged data.
-            cause = str(error)
-            if "Corrupt JPEG data" in cause and "extraneous bytes" not in cause:
-                raise ValueError(cause) from None
+            # libjpeg's warnings are errors here, and some are harmless: there are images in ImageNet with
+            # stray bytes between their segments. As in torchvision, Pillow is the judge of those.
+            if "Premature end" in str(error):
+                raise ValueError(f"truncated: {error}") from None
     try:
         with Image.open(io.BytesIO(data)) as image:
             if exif_rotate:
@@ -104,9 +102,10 @@ def center_crop(image, size, *, resize=None):
     with antialiasing.
 
     Args:
-      image: uint8[H, W, 3]. size: side of the crop, pixels. resize: length of the shorter side before the
-      crop, pixels; None crops the pixels as they are, after extending an
-        image smaller than `size` by reflection.
+      image: uint8[H, W, 3].
+      size: side of the crop, pixels.
+      resize: length of the shorter side before the crop, pixels; None crops the pixels as they are, after
+        extending an image smaller than `size` by reflection.
 
     Returns:
       uint8[size, size, 3].

@@ -1,6 +1,7 @@
 """Prepared data sets as batches of uint8 images: a pure function of the seed and the step."""
 
 import dataclasses
+import difflib
 import logging
 import os
 import threading
@@ -12,11 +13,15 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bjax.data import decode, photos
-from bjax.data.prepare import prepare
+from bjax.data import decode
+from bjax.data.builder import prepare
+from bjax.data.folder import Imagenette
+from bjax.data.photos import Photos
 from bjax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+ON_FIRST_USE = {"photos": Photos, "imagenette": Imagenette}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +83,12 @@ def open_split(name, split, *, data_dir=None):
     Raises:
       UserError: there is no such data set or split.
     """
-    if name == "photos":
-        builder = photos.Photos(data_dir=data_dir, file_format="array_record")
-        prepare(builder, progress=False)
-    builder = _find(name, data_dir)
+    if name in ON_FIRST_USE:
+        builder = ON_FIRST_USE[name](data_dir=data_dir)
+        prepare(builder)
+        builder = tfds.builder_from_directory(builder.data_dir)
+    else:
+        builder = _prepared(name, data_dir)
     missing = {"image", "label", "file_name"} - set(builder.info.features)
     if missing:
         raise UserError(f"data set {name} in {builder.data_dir} has no feature {', '.join(sorted(missing))}")
@@ -103,14 +110,26 @@ def open_split(name, split, *, data_dir=None):
     return Source(name, split, len(names), names, records)
 
 
-def _find(name, data_dir):
+def _prepared(name, data_dir):
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
         pass
     folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    ways = "train on the embedded photographs with --config=…:demo, on a small download with :imagenette"
-    raise UserError(f"data set {name} is not prepared in {folder}; {ways}")
+    if name == "imagenet2012":
+        raise UserError(
+            f"data set imagenet2012 is not in {folder}: prepare it with python -m bjax.data.prepare "
+            "imagenet2012 --manual_dir=…, or train on the embedded photographs (--config=…:demo) or on a "
+            "small download (--config=…:imagenette)"
+        )
+    found = {path.relative_to(folder).parts[0] for path in folder.glob("*/**/dataset_info.json")}
+    known = sorted({*ON_FIRST_USE, "imagenet2012", *found})
+    near = difflib.get_close_matches(name, known, 1)
+    nearest = f" (did you mean {near[0]}?)" if near else ""
+    raise UserError(
+        f"unknown data set {name!r}{nearest}: there are {', '.join(known)}; "
+        f"python -m bjax.data.prepare folder {name} --source=… makes one from a folder of images"
+    )
 
 
 def train_batches(
@@ -139,15 +158,23 @@ def train_batches(
     holds rows h * b to (h + 1) * b of the global batch, b = batch_size / P.
 
     Args:
-      source: Source. seed: of the shuffling and the augmentation. batch_size: of the global batch, over all
-      processes. image_size: side of the images, pixels. start_step: the first step to yield: where a
-      resumed run goes on. num_steps: the step to end before; None goes on for ever. process_index: h.
-      process_count: P. threads: that read and decode, each a batch at a time; None takes one per core.
-      prefetch: batches made ahead, all held in memory; None takes as many as threads. crop: "resized"
-      (random area and ratio, resized: torchvision's RandomResizedCrop) or "random" (pixels as they are).
-      scale: of the resized crop, shares of the area. ratio: of the resized crop, width over height. flip:
-      mirror half of the images. on_corrupt: "raise", or "skip": zeros, with mask False. corrupt: Corrupt
-      that records what was skipped.
+      source: Source.
+      seed: of the shuffling and the augmentation.
+      batch_size: of the global batch, over all processes.
+      image_size: side of the images, pixels.
+      start_step: the first step to yield: where a resumed run goes on.
+      num_steps: the step to end before; None goes on for ever.
+      process_index: h.
+      process_count: P.
+      threads: that read and decode, each a batch at a time; None takes one per core.
+      prefetch: batches made ahead, all held in memory; None takes as many as threads.
+      crop: "resized" (random area and ratio, resized: torchvision's RandomResizedCrop) or "random" (pixels
+        as they are).
+      scale: of the resized crop, shares of the area.
+      ratio: of the resized crop, width over height.
+      flip: mirror half of the images.
+      on_corrupt: "raise", or "skip": zeros, with mask False.
+      corrupt: Corrupt that records what was skipped.
 
     Returns:
       Iterator of {"image": uint8[b, size, size, 3], "label": int32[b], "id": uint32[b], "mask": bool[b]}.

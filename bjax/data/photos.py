@@ -53,6 +53,9 @@ with tfds.core.registered.skip_registration():
         name = "photos"
         VERSION = tfds.core.Version("1.0.0")
 
+        def __init__(self, **kwargs):
+            super().__init__(file_format="array_record", **kwargs)
+
         def _info(self):
             return tfds.core.DatasetInfo(
                 builder=self,

@@ -1,0 +1,134 @@
+"""What the builders of data sets share: writing them once, whole, and free of damaged images.
+
+A data set is TFDS's ArrayRecord layout, written without TensorFlow and readable by plain TFDS.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import io
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import filelock
+import tensorflow_datasets as tfds
+import tqdm
+
+from bjax.data import decode
+from bjax.errors import UserError
+
+LISTED = 10
+
+
+def prepare(builder, *, overwrite=False):
+    """Writes a builder's data set unless it is there already.
+
+    TFDS writes into a temporary folder and renames it when all is done, so a data set is there whole or not
+    at all. A lock file beside it lets one process work while others wait for the result; the system
+    releases it when that process dies, so whoever holds it may remove what a killed one left behind.
+
+    Args:
+      builder: a TFDS builder.
+      overwrite: write it anew if it is there.
+
+    Returns:
+      True if the data set was written now, False if it was there.
+
+    Raises:
+      UserError: the builder refuses its input, or the folder cannot be written.
+    """
+    target = Path(builder.data_dir)
+    if _is_prepared(target) and not overwrite:
+        return False
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target):
+            if _is_prepared(target) and not overwrite:
+                return False
+            shutil.rmtree(target, ignore_errors=True)
+            for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
+                shutil.rmtree(leftover)
+            tfds.disable_progress_bar()  # its bars lack totals; `intact` has its own
+            with contextlib.redirect_stdout(io.StringIO()):  # "Downloading … Unknown size" would mislead
+                builder.download_and_prepare()
+    except OSError as error:
+        raise UserError(
+            f"{builder.name}: preparing {target} failed: {error}; another folder is chosen with --data_dir, "
+            "data.data_dir in the config or TFDS_DATA_DIR in the environment"
+        ) from error
+    return True
+
+
+def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda data: data):
+    """The records of the images that decode, in order; decoding runs ahead in threads, under a progress bar.
+
+    Args:
+      files: iterable of (file_name, label, bytes).
+      total: how many files there should be.
+      title: of the progress bar.
+      where: what the files come from, for the error.
+      on_corrupt: "raise", or "skip".
+      corrupt: {file_name: cause}; those that do not decode are added.
+      convert: bytes -> bytes to store in their place.
+
+    Yields:
+      file_name, {"image": bytes, "label": label, "file_name": file_name}.
+
+    Raises:
+      UserError: after the last file, if there are not as many as there should be, or any is corrupt and
+        on_corrupt is "raise".
+    """
+    before = len(corrupt)
+    threads = os.cpu_count()
+    waiting = collections.deque()
+
+    def check(data):
+        decode.decode(data)
+        return convert(data)
+
+    def finish():
+        file_name, label, future = waiting.popleft()
+        try:
+            yield file_name, {"image": future.result(), "label": label, "file_name": file_name}
+        except ValueError as cause:
+            corrupt[file_name] = str(cause)
+
+    interval = 1 if sys.stderr.isatty() else 60
+    bar = tqdm.tqdm(files, title, total, unit=" images", mininterval=interval)
+    with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for file_name, label, data in bar:
+            waiting.append((file_name, label, pool.submit(check, data)))
+            if len(waiting) > 4 * threads:
+                yield from finish()
+        while waiting:
+            yield from finish()
+
+    if bar.n != total:
+        raise UserError(f"{where} holds {bar.n} images instead of {total}; get it again")
+    found = [f"{file_name} ({cause})" for file_name, cause in list(corrupt.items())[before:]]
+    if found and on_corrupt == "raise":
+        raise UserError(
+            f"{where} holds {len(found)} corrupt images: {some(found)}; mend them, or leave them out with "
+            "--on_corrupt=skip"
+        )
+    print(f"{title}: shuffling and writing {total - len(found)} images", file=sys.stderr)
+
+
+def some(names):
+    """A list of names for an error's one line: the first ten, and how many more there are."""
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
+def _is_prepared(target):
+    return (target / "dataset_info.json").is_file()
+
+
+def _lock(target):
+    lock = filelock.FileLock(target.parent / f".{target.name}.lock")
+    try:
+        return lock.acquire(blocking=False)
+    except filelock.Timeout:
+        print(f"waiting for another process that is preparing {target}", file=sys.stderr)
+        return lock.acquire()

@@ -1,0 +1,211 @@
+"""Data sets from folders of images: one's own, and Imagenette, which is distributed as one."""
+
+import os
+import re
+import tarfile
+from pathlib import Path, PurePosixPath
+
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.datasets.imagenette import imagenette_dataset_builder as stock
+
+from bjax.data.builder import intact, some
+from bjax.errors import UserError
+
+SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMAGENETTE_COUNTS = {"train": 9469, "validation": 3925}
+IMAGENETTE = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz"
+
+
+with tfds.core.registered.skip_registration():
+
+    class Folder(tfds.core.GeneratorBasedBuilder):
+        """An ImageFolder tree, SPLIT/CLASS/…/image, as torchvision reads it; files are stored as they are."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def __init__(self, *, name, source, on_corrupt="raise", **kwargs):
+            """Constructs the builder.
+
+            Args:
+              name: of the data set.
+              source: the folder that holds train/, val/ or test/.
+              on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
+              **kwargs: of TFDS's builder: data_dir.
+
+            Raises:
+              UserError: the name cannot be used, or the tree is not as it should be.
+            """
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise UserError(
+                    f"data set name {name!r}: lower-case letters, digits and _ only, a letter first"
+                )
+            self.name = name
+            self.corrupt = {}
+            self._source = Path(source).expanduser()
+            self._on_corrupt = on_corrupt
+            self._tree, self.ignored = scan(self._source)
+            super().__init__(file_format="array_record", **kwargs)
+
+        def _info(self):
+            return _info(self, _classes(self._tree))
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            return {split: self._generate_examples(split) for split in self._tree}
+
+        def _generate_examples(self, split):
+            files = (
+                (file_name, label, path.read_bytes())
+                for label, images in self._tree[split].items()
+                for file_name, path in images.items()
+            )
+            return intact(
+                files,
+                total=sum(len(images) for images in self._tree[split].values()),
+                title=f"{self.name} {split}",
+                where=self._source,
+                on_corrupt=self._on_corrupt,
+                corrupt=self.corrupt,
+            )
+
+    class Imagenette(tfds.core.GeneratorBasedBuilder):
+        """Ten classes of ImageNet, shorter side 320 px."""
+
+        name = "imagenette"
+        VERSION = tfds.core.Version("1.0.0")
+        url_infos = stock.Builder.url_infos  # the archive's checksum
+
+        def __init__(self, **kwargs):
+            super().__init__(file_format="array_record", **kwargs)
+
+        def _info(self):
+            names = tfds.core.tfds_path("image_classification/imagenette_labels.txt").read_text().split()
+            return _info(self, names)
+
+        def _split_generators(self, dl_manager):
+            file = Path(IMAGENETTE)
+            downloads = Path(self.data_dir_root) / "downloads"
+            try:
+                if not any(downloads.rglob(f"*{file.stem}*")):
+                    # TFDS retries for minutes before it says that there is no internet.
+                    requests.head(IMAGENETTE, timeout=30).raise_for_status()
+                archive = dl_manager.download(IMAGENETTE)
+            except (requests.RequestException, tfds.download.DownloadError) as error:
+                raise UserError(
+                    f"imagenette: downloading {IMAGENETTE} failed ({type(error).__name__}); without internet "
+                    f"put {file.name} into {downloads / 'manual'}"
+                ) from error
+            except tfds.download.NonMatchingChecksumError as error:
+                raise UserError(
+                    f"imagenette: {file.name} in {downloads} is not the published file (its SHA-256 differs); "
+                    "remove it and get it again"
+                ) from error
+            return {split: self._generate_examples(archive, split) for split in IMAGENETTE_COUNTS}
+
+        def _generate_examples(self, archive, split):
+            return intact(
+                _members(archive, split),
+                total=IMAGENETTE_COUNTS[split],
+                title=f"{self.name} {split}",
+                where=archive,
+                on_corrupt="raise",
+                corrupt={},
+            )
+
+
+def scan(source):
+    """Lists an ImageFolder tree.
+
+    Args:
+      source: folder that holds train/, val/ (or valid/, validation/) or test/, each with a folder a class;
+        images may lie deeper in these. Hidden files and folders are passed over.
+
+    Returns:
+      ({split: {class: {"class/…/image": path}}}, the files and folders that are no part of it).
+
+    Raises:
+      UserError: no such split, one split twice, a class without images, a class that train has not.
+    """
+    if not source.is_dir():
+        raise UserError(f"--source={source} is no folder")
+    entries = _visible(source)
+    folders = [entry for entry in entries if entry.is_dir() and entry.name in SPLITS]
+    if not folders:
+        held = some([entry.name for entry in entries]) or "nothing"
+        raise UserError(
+            f"{source} must hold train/, val/ or test/, with a folder a class in each; it holds {held}"
+        )
+    ignored = [entry for entry in entries if entry not in folders]
+    tree = {}
+    for folder in folders:
+        split = SPLITS[folder.name]
+        if split in tree:
+            raise UserError(
+                f"{source} holds two folders for the {split} split, one is {folder.name}/: keep one"
+            )
+        tree[split] = {}
+        for entry in _visible(folder):
+            if entry.is_dir():
+                images = _images(entry, ignored)
+                if not images:
+                    raise UserError(
+                        f"{entry} holds no images ({' '.join(EXTENSIONS)}): remove the class or fill it"
+                    )
+                tree[split][entry.name] = images
+            else:
+                ignored.append(entry)
+        unknown = sorted(set(tree[split]) - set(tree.get("train", tree[split])))
+        if unknown:
+            raise UserError(f"{folder} holds classes that train/ has not: {some(unknown)}")
+    return tree, ignored
+
+
+def _visible(folder):
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _images(folder, ignored):
+    images = {}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in sorted(Path(place) / file for file in files if not file.startswith(".")):
+            if path.suffix.lower() in EXTENSIONS:
+                images[path.relative_to(folder.parent).as_posix()] = path
+            else:
+                ignored.append(path)
+    return images
+
+
+def _members(archive, split):
+    """The images of one split of Imagenette's archive, imagenette2-320/{train,val}/CLASS/IMAGE.JPEG."""
+    with tarfile.open(archive, mode="r:gz") as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if member.isfile() and path.suffix == ".JPEG" and SPLITS[path.parts[1]] == split:
+                yield f"{path.parent.name}/{path.name}", path.parent.name, tar.extractfile(member).read()
+
+
+def _classes(tree):
+    return sorted(tree["train"] if "train" in tree else set().union(*tree.values()))
+
+
+def _info(builder, classes):
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, None)),
+                "label": tfds.features.ClassLabel(names=classes),
+                "file_name": tfds.features.Text(),
+            }
+        ),
+        supervised_keys=("image", "label"),
+    )

@@ -1,0 +1,180 @@
+"""ImageNet (ILSVRC 2012) from its official tars, as TFDS's `imagenet2012`, without TensorFlow."""
+
+import contextlib
+import dataclasses
+import io
+import tarfile
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as stock
+
+from bjax.data import decode
+from bjax.data.builder import intact, some
+from bjax.errors import UserError
+
+TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What the complete tars hold."""
+
+    classes: int = 1000
+    train: int = 1_281_167
+    validation: int = 50_000
+
+
+COMPLETE = Counts()
+
+
+with tfds.core.registered.skip_registration():
+
+    class Imagenet2012(stock.Builder):
+        """TFDS's builder with its reading of the tars replaced; what it stores, and where, stays the same.
+
+        The stock builder needs TensorFlow, reads the validation labels even where only train is wanted, and
+        pairs sorted names with labels, so that one missing image would shift the labels of all after it.
+        """
+
+        name = "imagenet2012"
+
+        def __init__(self, *, manual_dir, splits=tuple(TARS), on_corrupt="raise", counts=COMPLETE, **kwargs):
+            """Constructs the builder.
+
+            Args:
+              manual_dir: folder of the official tars.
+              splits: which of train and validation to write.
+              on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
+              counts: what the tars must hold.
+              **kwargs: of TFDS's builder: data_dir.
+            """
+            self.corrupt = {}
+            self._paths = {split: Path(manual_dir).expanduser() / TARS[split] for split in splits}
+            self._on_corrupt = on_corrupt
+            self._counts = counts
+            super().__init__(file_format="array_record", **kwargs)
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            missing = [path for path in self._paths.values() if not path.is_file()]
+            if missing:
+                names = " and ".join(path.name for path in missing)
+                raise UserError(
+                    f"imagenet2012: {missing[0].parent} lacks {names}, to be had from image-net.org; "
+                    "--splits=train or --splits=validation prepares one without the other"
+                )
+            # Both tars are looked through before hours go into writing the first.
+            files = {}
+            if "train" in self._paths:
+                classes = self.info.features["label"].names
+                files["train"] = train_files(self._paths["train"], classes, self._counts.classes)
+            if "validation" in self._paths:
+                files["validation"] = validation_files(self._paths["validation"], self._counts.validation)
+            return {split: self._generate_examples(split, files[split]) for split in files}
+
+        def _generate_examples(self, split, files):
+            return intact(
+                files,
+                total=getattr(self._counts, split),
+                title=f"{self.name} {split}",
+                where=self._paths[split],
+                on_corrupt=self._on_corrupt,
+                corrupt=self.corrupt,
+                convert=as_rgb_jpeg,
+            )
+
+
+def train_files(path, classes, count):
+    """Checks that the tar of training images holds a tar a class, and reads these.
+
+    Args:
+      path: of the tar.
+      classes: the names that classes can have.
+      count: how many of them there must be.
+
+    Returns:
+      Iterator of (file name, class, bytes).
+
+    Raises:
+      UserError: a class is missing or unknown, or the tar is damaged (this also while iterating).
+    """
+    with _open(path) as tar:
+        found = {Path(member.name).stem for member in _members(tar)}
+    if unknown := sorted(found - set(classes)):
+        raise UserError(f"imagenet2012: {path} holds {some(unknown)}, no classes of ImageNet")
+    if len(found) != count:
+        lacks = some(sorted(set(classes) - found))
+        raise UserError(
+            f"imagenet2012: {path} holds {len(found)} classes instead of {count}, lacking {lacks}; get it again"
+        )
+
+    def read():
+        with _open(path) as tar:
+            for member in _members(tar):
+                with _open(path, tar.extractfile(member)) as images:
+                    for image in _members(images):
+                        yield Path(image.name).name, Path(member.name).stem, images.extractfile(image).read()
+
+    return read()
+
+
+def validation_files(path, count):
+    """Checks that the tar of validation images holds exactly the images 1 to count, and reads them.
+
+    Labels belong to the sorted names; since all names are checked, none can shift.
+
+    Args:
+      path: of the tar.
+      count: how many images there must be.
+
+    Returns:
+      Iterator of (file name, class, bytes).
+
+    Raises:
+      UserError: an image is missing or unknown, or the tar is damaged (this also while iterating).
+    """
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, count + 1)]
+    with _open(path) as tar:
+        found = {Path(member.name).name for member in _members(tar)}
+    if lacks := sorted(set(names) - found):
+        raise UserError(f"imagenet2012: {path} lacks {some(lacks)} of {count} images; get it again")
+    if extra := sorted(found - set(names)):
+        raise UserError(f"imagenet2012: {path} holds {some(extra)} besides {names[0]} to {names[-1]}")
+    labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+    label_of = dict(zip(names, labels, strict=False))
+
+    def read():
+        with _open(path) as tar:
+            for member in _members(tar):
+                name = Path(member.name).name
+                yield name, label_of[name], tar.extractfile(member).read()
+
+    return read()
+
+
+def as_rgb_jpeg(data):
+    """Bytes of an image file: RGB and grey JPEG as they are, all else as RGB JPEG of quality 100, as in TFDS.
+
+    ImageNet holds 22 CMYK images and a PNG, all named .JPEG; they are told by their content.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+            return data
+    jpeg = io.BytesIO()
+    Image.fromarray(decode.decode(data)).save(jpeg, "JPEG", quality=100, subsampling="4:2:0")
+    return jpeg.getvalue()
+
+
+@contextlib.contextmanager
+def _open(path, file=None):
+    try:
+        with tarfile.open(path, mode="r:", fileobj=file) as tar:
+            yield tar
+    except tarfile.ReadError as error:
+        raise UserError(f"imagenet2012: {path} is truncated or no tar ({error}); get it again") from error
+
+
+def _members(tar):
+    return (member for member in tar if member.isfile())
