@@ -1,0 +1,238 @@
+"""Published weight files as Flax variables: `load("resnet50", "resnet50-0676ba61.pth")`.
+
+Files (read without PyTorch where the format allows): `.safetensors`, `.npz`, and `.pth` with the extra
+`bjax[torch]`, whose pickle is never allowed to run code.
+
+Layouts, told apart by their keys: torchvision's for every family, its early releases included; timm's for
+ResNet, VGG, DenseNet and ViT (timm has no GoogLeNet); google-research/vision_transformer's for the ViT. Every
+tensor of the file must find its place and every variable its tensor; what is left out by design is told to
+`note`.
+"""
+
+import logging
+import math
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from bjax import models
+from bjax.errors import UserError
+from bjax.models.vit import resize_positions
+from bjax.weights import mapping
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    name: str, path, *, like=None, new_head: bool = False, note: Callable[[str], None] = logger.info
+) -> dict:
+    """`convert` of the tensors in the file at `path`; its errors name the file."""
+    tensors = read(path)
+    note(f"{path}: {len(tensors)} tensors, {sum(tensor.size for tensor in tensors.values()):,} numbers")
+    try:
+        return convert(name, tensors, like=like, new_head=new_head, note=note)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def convert(
+    name: str,
+    tensors: dict[str, np.ndarray],
+    *,
+    like=None,
+    new_head: bool = False,
+    note: Callable[[str], None] = logger.info,
+) -> dict:
+    """The variables of the model called `name` from the tensors of a published file.
+
+    Args:
+      name: a key of `bjax.models.MODELS`.
+      tensors: key to array, any floating type.
+      like: the variables to fill, as arrays or as shapes (`jax.eval_shape(model.init, key, images)`). A
+        position embedding for another number of patches is resized (`bjax.models.vit.resize_positions`).
+        Without `like` it is the model of that name that the file describes: its classes, its image size.
+      new_head: leave out the file's last layer (and the auxiliary heads' last layers, and the ViT's
+        `pre_logits`) and start the model's at zero, for other classes than the file's.
+      note: called with a line for everything that is left out, resized or started anew.
+
+    Returns:
+      `{"params": …, "batch_stats": …}` (only what `like` has), float32 numpy arrays.
+
+    Raises:
+      UserError: tensors without a place, variables without a tensor, shapes that differ; all are listed.
+    """
+    if name not in models.MODELS:
+        models.build(name)  # raises, and lists the names
+    family = mapping.family(name)
+    found, ignored = mapping.to_flax(family, tensors)
+    if ignored:
+        note(f"left out {len(ignored)} counters (num_batches_tracked), which have no use in Flax")
+    if new_head:
+        dropped = [path for path in found if path[1:-1] in mapping.HEADS[family]]
+        for path in dropped:
+            del found[path]
+    if like is None:
+        like = _described(name, family, found)
+    expected = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(like).items()}
+
+    aux = [path for path in found if path[1] in ("aux1", "aux2")]
+    if aux and not any(path[1] in ("aux1", "aux2") for path in expected):
+        note(f"left out {len(aux)} tensors of the auxiliary heads, which the model is built without")
+        for path in aux:
+            del found[path]
+    if new_head:
+        for path, shape in expected.items():
+            if path[1:-1] in mapping.HEADS[family]:
+                note(f"started {'/'.join(path)} {shape} at zero")
+                found[path] = np.zeros(shape, np.float32)
+    positions = ("params", "position_embedding")
+    if positions in found and positions in expected:
+        found[positions] = _resized(found[positions], expected[positions], note)
+
+    _check(found, expected, family)
+    return flax.traverse_util.unflatten_dict({path: found[path] for path in expected})
+
+
+def read(path) -> dict[str, np.ndarray]:
+    """The tensors of a `.safetensors`, `.npz` or `.pth` (`.pt`, `.bin`) file, as they are stored.
+
+    Raises:
+      UserError: no such file, another kind of file, a damaged one, or a pickle that wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; weights are read from .safetensors, .npz and .pth files on disk"
+        )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return _read_torch(path)
+    raise UserError(f"{path}: expected a .safetensors, .npz or .pth file")
+
+
+def _read_safetensors(path):
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); download it again") from None
+
+
+def _read_npz(path):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            tensors = dict(file)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable npz file of arrays ({error}); download it again") from None
+    # NumPy has no bfloat16 and returns such arrays as two raw bytes.
+    return {key: a.view(jax.numpy.bfloat16) if a.dtype == "V2" else a for key, a in tensors.items()}
+
+
+def _read_torch(path):
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path}: reading it needs PyTorch: pip install 'bjax[torch]', or use the .safetensors file"
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split(" WeightsUnpickler error: ")[-1].split("\n")[0]
+        raise UserError(
+            f"{path}: refused, its pickle holds more than tensors and could run code ({reason}); "
+            "save the state dict alone, best as .safetensors"
+        ) from None
+    except (RuntimeError, EOFError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: not a readable PyTorch file ({reason}); download it again") from None
+    # Training scripts store the state dict among other things (DeiT: "model", timm: "state_dict").
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f'{path}: expected a state dict, alone or under "model" or "state_dict"')
+    # NumPy has no bfloat16.
+    return {
+        key.removeprefix("module."): (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        for key, tensor in state.items()
+    }
+
+
+def _described(name, family, found):
+    """Shapes of the variables of the model that the tensors describe."""
+    shape = {path[1:]: array.shape for path, array in found.items() if path[0] == "params"}
+    head = (*mapping.HEADS[family][0], "bias")
+    if head not in shape:
+        raise UserError(
+            f"no {'/'.join(head)} to tell the number of classes: pass like=, the shapes of the model"
+        )
+    options, image_size = {}, 224
+    if family == "googlenet":
+        options["aux_heads"] = ("aux1", "fc2", "bias") in shape
+    if family == "vit":
+        for needed in (("embedding", "kernel"), ("position_embedding",), ("block_0", "mlp_1", "kernel")):
+            if needed not in shape:
+                raise UserError(f"no {'/'.join(needed)}: is this the file of a ViT with a class token?")
+        inputs, width = shape["embedding", "kernel"]
+        patch_size = math.isqrt(inputs // 3)
+        image_size = patch_size * math.isqrt(shape["position_embedding",][1] - 1)
+        options = {
+            "variant": f"B/{patch_size}",
+            "width": width,
+            "depth": len({path[0] for path in shape if path[0].startswith("block_")}),
+            "heads": 1,  # no variable's shape depends on it
+            "mlp_dim": shape["block_0", "mlp_1", "kernel"][1],
+            "representation_size": shape.get(("pre_logits", "bias"), (None,))[0],
+        }
+    model = models.build(name, num_classes=shape[head][0], **options)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def _resized(embedding, shape, note):
+    if embedding.shape[1] == shape[1]:
+        return embedding
+    side = math.isqrt(shape[1] - 1)
+    if side * side != shape[1] - 1:
+        raise UserError(
+            f"position_embedding: the model's {shape[1] - 1} patches are no square, which files have"
+        )
+    try:
+        resized = np.asarray(resize_positions(embedding, (side, side)))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    note(f"resized the position embedding from {embedding.shape[1] - 1} to {shape[1] - 1} patches")
+    return resized
+
+
+def _check(found, expected, family):
+    leftover = sorted("/".join(path) for path in found.keys() - expected.keys())
+    missing = sorted("/".join(path) for path in expected.keys() - found.keys())
+    differ = sorted(path for path in found.keys() & expected.keys() if found[path].shape != expected[path])
+    problems = []
+    if leftover:
+        problems.append(f"{len(leftover)} tensors have no place in the model: {', '.join(leftover)}")
+    if missing:
+        problems.append(f"{len(missing)} variables are not in the file: {', '.join(missing)}")
+    if differ:
+        shapes = (f"{'/'.join(path)} is {found[path].shape}, the model's {expected[path]}" for path in differ)
+        problems.append(f"{len(differ)} shapes differ: {', '.join(shapes)}")
+    if (
+        not leftover
+        and not missing
+        and differ
+        and all(path[1:-1] in mapping.HEADS[family] for path in differ)
+    ):
+        problems.append("only the head differs: new_head starts one at zero")
+    if problems:
+        raise UserError("; ".join(problems))

@@ -1,0 +1,57 @@
+"""`python -m bjax.weights PATH --model=NAME`: does this file fit this model, tensor by tensor?"""
+
+import argparse
+import ast
+import sys
+
+import jax
+import numpy as np
+
+from bjax import models, weights
+from bjax.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bjax.weights", description=__doc__)
+    parser.add_argument("path", help=".safetensors, .npz or .pth file")
+    parser.add_argument("--model", required=True, metavar="NAME", help=", ".join(models.MODELS))
+    parser.add_argument("--num_classes", type=int, help="classes of the model; without: those of the file")
+    parser.add_argument("--image_size", type=int, help="image size of the model; without: that of the file")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as variant=B/16")
+    parser.add_argument(
+        "--new_head", action="store_true", help="leave the file's head out, start one at zero"
+    )
+    args = parser.parse_args(argv)
+    try:
+        like = None
+        if args.num_classes or args.image_size or args.option or args.new_head:
+            like = _shapes(args)
+        variables = weights.load(args.model, args.path, like=like, new_head=args.new_head, note=print)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for collection, tree in variables.items():
+        leaves = jax.tree.leaves(tree)
+        print(f"{collection}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} numbers")
+    print(f"{args.model}: every tensor has its place and every variable its tensor")
+    return 0
+
+
+def _shapes(args):
+    options = {}
+    for option in args.option:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"--option={option}: expected KEY=VALUE, as in --option variant=B/16")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    model = models.build(args.model, num_classes=args.num_classes or 1000, **options)
+    size = args.image_size or 224
+    images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

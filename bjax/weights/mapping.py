@@ -1,0 +1,141 @@
+"""Where every tensor of a published file goes: one table of names per family, and one rule for the leaves."""
+
+import re
+
+import numpy as np
+
+from bjax.errors import UserError
+
+# Applied in turn to PyTorch's keys, torchvision's and timm's; then ".3" becomes "_3" and the other dots "/".
+RENAMES = {
+    "resnet": [],
+    "vgg": [
+        (r"^pre_logits\.fc1\.", "classifier.0."),
+        (r"^pre_logits\.fc2\.", "classifier.3."),
+        (r"^head\.fc\.", "classifier.6."),
+    ],
+    "googlenet": [],
+    "densenet": [
+        (r"^features\.", ""),
+        (r"\.(norm|conv)\.([12])\.", r".\1\2."),  # before torchvision 0.3
+        (r"^(denseblock\d+|transition\d+)\.", r"\1_"),
+    ],
+    "vit": [
+        (r"^(conv_proj|patch_embed\.proj)\.", "embedding."),
+        (r"^cls_token$", "class_token"),
+        (r"^(encoder\.pos_embedding|pos_embed)$", "position_embedding"),
+        (r"^(encoder\.layers\.encoder_layer_|blocks\.)(\d+)\.", r"block_\2."),
+        (r"\.ln_([12])\.", r".norm\1."),
+        (r"\.(self_attention\.in_proj_|attn\.qkv\.)", ".qkv."),
+        (r"\.(self_attention\.out_proj|attn\.proj)\.", ".out."),
+        (r"\.mlp\.(0|linear_1|fc1)\.", ".mlp_1."),
+        (r"\.mlp\.(3|linear_2|fc2)\.", ".mlp_2."),
+        (r"^encoder\.ln\.", "norm."),
+        (r"^heads\.", ""),
+        (r"^pre_logits\.fc\.", "pre_logits."),
+    ],
+}
+
+# google-research/vision_transformer, whose leaves are Flax's already
+VISION_TRANSFORMER_RENAMES = [
+    (r"^opt/target/", ""),
+    (r"^cls$", "class_token"),
+    (r"^Transformer/posembed_input/pos_embedding$", "position_embedding"),
+    (r"^Transformer/encoder_norm/", "norm/"),
+    (r"^Transformer/encoderblock_(\d+)/", r"block_\1/"),
+    (r"/LayerNorm_0/", "/norm1/"),
+    (r"/LayerNorm_2/", "/norm2/"),
+    (r"/MultiHeadDotProductAttention_1/", "/"),
+    (r"/MlpBlock_3/Dense_0/", "/mlp_1/"),
+    (r"/MlpBlock_3/Dense_1/", "/mlp_2/"),
+]
+
+# Modules that a new head replaces; the first one's bias counts the classes.
+HEADS = {
+    "resnet": [("fc",)],
+    "vgg": [("classifier_6",)],
+    "googlenet": [("fc",), ("aux1", "fc2"), ("aux2", "fc2")],
+    "densenet": [("classifier",)],
+    "vit": [("head",), ("pre_logits",)],
+}
+
+# Linear layers on a flattened feature map, and its side: PyTorch flattens channel first, Flax channel last.
+FLATTENING = {("classifier_0",): 7, ("aux1", "fc1"): 4, ("aux2", "fc1"): 4}
+
+
+def family(name: str) -> str:
+    """A key of the tables above: "resnet" for "resnet50", "vgg" for "vgg19_bn"."""
+    return re.match(r"[a-z]+", name)[0]
+
+
+def to_flax(
+    family: str, tensors: dict[str, np.ndarray]
+) -> tuple[dict[tuple[str, ...], np.ndarray], list[str]]:
+    """Flax's paths, collection first, to float32 arrays; and the keys that have no use."""
+    if family == "vit" and any(key.endswith("embedding/kernel") for key in tensors):
+        return _from_vision_transformer(tensors), []
+    found, ignored = {}, []
+    for key, tensor in tensors.items():
+        if key.endswith(".num_batches_tracked"):
+            ignored.append(key)
+            continue
+        path, array = _from_torch(_rename(key, RENAMES[family]), _float32(key, tensor))
+        _put(found, path, array, key)
+    return found, ignored
+
+
+def _from_torch(key, array):
+    module, _, leaf = re.sub(r"\.(\d+)", r"_\1", key).replace(".", "/").rpartition("/")
+    module = tuple(module.split("/")) if module else ()
+    if leaf in ("running_mean", "running_var"):
+        return ("batch_stats", *module, leaf.removeprefix("running_")), array
+    if leaf != "weight" or not module:
+        return ("params", *module, leaf), array
+    if array.ndim == 1:
+        return ("params", *module, "scale"), array
+    if module in FLATTENING and array.ndim == 2:
+        array = array.reshape(len(array), -1, FLATTENING[module], FLATTENING[module])
+    if array.ndim == 4:
+        array = array.transpose(2, 3, 1, 0)
+        if module[0] == "embedding" or module[0].startswith("classifier") or module in FLATTENING:
+            array = array.reshape(-1, array.shape[-1])
+    else:
+        array = array.T
+    return ("params", *module, "kernel"), array
+
+
+def _from_vision_transformer(tensors):
+    found = {}
+    for key, tensor in tensors.items():
+        path = ("params", *_rename(key, VISION_TRANSFORMER_RENAMES).split("/"))
+        _put(found, path, _float32(key, tensor), key)
+    # Attention's arrays keep the heads apart: kernels [D, heads, D/heads] in, [heads, D/heads, D] out.
+    for path in list(found):
+        *block, module, leaf = path
+        if leaf == "kernel" and module in ("embedding", "out"):
+            found[path] = found[path].reshape(-1, found[path].shape[-1])
+        parts = [(*block, part, leaf) for part in ("query", "key", "value")]
+        if module == "query" and all(part in found for part in parts):
+            arrays = [found.pop(part) for part in parts]
+            flat = (-1,) if leaf == "bias" else (len(arrays[0]), -1)
+            found[(*block, "qkv", leaf)] = np.concatenate([array.reshape(flat) for array in arrays], axis=-1)
+    return found
+
+
+def _rename(key, renames):
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _float32(key, tensor):
+    # bfloat16 of ml_dtypes is floating to JAX, not to NumPy.
+    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
+        raise UserError(f"{key} is {tensor.dtype}: expected floating-point weights, not quantised ones")
+    return np.asarray(tensor, np.float32)
+
+
+def _put(found, path, array, key):
+    if path in found:
+        raise UserError(f"{key}: {'/'.join(path)} is in the file twice, under two names")
+    found[path] = array
