@@ -44,12 +44,7 @@ def build(config, num_classes: int) -> Experiment:
         ),
     )
     own_patch = getattr(model, "patch_size", None)
-    if own_patch and config.data.image_size % own_patch:
-        size = config.data.image_size // own_patch * own_patch
-        raise UserError(
-            f"config.data.image_size={config.data.image_size}: not divisible by the model's patch size {own_patch}; "
-            f"use {size or own_patch} or {size + own_patch}"
-        )
+    patch = own_patch or CNN_PATCH
 
     def inputs(key: str, blur, mask) -> Inputs:
         blur = _named(f"{key}blur", lambda: BlurSpec(**blur.to_dict()))
@@ -58,7 +53,7 @@ def build(config, num_classes: int) -> Experiment:
             raise UserError(
                 f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels"
             )
-        return Inputs(blur, mask, own_patch or CNN_PATCH, config.normalize.mean, config.normalize.std)
+        return Inputs(blur, mask, patch, config.normalize.mean, config.normalize.std)
 
     train = inputs("", config.blur, config.mask)
     if train.mask.mode != "none" and (config.loss.mixup or config.loss.cutmix) and config.task == "blur_type":

@@ -92,7 +92,7 @@ def select(key: jax.Array, images: jax.Array, spec: MaskSpec, patch_size: int) -
     """Chooses the patches to keep of each image; None where the mode is none.
 
     key: one key per image, [B] (used by selector=random alone). images: float[B, H, W, 3] in [0, 1], before
-    normalisation: scores are on the 0..255 scale. The grid is H // patch_size × W // patch_size.
+    normalisation: scores are on the 0..255 scale. patch_size divides H and W.
     """
     if spec.mode == "none":
         return None
@@ -126,14 +126,8 @@ def select(key: jax.Array, images: jax.Array, spec: MaskSpec, patch_size: int) -
 
 
 def erase(images: jax.Array, tokens: Tokens, patch_size: int, fill: float | jax.Array) -> jax.Array:
-    """Paints the dropped patches of `images` (float[B, H, W, 3]) with `fill`, a number or one per channel.
-
-    Pixels right of and below the last whole patch belong to no patch and stay.
-    """
+    """Paints the dropped patches of `images` (float[B, H, W, 3]) with `fill`, a number or one per channel."""
     batch, height, width, _ = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    keep = tokens.keep.reshape(batch, rows, columns)
+    keep = tokens.keep.reshape(batch, height // patch_size, width // patch_size)
     keep = jnp.repeat(jnp.repeat(keep, patch_size, axis=1), patch_size, axis=2)
-    rest = ((0, 0), (0, height - rows * patch_size), (0, width - columns * patch_size))
-    keep = jnp.pad(keep, rest, constant_values=True)
     return jnp.where(keep[..., None], images, jnp.asarray(fill, images.dtype))

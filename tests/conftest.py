@@ -1,13 +1,16 @@
-"""Eight CPU devices for every test, one compilation cache and one copy of the embedded photographs for the whole run."""
+"""Eight CPU devices, one compilation cache and one copy of the embedded photographs for the whole run."""
 
 import os
 from pathlib import Path
 
 # Before JAX starts: tests of sharding need devices, and one machine has only one CPU device by default.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import pytest  # noqa: E402
+import jax
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,3 +28,12 @@ def data_dir(shared_dir) -> str:
     path = shared_dir / "datasets"
     path.mkdir(exist_ok=True)
     return str(path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(shared_dir):
+    """Programs that several tests or their subprocesses need are compiled once per run."""
+    path = str(shared_dir / "compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = path
+    jax.config.update("jax_compilation_cache_dir", path)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -1,6 +1,7 @@
 """The device functions: what counts, what is drawn, and that neither devices nor parts change the result."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ from bjax.blur.sample import BlurSpec
 from bjax.tokens import MaskSpec
 
 CLASSES, SIZE = 4, 16
-MODEL = models.build("vit", num_classes=CLASSES, variant="Ti/8", depth=2, width=32, heads=2)
+MODEL = models.build("vit", num_classes=CLASSES, variant="Ti/8", depth=2, width=64, heads=2)
 SHARP = BlurSpec({"sharp": 1.0})
 MIX = BlurSpec({"sharp": 0.5, "gaussian": 0.5})
+# Not Adam: it turns the rounding noise of a gradient that is zero in theory (the keys' biases) into whole steps.
+SGD = optax.sgd(0.1, momentum=0.9)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -35,14 +38,15 @@ def batch_of(size, seed=0):
     }
 
 
-def run(mesh, batches, *, model=MODEL, blur=MIX, mask=MaskSpec(), rules=((".*", "fsdp"),), **objective):  # noqa: B008
-    """Trains on `batches` from a fixed start; returns the losses and the final state, on the host."""
+def run(mesh, batches, *, model=MODEL, blur=MIX, mask=MaskSpec(), tx=SGD, **objective):  # noqa: B008
+    """Trains on `batches` from a fixed start; returns the losses, and the state after every step, on the host.
+
+    The last return value is the final state as it lies on the devices.
+    """
     objective = step.Objective(**{"task": "object", "num_classes": CLASSES, **objective})
-    tx = optax.adamw(1e-2)
     init = functools.partial(state.init, model=model, tx=tx, image_size=SIZE, ema=objective.ema > 0)
-    plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, rules)
+    plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, ((".*", "fsdp"),))
     current = jax.jit(init, out_shardings=plan)(jax.random.key(0))
-    # The head starts at zero; moving it lets gradients reach the rest from the first step on.
     train_step = jax.jit(
         functools.partial(
             step.train_step, model=model, tx=tx, inputs=inputs(blur, mask), objective=objective, mesh=mesh
@@ -50,11 +54,12 @@ def run(mesh, batches, *, model=MODEL, blur=MIX, mask=MaskSpec(), rules=((".*", 
         donate_argnums=1,
         out_shardings=(plan, None),
     )
-    losses = []
+    losses, states = [], []
     for batch in batches:
         current, values = train_step(jax.random.key(1), current, sharding.put(batch, mesh))
         losses.append(float(values["loss"]))
-    return np.array(losses), jax.device_get(current), current
+        states.append(jax.device_get(current))
+    return np.array(losses), states, current
 
 
 def blurred_and_kind(blur, batch):
@@ -80,7 +85,9 @@ def close(a, b, tolerance):
 @given(seed=st.integers(0, 2**31), k=st.integers(1, 7), ties=st.booleans())
 def test_hits_are_those_of_top_k(seed, k, ties):
     rng = np.random.default_rng(seed)
-    logits = rng.integers(0, 3, (5, 7)).astype(np.float32) if ties else rng.normal(size=(5, 7)).astype(np.float32)
+    logits = (
+        rng.integers(0, 3, (5, 7)).astype(np.float32) if ties else rng.normal(size=(5, 7)).astype(np.float32)
+    )
     labels = rng.integers(0, 7, 5)
     best = np.asarray(jax.lax.top_k(logits, k)[1])
     expected = (best == labels[:, None]).any(axis=1)
@@ -92,26 +99,27 @@ def test_a_nan_is_no_hit():
     assert not step._hits(logits, jnp.array([0, 1]), 3).any()
 
 
-@pytest.mark.parametrize("data, fsdp", [(8, 1), (4, 2), (1, 8)])  # noqa: PT006
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), (1, 8)])
 def test_eight_devices_train_as_one(data, fsdp):
     batches = [batch_of(16, seed) for seed in range(5)]
     mask = MaskSpec("gather", selector="random", keep_rate=0.5)
     losses, one, _ = run(one_device(), batches, mask=mask)
     more_losses, many, placed = run(sharding.make_mesh(data, fsdp), batches, mask=mask)
+    assert losses[-1] != losses[0]
     np.testing.assert_allclose(more_losses, losses, rtol=0, atol=1e-5)
-    close(many.params, one.params, 1e-5)
+    close(many[-1].params, one[-1].params, 1e-5)
     split = [x for x in jax.tree.leaves(placed.params) if x.addressable_shards[0].data.size < x.size]
     assert bool(split) == (fsdp > 1)
 
 
 def test_batch_norm_sees_the_whole_batch_of_all_devices():
     model = models.build("resnet18", num_classes=CLASSES)
-    batches = [batch_of(16, seed) for seed in range(2)]
+    batches = [batch_of(16)]
     losses, one, _ = run(one_device(), batches, model=model, blur=SHARP)
     more_losses, many, _ = run(sharding.make_mesh(8, 1), batches, model=model, blur=SHARP)
-    assert jax.tree.leaves(one.batch_stats)
-    np.testing.assert_allclose(more_losses, losses, rtol=1e-4)
-    close(many.batch_stats, one.batch_stats, 1e-4)
+    assert jax.tree.leaves(one[0].batch_stats)
+    np.testing.assert_allclose(more_losses, losses, rtol=1e-5)
+    close(many[0].batch_stats, one[0].batch_stats, 1e-5)
 
 
 def test_a_batch_in_parts_gives_the_same_update():
@@ -119,7 +127,7 @@ def test_a_batch_in_parts_gives_the_same_update():
     losses, whole, _ = run(one_device(), batches)
     part_losses, parts, _ = run(one_device(), batches, accumulate=4)
     np.testing.assert_allclose(part_losses, losses, atol=1e-5)
-    close(parts.params, whole.params, 1e-4)  # AdamW divides by tiny second moments in the first steps
+    close(parts[-1].params, whole[-1].params, 1e-5)
 
 
 def test_masked_rows_do_not_count():
@@ -132,9 +140,9 @@ def test_masked_rows_do_not_count():
     losses, a, _ = run(mesh, [padded])
     alone_losses, b, _ = run(mesh, [alone])
     np.testing.assert_allclose(losses, alone_losses, atol=1e-6)
-    close(a.params, b.params, 1e-5)
+    close(a[0].params, b[0].params, 1e-5)
 
-    variables = {"params": a.params}
+    variables = {"params": a[0].params}
     options = {
         "model": MODEL,
         "inputs": inputs(MIX, MaskSpec("attend", keep_rate=0.5)),
@@ -184,7 +192,9 @@ def test_inputs_are_normalised_and_erased_in_the_documented_order():
     mean, std = np.array(MEAN), np.array(STD)
     for fill, dropped in (("black", -mean / std), ("mean", np.zeros(3))):
         mask = MaskSpec("zero_pixels", selector="centre", keep_rate=0.25, fill=fill)
-        out, kept = jax.jit(functools.partial(step._mask, inputs=inputs(mask=mask), mesh=one_device()))(keys, images)
+        out, kept = jax.jit(functools.partial(step._mask, inputs=inputs(mask=mask), mesh=one_device()))(
+            keys, images
+        )
         keep = np.asarray(kept.keep)[0].reshape(2, 2).repeat(8, 0).repeat(8, 1)
         np.testing.assert_allclose(out[0][keep], np.broadcast_to((0.25 - mean) / std, (64, 3)), atol=1e-6)
         np.testing.assert_allclose(out[0][~keep], np.broadcast_to(dropped, (192, 3)), atol=1e-6)
@@ -192,22 +202,18 @@ def test_inputs_are_normalised_and_erased_in_the_documented_order():
 
 def test_ema_follows_the_weights():
     batches = [batch_of(8, seed) for seed in range(3)]
-    _, with_ema, _ = run(one_device(), batches, ema=0.9)
+    _, states, _ = run(one_device(), batches, ema=0.9)
+    assert states[0].variables["params"] is states[0].ema
+    for before, after in itertools.pairwise(states):
+        expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, before.ema, after.params)
+        close(after.ema, expected, 1e-6)
     _, without, _ = run(one_device(), batches)
-    close(with_ema.params, without.params, 0)
-    assert without.ema is None
-    assert without.variables["params"] is without.params
-    assert with_ema.variables["params"] is with_ema.ema
-    _, first, _ = run(one_device(), batches[:0], ema=0.9)
-    expected = first.params
-    for n in range(1, 4):
-        _, now, _ = run(one_device(), batches[:n])
-        expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, expected, now.params)
-    close(with_ema.ema, expected, 1e-6)
+    close(states[-1].params, without[-1].params, 0)
+    assert without[-1].variables["params"] is without[-1].params
 
 
 @pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
 def test_mixing_trains(options):
-    losses, _, _ = run(one_device(), [batch_of(8)] * 30, blur=SHARP, **options)
+    losses, _, _ = run(one_device(), [batch_of(8)] * 30, blur=SHARP, tx=optax.adamw(1e-2), **options)
     assert np.isfinite(losses).all()
     assert losses[-5:].mean() < losses[:5].mean()
