@@ -11,7 +11,10 @@ from bjax.errors import UserError
 def manager(directory: str | Path, *, keep: int = 2) -> ocp.CheckpointManager:
     """A manager of `directory`. What a killed process left half written is removed here."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+    # The handler is named, because only then are shapes known before anything has been saved or restored.
+    return ocp.CheckpointManager(
+        Path(directory).absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+    )
 
 
 def save(manager: ocp.CheckpointManager, step: int, state) -> None:

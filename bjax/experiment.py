@@ -53,12 +53,19 @@ def build(config, num_classes: int) -> Experiment:
             raise UserError(
                 f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels"
             )
+        size = config.data.image_size
+        if size % patch and (own_patch or mask.mode != "none"):
+            fits = size // patch * patch
+            raise UserError(
+                f"config.data.image_size={size}: not divisible by the patch size {patch}; "
+                f"use {fits or patch} or {fits + patch}"
+            )
         return Inputs(blur, mask, patch, config.normalize.mean, config.normalize.std)
 
     train = inputs("", config.blur, config.mask)
-    if train.mask.mode != "none" and (config.loss.mixup or config.loss.cutmix) and config.task == "blur_type":
+    if config.task == "blur_type" and (config.loss.mixup or config.loss.cutmix):
         raise UserError(
-            "config.loss.mixup: mixing images hides the blur that task=blur_type predicts; set it to 0"
+            "config.task=blur_type: mixing images hides their blur; set config.loss.mixup and config.loss.cutmix to 0"
         )
     conditions = {
         name: Condition(c.split, inputs(f"eval.{name}.", c.blur, c.mask)) for name, c in config.eval.items()

@@ -9,7 +9,7 @@ from bjax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
-DEMO = str(ROOT / "configs" / "vit_mask.py") + ":demo"
+DEMO = str(ROOT / "configs" / "vit_mask.py") + ":demo,keep=1"
 
 
 def load(*overrides, spec=DEMO):
@@ -109,7 +109,7 @@ def test_an_impossible_combination_is_told_in_one_line(overrides, parts):
 
 def test_a_cnn_takes_only_erased_pixels():
     c = load()
-    c.model.name, c.model.options = "resnet50", {}
+    c.model.name, c.model.options, c.eval = "resnet50", {}, {}
     experiment.build(c, num_classes=10)
     c.mask.update(mode="attend", threshold=100.0)
     with pytest.raises(UserError, match=r"config.mask.mode=attend: resnet50 has no tokens"):
@@ -121,7 +121,7 @@ def test_a_cnn_takes_only_erased_pixels():
     [
         ("configs/vit_maks.py", ["no such file", "did you mean configs/vit_mask.py?"]),
         (f"{DEMO},variant", ["unknown argument 'variant'", "variant=…"]),
-        (f"{DEMO.removesuffix('demo')}dmeo", ["unknown argument 'dmeo'", "'demo'"]),
+        (f"{DEMO.partition(':')[0]}:dmeo", ["unknown argument 'dmeo'", "'demo'"]),
         (f"{DEMO},train=blur", ["train=blur", "mix"]),
         (f"{DEMO},fraction=some", ["fraction=some", "int"]),
     ],
