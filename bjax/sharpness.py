@@ -261,7 +261,7 @@ def _plot_scores(scores, flags):
         xscale="log", xlabel=f"{flags.measure} score of a patch", ylabel="share of patches"
     )
     everything = np.concatenate(list(scores.values()))
-    low = max(everything[everything > 0].min(initial=1), 0.1)
+    low = 0.1  # scores below, of flat patches, go into the first bin
     bins = np.geomspace(low, max(everything.max(), 10 * low), 60)
     for name, values in scores.items():
         weights = np.full(len(values), 1 / len(values))

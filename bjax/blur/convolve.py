@@ -12,6 +12,7 @@ import functools
 import dm_pix
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bjax.blur import psf
@@ -84,6 +85,7 @@ def defocus(images, radius, *, kernel_size=21):
     return depthwise(images, psf.defocus(per_image("radius", radius, batch), kernel_size))
 
 
+@functools.partial(jax.jit, static_argnames="border")  # else every call outside jit would compile anew
 def separable(images, taps, *, border="reflect"):
     """Correlate the rows and columns of each image with its taps.
 
@@ -105,6 +107,7 @@ def separable(images, taps, *, border="reflect"):
     return by_platform(one, batched, images, taps).astype(images.dtype)
 
 
+@jax.jit
 def depthwise(images, kernels):
     """Correlate every channel of each image with its kernel: `[B, H, W, C]` by `f32[B, k, k]`, k odd."""
     check_images(images)
@@ -152,7 +155,7 @@ def check_keys(key, batch):
 
 def per_image(name, value, batch):
     """A scalar or `[B]` parameter as `f32[B]`."""
-    shape = jnp.shape(value)
+    shape = np.shape(value)
     if shape not in ((), (batch,)):
         raise ValueError(f"{name}: shape {list(shape)} must be [] or [{batch}], one value per image")
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
@@ -205,20 +208,18 @@ def _sparse(channels, padded, kernel):
     size = kernel.shape[0]
     height, width = padded.shape[0] - size + 1, padded.shape[1] - (size - 1) * channels
     taps = kernel.reshape(-1)
-    order = jnp.argsort(taps == 0, stable=True)
-    order = jnp.pad(order, (0, -size * size % group), constant_values=0)
+    order = jnp.argsort(taps == 0, stable=True)  # used taps first
+    order = jnp.pad(order, (0, -(size * size - 1) % group))
     used = (taps != 0).sum()
     weights = jnp.where(jnp.arange(order.size) < used, taps[order], 0)
 
-    def add(g):
-        total = 0
-        for i in range(group):
-            row, column = jnp.divmod(order[g * group + i], size)
-            window = lax.dynamic_slice(padded, (row, column * channels), (height, width))
-            total += weights[g * group + i] * window
-        return total
+    def tap(i):
+        row, column = jnp.divmod(order[i], size)
+        return weights[i] * lax.dynamic_slice(padded, (row, column * channels), (height, width))
 
-    return lax.fori_loop(1, (used + group - 1) // group, lambda g, total: total + add(g), add(0))
+    # The first tap starts the sum, so that the loop's total has the type of a tap, under shard_map too.
+    add = lambda g, total: sum((tap(1 + g * group + i) for i in range(group)), total)  # noqa: E731
+    return lax.fori_loop(0, (used - 1 + group - 1) // group, add, tap(0))
 
 
 @_sparse.defjvp

@@ -19,10 +19,11 @@ def check(name, value, low, high=np.inf, hint=""):
     if isinstance(value, jax.core.Tracer):
         return
     value = np.asarray(value, np.float64)
-    if not (np.isfinite(value).all() and (value >= low).all() and (value <= high).all()):
-        allowed = f"in [{low:g}, {high:g}]" if np.isfinite(high) else f"finite and at least {low:g}"
-        bad = value[~((value >= low) & (value <= high))].flat[0] if value.ndim else value
-        raise ValueError(f"{name}={bad:g}: must be {allowed}{hint}")
+    fits = np.isfinite(value) & (value >= low) & (value <= high)
+    if not fits.all():
+        allowed = f"in [{low:g}, {high:g}]" if np.isfinite(high) else f"at least {low:g}"
+        allowed = allowed if np.isfinite(low) else "finite"
+        raise ValueError(f"{name}={value[~fits].flat[0]:g}: must be {allowed}{hint}")
 
 
 def check_kernel_size(kernel_size):
@@ -77,7 +78,8 @@ def motion(length, angle, kernel_size=21):
     y = -x[:, None]  # rows count downwards, angles turn upwards
     half = jnp.maximum(length - 1, 0) / 2
     along = jnp.maximum(jnp.abs(x * cos + y * sin) - half, 0)
-    weights = jnp.maximum(1 - _hypot(along, x * sin - y * cos), 0)
+    weights = 1 - _hypot(along, x * sin - y * cos)
+    weights = jnp.where(weights > 1e-6, weights, 0)  # pixels at distance 1 but for rounding
     return weights / weights.sum((-2, -1), keepdims=True)
 
 
@@ -111,18 +113,23 @@ def _area_from_centre(radius, x, y):
 
 
 def _leg(radius, a):
-    square = radius * radius - a * a
+    """√(R² − a²), as a product that is exactly 0 at a = R, with gradient 0 there."""
+    square = (radius - a) * (radius + a)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 @jax.custom_jvp
 def _area_under_arc(radius, a):
     """∫₀ᵃ √(R² − u²) du for 0 ≤ a ≤ R."""
-    return 0.5 * (a * _leg(radius, a) + radius * radius * jnp.arcsin(a / radius))
+    leg = _leg(radius, a)
+    return 0.5 * (
+        a * leg + radius * radius * jnp.arctan2(a, leg)
+    )  # arcsin(a / R) is ill-conditioned at a = R
 
 
 @_area_under_arc.defjvp
 def _area_under_arc_jvp(primals, tangents):
     # The rule of Leibniz; differentiating the formula instead subtracts two infinities at a = R.
     (radius, a), (d_radius, d_a) = primals, tangents
-    return _area_under_arc(radius, a), _leg(radius, a) * d_a + radius * jnp.arcsin(a / radius) * d_radius
+    leg = _leg(radius, a)
+    return _area_under_arc(radius, a), leg * d_a + radius * jnp.arctan2(a, leg) * d_radius

@@ -133,6 +133,11 @@ def draw(key, images, spec):
     """
     batch = convolve.check_images(images)
     convolve.check_keys(key, batch)
+    return _draw(key, images, spec)
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _draw(key, images, spec):
     kind, params, noise_key = jax.vmap(lambda k: _draw_one(k, spec))(key)
     blurred = convolve.by_platform(
         functools.partial(_apply_one, spec), functools.partial(_apply_batched, spec), images, kind, params
@@ -145,18 +150,17 @@ def draw(key, images, spec):
 
 
 def _draw_one(key, spec):
-    kind_key, noise_key, *keys = jax.random.split(key, 2 + len(Params._fields))
+    draw_key, noise_key = jax.random.split(key)
+    kind_u, *param_u = jax.random.uniform(draw_key, (1 + len(Params._fields),))
     names, probabilities = zip(*spec.kinds, strict=True)
-    cumulative = np.cumsum(probabilities)[:-1].astype(np.float32)
-    choice = (jax.random.uniform(kind_key) >= cumulative).sum()
+    choice = (kind_u >= np.cumsum(probabilities)[:-1].astype(np.float32)).sum()
     kind = jnp.array([KINDS.index(name) for name in names], jnp.int32)[choice]
     used_by = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}
     params = {}
-    for name, param_key in zip(Params._fields, keys, strict=True):
+    for name, u in zip(Params._fields, param_u, strict=True):
         low, high = getattr(spec, name)
-        value = jax.random.uniform(param_key, (), jnp.float32, low, high) if high > low else jnp.float32(low)
         used = kind == KINDS.index(used_by[name]) if name in used_by else True
-        params[name] = jnp.where(used, value, 0)
+        params[name] = jnp.where(used, jnp.float32(low) + jnp.float32(high - low) * u, 0)
     return kind, Params(**params), noise_key
 
 

@@ -5,6 +5,8 @@ Gaussian of its own σ (a gather: sharp pixels next to a blurred region stay sha
 afterwards).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -33,6 +35,11 @@ def gaussian(images, sigma_map, *, kernel_size=19):
         )
     psf.check_kernel_size(kernel_size)
     psf.check("sigma_map", sigma_map, 0)
+    return _gaussian(images, jnp.asarray(sigma_map, jnp.float32), kernel_size=kernel_size)
+
+
+@functools.partial(jax.jit, static_argnames="kernel_size")
+def _gaussian(images, sigma_map, kernel_size):
     height, width = images.shape[1:3]
 
     def batched(images, sigma_map):
@@ -50,9 +57,7 @@ def gaussian(images, sigma_map, *, kernel_size=19):
     def one(image, sigma_map):
         return batched(image[None], sigma_map[None])[0]
 
-    return convolve.by_platform(one, batched, images, jnp.asarray(sigma_map, jnp.float32)).astype(
-        images.dtype
-    )
+    return convolve.by_platform(one, batched, images, sigma_map).astype(images.dtype)
 
 
 def regions(key, images, sigma, *, count=3, size=(0.2, 0.5), kernel_size=19):

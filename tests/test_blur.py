@@ -1,0 +1,487 @@
+"""Kernels and convolutions against cv2, torchvision, SciPy and dm-pix; the random draw; no leak through
+borders."""
+
+import os
+import subprocess
+import sys
+import types
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bjax import blur
+from bjax.blur import convolve, psf, sample, varying
+
+REFLECT = cv2.BORDER_REFLECT_101
+GAUSSIAN = jax.jit(blur.gaussian, static_argnames=("kernel_size", "quantize", "impl"))
+MOTION = jax.jit(blur.motion, static_argnames="kernel_size")
+DEFOCUS = jax.jit(blur.defocus, static_argnames="kernel_size")
+DRAW = jax.jit(sample.draw, static_argnums=2)
+QUIET_KINDS = sample.BlurSpec(dict.fromkeys(sample.KINDS, 0.25), sigma=(0.5, 3))
+ALL_KINDS = sample.BlurSpec(dict.fromkeys(sample.KINDS, 0.25), noise=(0.0, 0.05))
+
+
+def random_images(*shape, seed=0):
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+def random_levels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def keys(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
+
+
+@pytest.fixture(scope="module")
+def torchvision_blur():
+    """torchvision.transforms.functional.gaussian_blur on one NHWC image."""
+    torch = pytest.importorskip("torch")
+    # torchvision's meta registrations fail to import where its compiled operators do not match; blur needs
+    # none.
+    sys.modules.setdefault(
+        "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
+    )
+    functional = pytest.importorskip("torchvision.transforms.functional")
+
+    def run(image, sigma, kernel_size):
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return functional.gaussian_blur(tensor, kernel_size, sigma).numpy().transpose(1, 2, 0)
+
+    return run
+
+
+# Gaussian
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 19, 31])
+def test_gaussian_equals_cv2_per_image(kernel_size):
+    images = random_images(12, 33, 47, 3, seed=kernel_size)
+    sigmas = np.geomspace(0.1, 10, 12).astype(np.float32)
+    ours = np.asarray(GAUSSIAN(images, sigmas, kernel_size=kernel_size))
+    for image, sigma, result in zip(images, sigmas, ours, strict=True):
+        expected = cv2.GaussianBlur(image, (kernel_size, kernel_size), float(sigma), borderType=REFLECT)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=2e-6)
+
+
+def test_gaussian_equals_torchvision(torchvision_blur):
+    images = random_images(6, 40, 29, 3)
+    sigmas = np.linspace(0.1, 10, 6).astype(np.float32)
+    ours = np.asarray(GAUSSIAN(images, sigmas))
+    for image, sigma, result in zip(images, sigmas, ours, strict=True):
+        np.testing.assert_allclose(result, torchvision_blur(image, float(sigma), 19), rtol=0, atol=2e-6)
+    scalar = np.asarray(GAUSSIAN(images, 1.7))
+    np.testing.assert_allclose(scalar[2], torchvision_blur(images[2], 1.7, 19), rtol=0, atol=2e-6)
+
+
+def test_quantized_gaussian_equals_torchvision_on_uint8(torchvision_blur):
+    levels = random_levels(4, 64, 48, 3)
+    sigmas = np.array([0.5, 1.0, 1.5, 2.0], np.float32)
+    ours = np.asarray(GAUSSIAN(levels / np.float32(255), sigmas, quantize=True)) * 255
+    assert np.abs(ours - np.rint(ours)).max() < 1e-4
+    expected = np.stack([torchvision_blur(x, float(s), 19) for x, s in zip(levels, sigmas, strict=True)])
+    off = np.rint(ours) != expected
+    # A level may differ only where the exact value is a tie that float32, here or there, cannot resolve.
+    exact = np.stack(
+        [
+            cv2.GaussianBlur(x.astype(np.float64), (19, 19), float(s), borderType=REFLECT)
+            for x, s in zip(levels, sigmas, strict=True)
+        ]
+    )
+    assert off.mean() < 1e-4
+    assert np.all(np.abs(exact[off] % 1 - 0.5) < 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 12), (2, 3), (9, 9), (10, 4)])
+def test_images_smaller_than_the_kernel_reflect_as_often_as_it_takes(shape):
+    image = random_images(1, *shape, 3)
+    padded = np.pad(image[0], ((9, 9), (9, 9), (0, 0)), mode="reflect")
+    kernel = np.asarray(psf.gaussian(2.5))
+    expected = np.stack(
+        [scipy.signal.correlate2d(padded[..., c], kernel, mode="valid") for c in range(3)], -1
+    )
+    np.testing.assert_allclose(np.asarray(GAUSSIAN(image, 2.5))[0], expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        np.asarray(GAUSSIAN(image, 2.5))[0],
+        cv2.GaussianBlur(image[0], (19, 19), 2.5).reshape(*shape, 3),
+        atol=2e-6,
+    )
+
+
+def test_sigma_zero_is_the_identity_and_never_nan():
+    images = random_images(3, 16, 16, 3)
+    np.testing.assert_array_equal(GAUSSIAN(images, np.array([0, 1e-30, 0.04], np.float32)), images)
+    gradient = jax.grad(lambda s: blur.gaussian(images, s).var())(jnp.zeros(3))
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_impl_pix_is_the_same_blur():
+    images, sigmas = random_images(4, 21, 34, 3), np.array([0, 0.5, 2, 6], np.float32)
+    np.testing.assert_allclose(
+        GAUSSIAN(images, sigmas, impl="pix"), GAUSSIAN(images, sigmas), rtol=0, atol=2e-6
+    )
+
+
+# Motion and defocus
+
+
+def test_kernels_are_correlated_as_cv2_does():
+    images = random_images(6, 25, 30, 3)
+    lengths, angles = np.linspace(1, 21, 6), np.linspace(-1, 4, 6)
+    radii = np.linspace(0, 10.5, 6)
+    moved, defocused = np.asarray(MOTION(images, lengths, angles)), np.asarray(DEFOCUS(images, radii))
+    for i, image in enumerate(images):
+        line, disk = np.asarray(psf.motion(lengths[i], angles[i])), np.asarray(psf.defocus(radii[i]))
+        np.testing.assert_allclose(
+            moved[i], cv2.filter2D(image, -1, line, borderType=REFLECT), rtol=0, atol=2e-6
+        )
+        np.testing.assert_allclose(
+            defocused[i], cv2.filter2D(image, -1, disk, borderType=REFLECT), rtol=0, atol=2e-6
+        )
+
+
+@settings(max_examples=40, deadline=None)
+@given(length=st.floats(1, 21), angle=st.floats(-10, 10), radius=st.floats(0, 10.5), sigma=st.floats(0, 10))
+def test_kernels_sum_to_one_and_are_centred(length, angle, radius, sigma):
+    offsets = np.arange(21) - 10
+    for kernel in (psf.motion(length, angle), psf.defocus(radius), psf.gaussian(sigma, 21)):
+        kernel = np.asarray(kernel, np.float64)
+        assert kernel.min() >= 0
+        assert kernel.sum() == pytest.approx(1, abs=2e-6)
+        np.testing.assert_allclose(
+            kernel, kernel[::-1, ::-1], atol=2e-6
+        )  # so the centre of mass is the centre
+        assert abs((kernel * offsets).sum()) + abs((kernel * offsets[:, None]).sum()) < 1e-4
+
+
+@pytest.mark.parametrize("length", [1, 3, 7, 21])
+def test_axis_aligned_motion_is_the_uniform_row(length):
+    kernel = np.zeros((21, 21))
+    kernel[10, 10 - length // 2 : 11 + length // 2] = 1 / length
+    np.testing.assert_allclose(psf.motion(length, 0.0), kernel, atol=1e-6)
+    np.testing.assert_allclose(psf.motion(length, np.pi / 2), kernel.T, atol=1e-6)
+
+
+def test_even_motion_keeps_its_centre_with_half_weight_ends():
+    np.testing.assert_allclose(psf.motion(4.0, 0.0, 5)[2], [0.125, 0.25, 0.25, 0.25, 0.125], atol=1e-6)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, 0.8, 2.0])
+def test_motion_of_length_one_is_the_identity(angle):
+    kernel = np.zeros((21, 21), np.float32)
+    kernel[10, 10] = 1
+    np.testing.assert_array_equal(psf.motion(1.0, angle), kernel)
+
+
+def test_motion_turns_counter_clockwise():
+    kernel = np.asarray(psf.motion(9.0, np.pi / 4, 9))
+    assert kernel[1, 7] > 0.05  # up and to the right
+    assert kernel[1, 1] == 0
+
+
+def test_motion_has_the_moments_of_a_line():
+    offsets = np.arange(41) - 20
+    for angle in np.linspace(0, np.pi, 7):
+        kernel = np.asarray(psf.motion(31.0, angle, 41), np.float64)
+        along = np.cos(angle) * offsets - np.sin(angle) * offsets[:, None]
+        across = np.sin(angle) * offsets + np.cos(angle) * offsets[:, None]
+        # A uniform line has variance L² / 12; one pixel wide and soft, it has little variance across.
+        assert (kernel * along**2).sum() == pytest.approx(31**2 / 12, rel=0.01)
+        assert (kernel * across**2).sum() < 0.3
+
+
+@pytest.mark.parametrize("radius", [0.6, 1.0, 2.37, 5.5, 10.0])
+def test_defocus_is_the_area_of_the_disk_in_each_pixel(radius):
+    fine = 200
+    grid = (np.arange(21 * fine) + 0.5) / fine - 10.5
+    covered = (grid**2 + grid[:, None] ** 2 <= radius**2).reshape(21, fine, 21, fine).mean((1, 3))
+    np.testing.assert_allclose(np.asarray(psf.defocus(radius)) * np.pi * radius**2, covered, atol=2e-3)
+
+
+# Gradients
+
+
+def test_gradients_flow_through_every_parameter():
+    images = random_images(2, 15, 15, 3) - 0.5  # small losses: less rounding in their differences
+    losses = {
+        "sigma": lambda v: (blur.gaussian(images, v) ** 2).sum(),
+        "length": lambda v: (blur.motion(images, v, 0.4) ** 2).sum(),
+        "angle": lambda v: (blur.motion(images, 7.0, v / 4) ** 2).sum(),
+        "radius": lambda v: (blur.defocus(images, v) ** 2).sum(),
+    }
+    step = 1e-2
+    for name, loss in losses.items():
+        loss = jax.jit(jax.value_and_grad(loss))
+        for value in (1.6, 2.3, 4.7):
+            slope = float(loss(value + step)[0] - loss(value - step)[0]) / (2 * step)
+            assert abs(slope) > 0.01, name
+            assert float(loss(value)[1]) == pytest.approx(slope, rel=0.02), (name, value)
+
+
+def test_gradient_of_the_images_is_the_adjoint():
+    images, other = random_images(2, 12, 17, 3), random_images(2, 12, 17, 3, seed=1)
+    for run in (
+        lambda x: blur.gaussian(x, 1.5),
+        lambda x: blur.motion(x, 9.0, 0.5),
+        lambda x: blur.defocus(x, 3.0),
+    ):
+        blurred, pull = jax.vjp(run, images)
+        np.testing.assert_allclose((blurred * other).sum(), (images * pull(other)[0]).sum(), rtol=1e-5)
+        np.testing.assert_allclose(jax.jvp(run, (images,), (other,))[1], run(other), atol=2e-6)
+
+
+def test_gradients_are_finite_at_the_ends_of_the_ranges():
+    images = random_images(2, 9, 9, 3)
+    for gradient in (
+        jax.grad(lambda v: blur.motion(images, v, 0.0).var())(1.0),
+        jax.grad(lambda v: blur.motion(images, 21.0, v).var())(0.0),
+        *jax.grad(lambda v: blur.defocus(images, v).var())(jnp.array([0.0, 10.5])),
+    ):
+        assert np.isfinite(gradient)
+
+
+# dtypes, batches and platforms
+
+
+@pytest.mark.parametrize(
+    "run", [lambda x: GAUSSIAN(x, 1.5), lambda x: MOTION(x, 7.0, 0.3), lambda x: DEFOCUS(x, 3.0)]
+)
+def test_bfloat16_in_bfloat16_out(run):
+    images = random_images(2, 16, 20, 3)
+    result = run(jnp.asarray(images, jnp.bfloat16))
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(result, np.float32), run(images), atol=0.01)
+
+
+def test_the_batched_form_of_gpu_and_tpu_is_the_same_blur(monkeypatch):
+    images, key = random_images(8, 20, 24, 3), keys(8)
+    sigmas, lengths, radii = np.linspace(0, 3, 8), np.linspace(1, 21, 8), np.linspace(0, 10, 8)
+    runs = (
+        lambda n: blur.gaussian(images[:n], sigmas[:n]),
+        lambda n: blur.motion(images[:n], lengths[:n], 0.7),
+        lambda n: blur.defocus(images[:n], radii[:n]),
+        lambda n: sample.draw(key[:n], images[:n], QUIET_KINDS)[0],
+        lambda n: varying.gaussian(images[:n], np.linspace(0, 4, n * 20 * 24).reshape(n, 20, 24)),
+    )
+    monkeypatch.setattr(convolve, "by_platform", lambda one, batched, *arguments: batched(*arguments))
+    batched = [run(7) for run in runs]  # 7 images here and 8 below: compiled functions are cached by shape
+    monkeypatch.undo()
+    for run, result in zip(runs[:-1], batched, strict=False):
+        np.testing.assert_allclose(result, run(8)[:7], rtol=0, atol=2e-6)
+
+
+def test_draw_under_shard_map_equals_one_device():
+    # Devices are counted once per process, so four of them need their own.
+    program = """
+import jax, numpy as np
+from jax.sharding import AxisType, PartitionSpec as P
+from bjax.blur import sample
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+images = np.random.default_rng(0).random((8, 16, 16, 3), dtype=np.float32)
+keys = jax.random.split(jax.random.key(0), 8)
+run = lambda k, x: sample.draw(k, x, sample.PAPER2)
+sharded = jax.shard_map(run, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+def loss(x, draw):
+    blurred, kind, params = draw(keys, x)
+    return (blurred ** 2).sum(), (blurred, kind, params)
+one, many = (jax.jit(jax.grad(lambda x: loss(x, draw), has_aux=True))(images) for draw in (run, sharded))
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, many)
+"""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: blur.gaussian(x, -1.0), r"sigma=-1: must be at least 0"),
+        (lambda x: blur.gaussian(x, [1.0, np.nan]), r"sigma=nan"),
+        (lambda x: blur.gaussian(x, [1.0, 2.0, 3.0]), r"sigma: shape \[3\] must be \[\] or \[2\]"),
+        (lambda x: blur.gaussian(x, 1.0, kernel_size=18), r"kernel_size=18: must be a positive odd"),
+        (lambda x: blur.gaussian(x, 1.0, impl="fft"), r"impl='fft': must be 'auto' or 'pix'"),
+        (lambda x: blur.gaussian(x[0], 1.0), r"images: float32\[8, 8, 3\] must be a float batch"),
+        (lambda x: blur.gaussian((x * 255).astype(np.uint8), 1.0), r"images: uint8.* scale uint8 images"),
+        (lambda x: blur.motion(x, 0.5, 0.0), r"length=0.5: must be in \[1, 21\]"),
+        (lambda x: blur.motion(x, [3.0, 22.0], 0.0), r"length=22: .*larger odd kernel_size"),
+        (lambda x: blur.motion(x, 3.0, np.inf), r"angle=inf"),
+        (lambda x: blur.defocus(x, 10.6), r"radius=10.6: must be in \[0, 10.5\]"),
+        (
+            lambda x: sample.draw(jax.random.key(0), x, sample.SHARP),
+            r"key: key<fry>\[\] must be typed keys \[2\]",
+        ),
+        (lambda x: sample.draw(np.zeros((2, 2), np.uint32), x, sample.SHARP), r"key: uint32"),
+    ],
+)
+def test_bad_arguments_say_what_is_allowed(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(random_images(2, 8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kinds": {"gausian": 1}}, r"unknown kind 'gausian', .*did you mean 'gaussian'"),
+        ({"kinds": {"sharp": 0.5, "motion": 0.6}}, r"sum to 1.1, must be 1"),
+        ({"kinds": {"sharp": -1, "motion": 2}}, r"sharp=-1 is no probability"),
+        ({"kinds": (("sharp", 0.5), ("sharp", 0.5))}, r"named twice"),
+        ({"sigma": (2, 1)}, r"sigma=\(2, 1\): must be low ≤ high within \[0, inf\]"),
+        ({"sigma": (1, 2, 3)}, r"sigma=\(1, 2, 3\): must be a number or a range"),
+        ({"sigma": "wide"}, r"sigma='wide': must be a number or a range"),
+        ({"length": (0, 5)}, r"length=\(0, 5\): .*\[1, 21\]"),
+        ({"radius": 11}, r"radius=11"),
+        ({"angle": (0, np.inf)}, r"angle"),
+        ({"noise": (0, 2)}, r"noise"),
+        ({"kernel_size": 4}, r"kernel_size=4: must be a positive odd"),
+        ({"psf_size": 0}, r"psf_size=0"),
+    ],
+)
+def test_bad_specs_name_the_field(fields, message):
+    with pytest.raises(ValueError, match=message):
+        sample.BlurSpec(**{"kinds": {"sharp": 1}, **fields})
+
+
+# The random draw
+
+
+def test_spec_is_hashable_and_normalised():
+    spec = sample.BlurSpec({"defocus": 0.5, "sharp": 0.5, "motion": 0}, sigma=2, noise=[0, 0.1])
+    assert spec.kinds == (("sharp", 0.5), ("defocus", 0.5))
+    assert spec.sigma == (2.0, 2.0)
+    assert hash(spec) == hash(
+        sample.BlurSpec((("sharp", 0.5), ("defocus", 0.5)), sigma=(2, 2), noise=(0, 0.1))
+    )
+
+
+def test_draw_applies_what_it_reports():
+    images = random_images(16, 20, 28, 3)
+    spec = QUIET_KINDS
+    blurred, kind, params = DRAW(keys(16), images, spec)
+    assert sorted(set(np.asarray(kind))) == [0, 1, 2, 3]
+    for i in range(16):
+        name, p = sample.KINDS[kind[i]], jax.tree.map(lambda x, i=i: float(x[i]), params)
+        kernel = {
+            "sharp": lambda p: np.ones((1, 1), np.float32),
+            "gaussian": lambda p: np.asarray(psf.gaussian(p.sigma)),
+            "motion": lambda p: np.asarray(psf.motion(p.length, p.angle)),
+            "defocus": lambda p: np.asarray(psf.defocus(p.radius)),
+        }[name](p)
+        np.testing.assert_allclose(
+            blurred[i], cv2.filter2D(images[i], -1, kernel, borderType=REFLECT), atol=2e-6
+        )
+        used = {"sharp": set(), "gaussian": {"sigma"}, "motion": {"length", "angle"}, "defocus": {"radius"}}[
+            name
+        ]
+        for field, value in p._asdict().items():
+            low, high = getattr(spec, field)
+            assert (low <= value <= high) if field in used else value == 0
+
+
+def test_draw_depends_on_the_image_key_alone():
+    images, n = random_images(16, 12, 12, 3), 16
+    whole = DRAW(keys(n), images, ALL_KINDS)
+    order = np.random.default_rng(0).integers(
+        0, n, n
+    )  # another order, some images left out, some there twice
+    other = DRAW(keys(n)[order], images[order], ALL_KINDS)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a)[order], b), whole, other)
+    other = DRAW(keys(n, seed=1), images, ALL_KINDS)
+    assert (np.asarray(other[1]) != np.asarray(whole[1])).any()
+
+
+def test_draw_follows_the_distribution():
+    spec = sample.BlurSpec({"sharp": 0.1, "gaussian": 0.2, "motion": 0.3, "defocus": 0.4}, sigma=(1, 2))
+    n = 8000
+    kind, params, _ = jax.jit(jax.vmap(lambda k: sample._draw_one(k, spec)))(keys(n))
+    counts = np.bincount(kind, minlength=4) / n
+    np.testing.assert_allclose(counts, [0.1, 0.2, 0.3, 0.4], atol=0.02)
+    sigma = np.asarray(params.sigma)[np.asarray(kind) == 1]
+    assert sigma.min() >= 1
+    assert sigma.max() <= 2
+    assert sigma.mean() == pytest.approx(1.5, abs=0.03)
+    assert sigma.std() == pytest.approx(12**-0.5, abs=0.02)
+
+
+def test_noise_is_added_last_and_to_every_kind():
+    images = np.full((64, 16, 16, 3), 0.5, np.float32)
+    spec = sample.BlurSpec(dict.fromkeys(sample.KINDS, 0.25), noise=0.05)
+    blurred, kind, params = DRAW(keys(64), images, spec)
+    np.testing.assert_allclose(params.noise, 0.05)
+    for k in range(4):  # blurred noise would be weaker and correlated
+        noise = np.asarray(blurred)[np.asarray(kind) == k] - 0.5
+        assert noise.std() == pytest.approx(0.05, rel=0.03)
+        assert abs(np.corrcoef(noise[:, :, 1:].ravel(), noise[:, :, :-1].ravel())[0, 1]) < 0.03
+    clipped, _, _ = DRAW(keys(64), images * 2, spec)
+    assert clipped.max() == 1
+
+
+def test_draw_in_bfloat16():
+    images = random_images(16, 12, 12, 3)
+    blurred, kind, _ = DRAW(keys(16), jnp.asarray(images, jnp.bfloat16), ALL_KINDS)
+    assert blurred.dtype == jnp.bfloat16
+    expected, expected_kind, _ = DRAW(keys(16), images, ALL_KINDS)
+    np.testing.assert_array_equal(kind, expected_kind)
+    np.testing.assert_allclose(np.asarray(blurred, np.float32), expected, atol=0.02)
+
+
+def test_papers_are_specs():
+    assert sample.PAPER1_BLURRED == sample.BlurSpec({"gaussian": 1}, sigma=(1, 2), kernel_size=19)
+    assert sample.PAPER1_MIX.kinds == (("sharp", 0.5), ("gaussian", 0.5))
+    assert [name for name, _ in sample.PAPER2.kinds] == list(sample.KINDS)
+    assert sample.PAPER2.noise[1] > 0
+
+
+def test_no_kind_leaks_through_border_or_level():
+    """A linear probe on the outer 9 px of constant images must not tell the kinds apart."""
+    n, rng = 400, np.random.default_rng(0)
+    images = np.broadcast_to(rng.random((n, 1, 1, 3), dtype=np.float32), (n, 32, 32, 3))
+    spec = sample.BlurSpec(dict.fromkeys(sample.KINDS, 0.25), sigma=(1, 3), noise=(0, 0.02))
+    blurred, kind, _ = DRAW(keys(n), images, spec)
+    accuracy = probe_accuracy(border_features(blurred, images), np.asarray(kind))
+    assert accuracy < 0.25 + 0.1, accuracy  # 4 standard deviations of chance on 200 images are 0.12
+
+    # The probe can tell: zero padding, as in dm-pix, gives the Gaussian away.
+    quiet, kind, params = DRAW(keys(n), images, QUIET_KINDS)
+    np.testing.assert_allclose(quiet, images, atol=1e-6)
+    darkened = [
+        cv2.GaussianBlur(x, (19, 19), float(s), borderType=cv2.BORDER_CONSTANT) if s else x
+        for x, s in zip(images, np.asarray(params.sigma), strict=True)
+    ]
+    is_gaussian = (np.asarray(kind) == sample.KINDS.index("gaussian")).astype(int)
+    assert probe_accuracy(border_features(np.array(darkened), images), is_gaussian) > 0.9
+
+
+def border_features(blurred, images):
+    """The outer 9 px: mean per ring and its spread, relative to the image's level."""
+    blurred = np.asarray(blurred, np.float64) - np.asarray(images[:, :1, :1])
+    rows = np.concatenate([blurred[:, :9], blurred[:, -9:][:, ::-1]], 2)
+    return np.concatenate(
+        [rows.mean((2, 3)), np.abs(rows).mean((2, 3)), blurred[:, :9, ::4].reshape(len(rows), -1)], 1
+    )
+
+
+def probe_accuracy(features, labels):
+    """Ridge regression onto one-hot labels, trained on one half of the images, scored on the other."""
+    half = len(labels) // 2
+    features = (features - features[:half].mean(0)) / (features[:half].std(0) + 1e-12)
+    targets = np.eye(labels.max() + 1)[labels]
+    train = features[:half]
+    weights = np.linalg.solve(
+        train.T @ train + 10 * np.eye(train.shape[1]), train.T @ (targets[:half] - targets.mean(0))
+    )
+    return ((features[half:] @ weights + targets.mean(0)).argmax(1) == labels[half:]).mean()
