@@ -10,11 +10,11 @@ import io
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import filelock
 import tensorflow_datasets as tfds
 import tqdm
+from etils import epath
 
 from bjax.data import decode
 from bjax.errors import UserError
@@ -39,15 +39,17 @@ def prepare(builder, *, overwrite=False):
     Raises:
       UserError: the builder refuses its input, or the folder cannot be written.
     """
-    target = Path(builder.data_dir)
+    target = epath.Path(builder.data_dir)
     if _is_prepared(target) and not overwrite:
         return False
+    if "://" in builder.data_dir:
+        raise UserError(f"{builder.name}: prepare it in a local folder and copy that to {builder.data_dir}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target):
             if _is_prepared(target) and not overwrite:
                 return False
-            shutil.rmtree(target, ignore_errors=True)
+            target.rmtree(missing_ok=True)
             for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
                 shutil.rmtree(leftover)
             tfds.disable_progress_bar()  # its bars lack totals; `intact` has its own

@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 
 import numpy as np
 import simplejpeg
@@ -29,14 +30,15 @@ def decode(data, *, exif_rotate=False):
     """
     if not data:
         raise ValueError("empty file")
-    if not exif_rotate and simplejpeg.is_jpeg(data):
+    if not exif_rotate and data.startswith(b"\xff\xd8\xff"):
         try:
             _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
             if colorspace not in ("CMYK", "YCCK"):
                 return simplejpeg.decode_jpeg(data)
         except ValueError as error:
             # libjpeg's warnings are errors here, and some are harmless: there are images in ImageNet with
-            # stray bytes between their segments. As in torchvision, Pillow is the judge of those.
+            # stray bytes between their segments. As in torchvision, Pillow judges those; but it lets pass
+            # what TensorFlow refuses, files that end early.
             if "Premature end" in str(error):
                 raise ValueError(f"truncated: {error}") from None
     try:
@@ -53,9 +55,16 @@ def decode(data, *, exif_rotate=False):
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise ValueError("no image format that Pillow knows") from None
-    # Pillow's plugins raise these on damaged files (SyntaxError: a broken PNG chunk; struct.error is a
-    # ValueError's neighbour that reaches us from the TIFF reader).
-    except (OSError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as error:
+    # What Pillow's readers raise on damaged files; SyntaxError is a broken PNG chunk.
+    except (
+        OSError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        TypeError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
 

@@ -105,7 +105,7 @@ with tfds.core.registered.skip_registration():
                 ) from error
             except tfds.download.NonMatchingChecksumError as error:
                 raise UserError(
-                    f"imagenette: {file.name} in {downloads} is not the published file (its SHA-256 differs); "
+                    f"imagenette: {file.name} in {downloads} is not the published file (other SHA-256); "
                     "remove it and get it again"
                 ) from error
             return {split: self._generate_examples(archive, split) for split in IMAGENETTE_COUNTS}

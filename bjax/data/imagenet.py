@@ -107,7 +107,7 @@ def train_files(path, classes, count):
     if len(found) != count:
         lacks = some(sorted(set(classes) - found))
         raise UserError(
-            f"imagenet2012: {path} holds {len(found)} classes instead of {count}, lacking {lacks}; get it again"
+            f"imagenet2012: {path} holds {len(found)} classes of {count}, lacking {lacks}; get it again"
         )
 
     def read():

@@ -6,12 +6,12 @@ import logging
 import os
 import threading
 import zlib
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from bjax.data import decode
 from bjax.data.builder import prepare
@@ -69,11 +69,11 @@ class Corrupt:
 
 
 def open_split(name, split, *, data_dir=None):
-    """Opens a split for reading; `photos` is prepared on first use.
+    """Opens a split for reading; `photos` and `imagenette` are prepared on first use.
 
     Args:
-      name: "photos", or any data set prepared under data_dir in ArrayRecord with features image, label and
-        file_name. TFDS's name/config:version works too.
+      name: "photos", "imagenette", or any data set prepared under data_dir in ArrayRecord with features
+        image, label and file_name; TFDS's name/config:version works too.
       split: as TFDS has it: "train", "train[:20%]", "train[1000:]+validation".
       data_dir: where data sets lie; None is TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
 
@@ -102,10 +102,8 @@ def open_split(name, split, *, data_dir=None):
     except (ValueError, KeyError, AssertionError) as error:
         known = ", ".join(builder.info.splits)
         raise UserError(
-            f"data set {name} has no split {split!r}: it has {known}, and parts such as train[:20%]"
+            f"data set {name}: split {split!r} names nothing; there are {known} and parts such as train[:20%]"
         ) from error
-    if not len(records):
-        raise UserError(f"data set {name}: split {split!r} is empty")
     names = tuple(builder.info.features["label"].names)
     return Source(name, split, len(names), names, records)
 
@@ -113,16 +111,17 @@ def open_split(name, split, *, data_dir=None):
 def _prepared(name, data_dir):
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
+    except ValueError:  # TFDS's DatasetNotFoundError, or a name that cannot be one
         pass
-    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    folder = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     if name == "imagenet2012":
         raise UserError(
             f"data set imagenet2012 is not in {folder}: prepare it with python -m bjax.data.prepare "
             "imagenet2012 --manual_dir=…, or train on the embedded photographs (--config=…:demo) or on a "
             "small download (--config=…:imagenette)"
         )
-    found = {path.relative_to(folder).parts[0] for path in folder.glob("*/**/dataset_info.json")}
+    files = [*folder.glob("*/*/dataset_info.json"), *folder.glob("*/*/*/dataset_info.json")]
+    found = {path.relative_to(folder).parts[0] for path in files}
     known = sorted({*ON_FIRST_USE, "imagenet2012", *found})
     near = difflib.get_close_matches(name, known, 1)
     nearest = f" (did you mean {near[0]}?)" if near else ""
@@ -210,7 +209,9 @@ def train_batches(
         .shuffle()
         .repeat()
         .random_map(load)
-        .batch(local_size, batch_fn=_stack)[process_index::process_count][start_step:num_steps]
+        .batch(local_size, drop_remainder=True, batch_fn=_stack)[process_index::process_count][
+            start_step:num_steps
+        ]
     )
     return _iterate(batches, threads, prefetch)
 
@@ -260,7 +261,7 @@ def eval_batches(
     batches = (
         grain.MapDataset.range(steps * batch_size)
         .map(load)
-        .batch(local_size, batch_fn=_stack)[process_index::process_count]
+        .batch(local_size, drop_remainder=True, batch_fn=_stack)[process_index::process_count]
     )
     return _iterate(batches, threads, prefetch)
 
