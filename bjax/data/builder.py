@@ -15,11 +15,25 @@ import filelock
 import tensorflow_datasets as tfds
 import tqdm
 from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
 
 from bjax.data import decode
 from bjax.errors import UserError
 
 LISTED = 10
+
+
+class ReproducibleWriter(tfds.core.ExampleWriter):
+    """TFDS's writer with a record's features in a fixed order.
+
+    Protocol buffers leave that order open, and so it changes from process to process.
+    """
+
+    def write(self, path, examples):
+        def in_order(record):
+            return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
+
+        return super().write(path, ((key, in_order(record)) for key, record in examples))
 
 
 def prepare(builder, *, overwrite=False):
@@ -52,6 +66,7 @@ def prepare(builder, *, overwrite=False):
             target.rmtree(missing_ok=True)
             for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
                 shutil.rmtree(leftover)
+            builder._example_writer = lambda: ReproducibleWriter(builder.info.file_format)
             tfds.disable_progress_bar()  # its bars lack totals; `intact` has its own
             with contextlib.redirect_stdout(io.StringIO()):  # "Downloading … Unknown size" would mislead
                 builder.download_and_prepare()

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import requests
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.datasets.imagenette import imagenette_dataset_builder as stock
 
 from bjax.data.builder import intact, some
@@ -47,6 +48,8 @@ with tfds.core.registered.skip_registration():
                 raise UserError(
                     f"data set name {name!r}: lower-case letters, digits and _ only, a letter first"
                 )
+            if name in ("photos", "imagenette", "imagenet2012"):
+                raise UserError(f"data set name {name!r} is taken: choose another")
             self.name = name
             self.corrupt = {}
             self._source = Path(source).expanduser()
@@ -103,7 +106,7 @@ with tfds.core.registered.skip_registration():
                     f"imagenette: downloading {IMAGENETTE} failed ({type(error).__name__}); without internet "
                     f"put {file.name} into {downloads / 'manual'}"
                 ) from error
-            except tfds.download.NonMatchingChecksumError as error:
+            except NonMatchingChecksumError as error:
                 raise UserError(
                     f"imagenette: {file.name} in {downloads} is not the published file (other SHA-256); "
                     "remove it and get it again"
@@ -148,9 +151,8 @@ def scan(source):
     for folder in folders:
         split = SPLITS[folder.name]
         if split in tree:
-            raise UserError(
-                f"{source} holds two folders for the {split} split, one is {folder.name}/: keep one"
-            )
+            same = " and ".join(f"{entry.name}/" for entry in folders if SPLITS[entry.name] == split)
+            raise UserError(f"{source} holds {same}, which are the same split: keep one")
         tree[split] = {}
         for entry in _visible(folder):
             if entry.is_dir():
@@ -162,6 +164,8 @@ def scan(source):
                 tree[split][entry.name] = images
             else:
                 ignored.append(entry)
+        if not tree[split]:
+            raise UserError(f"{folder} holds no classes, that is folders of images")
         unknown = sorted(set(tree[split]) - set(tree.get("train", tree[split])))
         if unknown:
             raise UserError(f"{folder} holds classes that train/ has not: {some(unknown)}")

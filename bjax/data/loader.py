@@ -49,6 +49,9 @@ class Source:
             "file_name": record["file_name"].decode(),
         }
 
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
 
 class Corrupt:
     """The damaged images that were met and skipped: {file_name: cause}. Shared by the loader's threads."""
