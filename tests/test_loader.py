@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from bjax.data import decode, loader
 from bjax.errors import UserError
@@ -29,14 +30,14 @@ def png(number):
 
 
 def make_source(n=37, broken=()):
-    records = [
-        {
-            "image": b"broken" if number in broken else png(number),
-            "label": number % 5,
-            "file_name": f"{number}.png".encode(),
-        }
-        for number in range(n)
-    ]
+    records = []
+    for number in range(n):
+        example = tf_example_pb2.Example()
+        feature = example.features.feature
+        feature["image"].bytes_list.value.append(b"broken" if number in broken else png(number))
+        feature["label"].int64_list.value.append(number % 5)
+        feature["file_name"].bytes_list.value.append(f"{number}.png".encode())
+        records.append(example.SerializeToString())
     return loader.Source("tiny", "train", 5, tuple("abcde"), records)
 
 
