@@ -56,7 +56,10 @@ def test_the_newest_is_restored_and_the_oldest_goes(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"width": 32}, r"at 57 arrays; .* is \(\(256,\), .* there and \(\(128,\)"), ({"ema": True}, "ema/.* is absent there")],
+    [
+        ({"width": 32}, r"at 57 arrays; .* is \(\(256,\), .* there and \(\(128,\)"),
+        ({"ema": True}, "ema/.* is absent there"),
+    ],
 )
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, changes, message):
     mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
