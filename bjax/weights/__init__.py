@@ -147,10 +147,11 @@ def _read_torch(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split(" WeightsUnpickler error: ")[-1].split("\n")[0]
+        # PyTorch's message is a page of advice around one sentence.
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition(". ")[0].split("\n")[0]
         raise UserError(
-            f"{path}: refused, its pickle holds more than tensors and could run code ({reason}); "
-            "save the state dict alone, best as .safetensors"
+            f"{path}: refused, its pickle is damaged or holds more than tensors, which could run code "
+            f"({reason}); save the state dict alone, best as .safetensors"
         ) from None
     except (RuntimeError, EOFError) as error:
         reason = str(error).split("\n")[0]
