@@ -1,5 +1,6 @@
 """Named conditions over whole splits: every image once, sums on the devices, one table at the end."""
 
+import dataclasses
 import functools
 import json
 from collections import defaultdict
@@ -9,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bjax import checkpoint, experiment, metrics, optim, sharding, state
+from bjax import bn_adapt, checkpoint, experiment, metrics, optim, sharding, state
 from bjax import config as configs
 from bjax.data import loader
 from bjax.errors import UserError
@@ -19,8 +20,8 @@ from bjax.step import eval_step
 SEED = 0
 
 
-def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str, dict]]:
-    """Returns `evaluate(variables) -> {condition: {top1, top1_95, top5, top5_95, loss, n, kept, empty}}`.
+def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict[str, dict]], dict[str, dict]]:
+    """Returns `evaluate({condition: variables}) -> {condition: {top1, top1_95, top5, top5_95, loss, n, kept, empty}}`.
 
     Splits are opened and step functions made once; conditions of one split share its decoded batches.
     Raises UserError for a split or dataset that does not exist.
@@ -36,7 +37,7 @@ def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str
         for split in by_split
     }
 
-    def evaluate(variables: dict) -> dict[str, dict]:
+    def evaluate(variables: dict[str, dict]) -> dict[str, dict]:
         key = jax.random.key(SEED)
         results = {}
         for split, steps in by_split.items():
@@ -61,7 +62,7 @@ def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str
             for batch in batches:
                 batch = sharding.put(batch, mesh)
                 for name, step in steps.items():
-                    sums[name].append(step(key, variables, batch))
+                    sums[name].append(step(key, variables[name], batch))
                 bar.advance()
             bar.close()
             for name in steps:
@@ -83,25 +84,49 @@ def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict], dict[str
     return evaluate
 
 
-def run(config, workdir: Path) -> dict[str, dict]:
-    """Evaluates the newest checkpoint of `workdir` under the conditions of `config` and writes results.json."""
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"--workdir={workdir}: holds no checkpoints; train first, with --mode=train")
-    # The training source tells the classes; its images are not read.
+def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
+    """Evaluates without training and writes results.json.
+
+    What is evaluated is the newest checkpoint of `workdir`, or, where there is none, the weights `config.init_from`.
+    adapt: evaluate every condition a second time, as NAME_bn_adapt, with BatchNorm statistics of training images that
+    are blurred like that condition's.
+    """
+    # Names the classes; with `adapt` its images are read as well.
     source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
     exp = experiment.build(config, source.num_classes)
     configs.check_devices(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     tx = optim.build(config.optim, 1)
-    shapes = jax.eval_shape(
-        lambda: state.init(jax.random.key(0), exp.model, tx, config.data.image_size, config.optim.ema > 0)
+    init = functools.partial(
+        state.init, model=exp.model, tx=tx, image_size=config.data.image_size, ema=config.optim.ema > 0
     )
-    evaluate = build(config, exp, mesh)
-    with checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep) as manager:
-        restored = checkpoint.restore(manager, shapes, sharding.plan(shapes, mesh, config.mesh.rules))
-    if restored is None:
-        raise UserError(f"--workdir={workdir}: holds no finished checkpoint; train first, with --mode=train")
-    results = evaluate(restored.variables)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    plan = sharding.plan(shapes, mesh, config.mesh.rules)
+    restored = None
+    if (workdir / "checkpoints").is_dir():
+        with checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep) as manager:
+            restored = checkpoint.restore(manager, shapes, plan)
+    if restored is not None:
+        variables = restored.variables
+    elif config.init_from:
+        variables = jax.device_put(
+            experiment.weights_of(config, shapes), {"params": plan.params, "batch_stats": plan.batch_stats}
+        )
+    else:
+        raise UserError(
+            f"--workdir={workdir}: holds no checkpoint; train first with --mode=train, or name weights with "
+            "--config.init_from=FILE"
+        )
+
+    by_condition = dict.fromkeys(exp.conditions, variables)
+    if adapt:
+        for name, condition in exp.conditions.items():
+            found = bn_adapt.statistics(config, exp, mesh, source, variables, condition.inputs)
+            by_condition[f"{name}_bn_adapt"] = {**variables, "batch_stats": found}
+        twins = {f"{name}_bn_adapt": condition for name, condition in exp.conditions.items()}
+        exp = dataclasses.replace(exp, conditions=exp.conditions | twins)
+    results = build(config, exp, mesh)(by_condition)
+    workdir.mkdir(parents=True, exist_ok=True)
     report(results, workdir)
     return results
 

@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bjax import models
+from bjax import models, weights
 from bjax.blur.sample import KINDS, BlurSpec
 from bjax.errors import UserError
 from bjax.step import Inputs, Objective
@@ -78,6 +78,15 @@ def build(config, num_classes: int) -> Experiment:
         **config.loss,
     )
     return Experiment(model, objective, train, conditions)
+
+
+def weights_of(config, shapes) -> dict:
+    """The variables in the file `config.init_from`, fitted to a state of `shapes`; touches no device."""
+    like = {"params": shapes.params, "batch_stats": shapes.batch_stats}
+    like = {k: v for k, v in like.items() if v}
+    return weights.load(
+        config.model.name, config.init_from, like=like, new_head=config.init_new_head, note=print
+    )
 
 
 def _named(key: str, construct):

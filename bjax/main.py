@@ -31,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         _use_compilation_cache()
         workdir = Path(args.workdir or default_workdir(args.config))
-        (train if args.mode == "train" else evaluate).run(config, workdir)
+        if args.mode == "train":
+            train.run(config, workdir)
+        else:
+            evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
         return 0
     except UserError as e:
         print(f"bjax: {e}", file=sys.stderr)
@@ -62,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--config", metavar="FILE.py[:ARGS]", help="experiment, such as configs/vit_mask.py:demo")
     p.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME_ARGS)")
     p.add_argument(
-        "--mode", choices=("train", "eval"), default="train", help="eval: only the newest checkpoint"
+        "--mode",
+        choices=("train", "eval", "bn_adapt"),
+        default="train",
+        help="eval: the newest checkpoint, or the weights config.init_from, without training; "
+        "bn_adapt: the same, and again with BatchNorm statistics of blurred images",
     )
     p.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and stop")
     return p

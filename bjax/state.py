@@ -22,6 +22,20 @@ class State:
         return {"params": self.params if self.ema is None else self.ema, "batch_stats": self.batch_stats}
 
 
+def load(state: State, variables: dict, plan: State) -> State:
+    """`state` with the params (and batch_stats, where there are any) of `variables`, placed by `plan`."""
+
+    def place(tree, shardings):
+        return jax.jit(lambda x: x, out_shardings=shardings)(tree)
+
+    params = place(variables["params"], plan.params)
+    return state.replace(
+        params=params,
+        batch_stats=place(variables.get("batch_stats", {}), plan.batch_stats),
+        ema=None if state.ema is None else jax.tree.map(jnp.copy, params),
+    )
+
+
 def init(key: jax.Array, model, tx: optax.GradientTransformation, image_size: int, ema: bool) -> State:
     """Random weights, fresh optimiser state. Pure: run it under `jit` with the plan as `out_shardings`."""
     variables = model.init(key, jnp.zeros((1, image_size, image_size, 3)))

@@ -148,6 +148,31 @@ def eval_step(
     return {k: jnp.where(batch["mask"], v, 0.0).sum() for k, v in per_image.items()}
 
 
+def batch_statistics(
+    key: jax.Array,
+    variables: dict,
+    batch: dict[str, jax.Array],
+    *,
+    model,
+    inputs: Inputs,
+    mesh: Mesh,
+    momentum: float,
+) -> dict:
+    """The mean and variance that each BatchNorm sees in this batch, as a tree like `variables["batch_stats"]`.
+
+    As in training, each layer is fed by layers that normalise with the batch's own statistics. momentum: the model's.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
+    images, _ = _blur(keys, batch["image"], inputs, mesh)
+    images, kept = _mask(keys, images, inputs, mesh)
+    # From zero, one step of the running average is the batch's share of it.
+    start = {**variables, "batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
+    _, changed = _apply(
+        model, start, images, kept, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+    )
+    return jax.tree.map(lambda x: x / (1 - momentum), changed["batch_stats"])
+
+
 def _apply(model, variables: dict, images, kept, **options):
     variables = {k: v for k, v in variables.items() if v}
     if kept is not None and kept.mode != "zero_pixels":

@@ -64,6 +64,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
     current = checkpoint.restore(manager, shapes, plan)
     if current is None:
         current = jax.jit(init, out_shardings=plan)(init_key)
+        if config.init_from:
+            current = state.load(current, experiment.weights_of(config, shapes), plan)
     start = int(current.step)
     if main_process and start:
         print(f"goes on from step {start} of {total_steps}", flush=True)
@@ -138,14 +140,14 @@ def run(config, workdir: Path) -> dict[str, dict]:
         if now % config.checkpoint_every == 0 or now == total_steps:
             checkpoint.save(manager, now, current)
         if config.eval_every and now % config.eval_every == 0 and now < total_steps:
-            log.write(now, _flat(evaluation(current.variables)))
+            log.write(now, _flat(evaluation(dict.fromkeys(exp.conditions, current.variables))))
             since = time.perf_counter()  # the evaluation's time is not the training's
     bar.close()
     if corrupt and main_process:
         print(f"{source.name} {source.split}: {len(corrupt)} images could not be decoded and were left out")
 
     # --- results
-    results = evaluation(current.variables)
+    results = evaluation(dict.fromkeys(exp.conditions, current.variables))
     manager.wait_until_finished()
     manager.close()
     if start < total_steps:

@@ -113,6 +113,7 @@ def default():
     c.steps = 0  # length of the run in steps; 0: from epochs
     c.dtype = "float32"  # of activations: float32 | bfloat16; parameters stay float32
     c.init_from = ""  # weight file to start from (.safetensors, .npz, .pth); empty: random weights
+    c.init_new_head = False  # leave that file's last layer out, for other classes than the file's
 
     c.data = ConfigDict()
     c.data.name = "imagenet2012"  # photos | imagenet2012 | imagenette | a name given to bjax.data.prepare
@@ -164,6 +165,10 @@ def default():
     c.eval_batch_size = 512  # images per evaluation step, over all devices
     c.eval_every = 0  # steps between evaluations during training; 0: only at the end
 
+    c.bn_adapt_batches = (
+        32  # --mode=bn_adapt: evaluation batches of training images that new statistics come from
+    )
+
     c.log_every = 50  # steps between rows of metrics.jsonl
     c.checkpoint_every = 1000  # steps between checkpoints; one is always written at the end
     c.checkpoint_keep = 2  # checkpoints kept
@@ -177,7 +182,58 @@ def default():
     return c
 
 
-def use_source(c, source, *, eval_split):
-    """Points `c` at ImageNet, imagenette or the embedded photographs; returns the name of the split to evaluate on."""
-    c.data.name = {"demo": "photos"}.get(source, source)
-    return {"demo": "test"}.get(source, eval_split)
+def use_source(c, arg, *, eval_split="validation"):
+    """Points `c` at ImageNet, imagenette or the embedded photographs, with the blur and the share of images of `arg`.
+
+    Sets the conditions of paper 1's tables: sharp, blurred, and blurred with patches removed: on both sides of its
+    threshold, because it says "above 100" although a low variance means blurry, each beside a random choice of as many.
+    Returns the name of the split they are evaluated on.
+    """
+    c.data.name = {"demo": "photos"}.get(arg.source, arg.source)
+    if arg.fraction != 100:
+        c.data.train = f"train[:{arg.fraction}%]"
+    c.blur = blur(TRAIN_BLURS[arg.train])
+    split = "test" if arg.source == "demo" else eval_split
+    c.eval.sharp = condition(split)
+    c.eval.blurred = condition(split, GAUSSIAN())
+    for drop in ("below", "above"):
+        for selector in ("laplacian", "random"):
+            masked = mask("zero_pixels", selector=selector, drop=drop, threshold=100.0)
+            c.eval[f"blurred_drop_{drop}{CONTROL[selector]}"] = condition(split, GAUSSIAN(), masked)
+    return split
+
+
+GAUSSIAN = partial(blur, {"gaussian": 1.0})  # paper 1's test blur: σ ~ U(1, 2), 19 taps
+CONTROL = {"laplacian": "", "random": "_random"}  # what a condition's name ends with
+
+
+def cnn(arg, name, *, lr, demo_lr):
+    """torchvision's recipe of 2017 for a CNN: SGD, 90 epochs of batch 256, the rate falling tenfold every 30.
+
+    Differs from it where biases and norms do not decay. `demo_lr` is for the embedded photographs, 64 px, on a CPU.
+    """
+    c = default()
+    c.model.name = name
+    c.dtype = "bfloat16"
+    c.batch_size, c.eval_batch_size = 256, 256
+    c.optim.name, c.optim.schedule, c.optim.lr, c.optim.weight_decay = "sgd", "step", lr, 1e-4
+    use_source(c, arg)
+    if arg.source == "demo":
+        demo(c)
+        c.data.image_size = 64
+        c.batch_size, c.steps = 32, 150
+        c.optim.schedule, c.optim.lr, c.optim.warmup = "cosine", demo_lr, 15
+    return c
+
+
+def demo(c):
+    """Sizes for two CPU cores and a few minutes, on crops of photographs that ship inside scikit-image."""
+    c.data.image_size = 96
+    c.data.resize = 0
+    c.data.scale = (0.25, 1.0)
+    c.data.threads = 2
+    c.dtype = "float32"
+    c.batch_size, c.eval_batch_size = 64, 128
+    c.steps = 300
+    c.log_every = 25
+    c.checkpoint_every = 50

@@ -6,6 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from bjax.models.norm import MOMENTUM
 from bjax.models.pooling import max_pool
 
 
@@ -30,7 +31,7 @@ class DenseNet(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         x = conv(self.width, (7, 7), strides=2, padding=3, name="conv0")(images)
         x = nn.relu(norm(name="norm0")(x))

@@ -9,6 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from bjax.models.norm import MOMENTUM
 from bjax.models.pooling import adaptive_average_pool, max_pool
 
 # 1x1, 3x3 reduction, 3x3, "5x5" reduction, "5x5", pool projection
@@ -56,7 +57,7 @@ class GoogLeNet(nn.Module):
             norm=partial(
                 nn.BatchNorm,
                 use_running_average=not train,
-                momentum=0.9,
+                momentum=MOMENTUM,
                 epsilon=1e-3,
                 dtype=self.dtype,
             ),

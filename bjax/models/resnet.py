@@ -6,6 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from bjax.models.norm import MOMENTUM
 from bjax.models.pooling import max_pool
 
 
@@ -29,7 +30,7 @@ class ResNet(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, dtype=self.dtype)
         block = Bottleneck if self.bottleneck else BasicBlock
         x = conv(self.width, (7, 7), strides=2, padding=3, name="conv1")(images)
         x = nn.relu(norm(name="bn1")(x))

@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from bjax.models.norm import MOMENTUM
 from bjax.models.pooling import adaptive_average_pool, max_pool
 
 
@@ -32,7 +33,7 @@ class VGG(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, dtype=self.dtype)
         dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
         x = images
         layer = 0

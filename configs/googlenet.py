@@ -1,0 +1,17 @@
+"""GoogLeNet on sharp, blurred or mixed images (paper 1, tables 1 to 4).
+
+    python -m bjax.main --config=configs/googlenet.py:demo                      the embedded photographs, CPU
+    python -m bjax.main --config=configs/googlenet.py:train=mix,fraction=20     paper 1's data: a fifth of ImageNet
+    python -m bjax.main --config=configs/googlenet.py --mode=eval --config.init_from=googlenet-1378be20.pth
+
+ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the images).
+
+The recipe is torchvision's for CNNs without residuals: SGD 0.01, batch 256, decay 1e-4, 90 epochs, auxiliary heads
+with weight 0.3. torchvision's own weights (69.78 % top-1) were trained elsewhere.
+"""
+
+from configs.common import cnn, parse_arg
+
+
+def get_config(arg=""):
+    return cnn(parse_arg(arg, train="sharp", fraction=100), "googlenet", lr=0.01, demo_lr=0.02)

@@ -1,0 +1,16 @@
+"""ResNet50 on sharp, blurred or mixed images (paper 1, tables 1 to 4).
+
+    python -m bjax.main --config=configs/resnet50.py:demo                      the embedded photographs, CPU
+    python -m bjax.main --config=configs/resnet50.py:train=mix,fraction=20     paper 1's data: a fifth of ImageNet
+    python -m bjax.main --config=configs/resnet50.py --mode=eval --config.init_from=resnet50-0676ba61.pth
+
+ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the images).
+
+The recipe is torchvision's of 2017: SGD 0.1, batch 256, decay 1e-4, 90 epochs; 76.13 % top-1 on ImageNet there.
+"""
+
+from configs.common import cnn, parse_arg
+
+
+def get_config(arg=""):
+    return cnn(parse_arg(arg, train="sharp", fraction=100), "resnet50", lr=0.1, demo_lr=0.02)

@@ -1,0 +1,22 @@
+"""VGG19 on sharp, blurred or mixed images (paper 1, tables 1 to 4).
+
+    python -m bjax.main --config=configs/vgg19.py:demo                      the embedded photographs, CPU; vgg19_bn
+    python -m bjax.main --config=configs/vgg19.py:train=mix,fraction=20     paper 1's data: a fifth of ImageNet
+    python -m bjax.main --config=configs/vgg19.py --mode=eval --config.init_from=vgg19-dcbb9e9d.pth
+
+ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the images), bn=false (vgg19_bn).
+
+The recipe is torchvision's of 2017: SGD 0.01, batch 256, decay 1e-4, 90 epochs; 72.38 % top-1 on ImageNet there.
+"""
+
+from configs.common import cnn, parse_arg
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, train="sharp", fraction=100, bn=False)
+    # Nineteen layers without normalisation do not get going within a demo.
+    name = "vgg19_bn" if arg.bn or arg.source == "demo" else "vgg19"
+    c = cnn(arg, name, lr=0.01, demo_lr=0.02)
+    if arg.source == "demo":
+        c.model.options.hidden = 256
+    return c
