@@ -180,14 +180,18 @@ def test_timm_has_torchvisions_keys_for_resnet_and_densenet():
 
 def test_logits_of_timm_vgg():
     timm = peers.timm()
-    theirs, tensors = peers.with_random_weights(lambda: timm.create_model("vgg19", num_classes=9))
+    stages = [8, "M", 8, "M", 8, "M", 8, "M", 16, "M"]
+    theirs, tensors = peers.with_random_weights(lambda: timm.models.vgg.VGG(stages, num_classes=5))
+    model = models.build("vgg19", num_classes=5, stages=OPTIONS["vgg19_bn"]["stages"])
     images = peers.random_images(224)
-    same_function(
-        models.build("vgg19", num_classes=9),
-        weights.convert("vgg19", tensors),
-        images,
-        peers.run(theirs, images),
-    )
+    variables = weights.convert("vgg19", tensors, like=jax.eval_shape(model.init, jax.random.key(0), images))
+    same_function(model, variables, images, peers.run(theirs, images))
+    import torch
+
+    with torch.device("meta"):
+        everything = timm.create_model("vgg19").state_dict()
+    zeros = {key: np.broadcast_to(np.float32(0), value.shape) for key, value in everything.items()}
+    assert len(jax.tree.leaves(weights.convert("vgg19", zeros))) == len(everything) == 38
 
 
 def test_logits_of_timm_vit():
