@@ -248,3 +248,8 @@ def test_random_crop_reflects_small_images():
     crop = decode.random_crop(np.random.default_rng(0), image, 16)
     assert crop.shape == (16, 16, 3)
     np.testing.assert_array_equal(crop[:3], crop[3:7][:0:-1])
+
+
+def test_mirror():
+    np.testing.assert_array_equal(decode.mirror(photo()), photo()[:, ::-1])
+    np.testing.assert_array_equal(decode.mirror(photo()[3:20, 5:40]), photo()[3:20, 5:40][:, ::-1])

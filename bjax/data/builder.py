@@ -36,6 +36,12 @@ class ReproducibleWriter(tfds.core.ExampleWriter):
         return super().write(path, ((key, in_order(record)) for key, record in examples))
 
 
+def data_root(data_dir=None):
+    """The folder of all data sets: data_dir or TFDS's default (TFDS_DATA_DIR, ~/tensorflow_datasets), ~
+    resolved."""
+    return os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+
+
 def prepare(builder, *, overwrite=False):
     """Writes a builder's data set unless it is there already.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import logging
 import os
 import threading
@@ -16,7 +17,7 @@ from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bjax.data import decode
-from bjax.data.builder import prepare
+from bjax.data.builder import data_root, prepare
 from bjax.data.folder import Imagenette
 from bjax.data.photos import Photos
 from bjax.errors import UserError
@@ -92,6 +93,7 @@ def open_split(name, split, *, data_dir=None):
     Raises:
       UserError: there is no such data set or split.
     """
+    data_dir = data_root(data_dir)
     if name in ON_FIRST_USE:
         builder = ON_FIRST_USE[name](data_dir=data_dir)
         prepare(builder)
@@ -122,7 +124,7 @@ def _prepared(name, data_dir):
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except ValueError:  # TFDS's DatasetNotFoundError, or a name that cannot be one
         pass
-    folder = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    folder = epath.Path(data_dir)
     if name == "imagenet2012":
         raise UserError(
             f"data set imagenet2012 is not in {folder}: prepare it with python -m bjax.data.prepare "
@@ -197,32 +199,20 @@ def train_batches(
         raise ValueError(f"crop={crop!r}: expected resized or random")
     read = _reader(source, image_size, on_corrupt, corrupt)
 
+    def cut(rng, image):
+        if crop == "random":
+            return decode.random_crop(rng, image, image_size)
+        return decode.random_resized_crop(rng, image, image_size, scale=scale, ratio=ratio)
+
     def load(index, rng):
-        if crop == "resized":
-
-            def cut(image):
-                return decode.random_resized_crop(rng, image, image_size, scale=scale, ratio=ratio)
-        else:
-
-            def cut(image):
-                return decode.random_crop(rng, image, image_size)
-
-        example = read(index, cut)
+        example = read(index, functools.partial(cut, rng))
         if flip and rng.random() < 0.5:
-            example["image"] = example["image"][:, ::-1]
+            example["image"] = decode.mirror(example["image"])
         return example
 
-    batches = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(load)
-        .batch(local_size, drop_remainder=True, batch_fn=_stack)[process_index::process_count][
-            start_step:num_steps
-        ]
-    )
-    return _iterate(batches, threads, prefetch)
+    examples = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(load)
+    batches = examples.batch(local_size, drop_remainder=True, batch_fn=_stack)
+    return _iterate(batches[process_index::process_count][start_step:num_steps], threads, prefetch)
 
 
 def eval_batches(
@@ -267,12 +257,9 @@ def eval_batches(
         return read(position, lambda image: decode.center_crop(image, image_size, resize=resize))
 
     steps = -(-len(source) // batch_size)
-    batches = (
-        grain.MapDataset.range(steps * batch_size)
-        .map(load)
-        .batch(local_size, drop_remainder=True, batch_fn=_stack)[process_index::process_count]
-    )
-    return _iterate(batches, threads, prefetch)
+    examples = grain.MapDataset.range(steps * batch_size).map(load)
+    batches = examples.batch(local_size, drop_remainder=True, batch_fn=_stack)
+    return _iterate(batches[process_index::process_count], threads, prefetch)
 
 
 def _reader(source, image_size, on_corrupt, corrupt):

@@ -13,7 +13,7 @@ import sys
 
 import tensorflow_datasets as tfds
 
-from bjax.data.builder import prepare, some
+from bjax.data.builder import data_root, prepare, some
 from bjax.data.folder import Folder, Imagenette
 from bjax.data.imagenet import Imagenet2012
 from bjax.data.photos import Photos
@@ -22,6 +22,7 @@ from bjax.errors import UserError
 
 def main(argv=None):
     args = _parser().parse_args(argv)
+    args.data_dir = data_root(args.data_dir)
     try:
         builder = BUILDERS[args.dataset](args)
         written = prepare(builder, overwrite=args.overwrite)
