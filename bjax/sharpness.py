@@ -213,7 +213,8 @@ def _score_photos(flags):
     images = []
     for path in paths:
         try:
-            photo = Image.open(path).convert("RGB")
+            with Image.open(path) as file:
+                photo = file.convert("RGB")
         except OSError as error:  # PIL's UnidentifiedImageError is one
             raise UserError(f"{path}: cannot be read as a photograph ({error})") from None
         photo = ImageOps.fit(photo, (flags.size, flags.size), Image.Resampling.BICUBIC)
@@ -234,7 +235,8 @@ def _print_scores(scores, flags):
     patches = len(scores["sharp"])
     photos = patches // (flags.size // flags.patch_size) ** 2
     print(
-        f"{flags.measure} of {patches} patches of {flags.patch_size} px, {photos} photographs, scope {flags.scope}"
+        f"{flags.measure} of {patches} patches of {flags.patch_size} px, {photos} photographs, "
+        f"scope {flags.scope}"
     )
     print(f"{'':12}" + "".join(f"{q:>10}%" for q in (5, 25, 50, 75, 95)) + f"{'below 100':>12}")
     for name, values in scores.items():

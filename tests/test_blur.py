@@ -440,7 +440,8 @@ def test_draw_in_bfloat16():
 
 
 def test_papers_are_specs():
-    assert sample.BlurSpec({"gaussian": 1}, sigma=(1, 2), kernel_size=19) == sample.PAPER1_BLURRED
+    paper1 = sample.BlurSpec({"gaussian": 1}, sigma=(1, 2), kernel_size=19)
+    assert paper1 == sample.PAPER1_BLURRED
     assert sample.PAPER1_MIX.kinds == (("sharp", 0.5), ("gaussian", 0.5))
     assert [name for name, _ in sample.PAPER2.kinds] == list(sample.KINDS)
     assert sample.PAPER2.noise[1] > 0

@@ -130,8 +130,11 @@ def by_platform(one, batched, *arguments):
     TPU get the whole batch, one shift-and-add kernel a pass; that choice is not measured yet (its rivals: a
     banded Toeplitz matmul, FFT, Pallas).
     """
-    cpu = lambda *arguments: lax.map(lambda argument: one(*argument), arguments)  # noqa: E731
-    return lax.platform_dependent(*arguments, cpu=cpu, default=batched)
+
+    def one_at_a_time(*arguments):
+        return lax.map(lambda argument: one(*argument), arguments)
+
+    return lax.platform_dependent(*arguments, cpu=one_at_a_time, default=batched)
 
 
 def check_images(images):
@@ -217,9 +220,11 @@ def _sparse(channels, padded, kernel):
         row, column = jnp.divmod(order[i], size)
         return weights[i] * lax.dynamic_slice(padded, (row, column * channels), (height, width))
 
+    def add_group(g, total):
+        return sum((tap(1 + g * group + i) for i in range(group)), total)
+
     # The first tap starts the sum, so that the loop's total has the type of a tap, under shard_map too.
-    add = lambda g, total: sum((tap(1 + g * group + i) for i in range(group)), total)  # noqa: E731
-    return lax.fori_loop(0, (used - 1 + group - 1) // group, add, tap(0))
+    return lax.fori_loop(0, (used - 1 + group - 1) // group, add_group, tap(0))
 
 
 @_sparse.defjvp
@@ -227,7 +232,10 @@ def _sparse_jvp(channels, primals, tangents):
     # Bilinear; the loop of dynamic length has no transpose, the dense form has. A tap of 0 can have a
     # gradient too.
     (padded, kernel), (d_padded, d_kernel) = primals, tangents
-    dense = lambda p, k: _dense(p[None], k[None], channels)[0]  # noqa: E731
+
+    def dense(padded, kernel):
+        return _dense(padded[None], kernel[None], channels)[0]
+
     return _sparse(channels, padded, kernel), dense(d_padded, kernel) + dense(padded, d_kernel)
 
 

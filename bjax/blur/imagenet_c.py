@@ -130,7 +130,10 @@ def defocus_kernel(radius, alias_blur):
     reach = 1 if radius <= 8 else 2
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / alias_blur) ** 2)
     taps /= taps.sum()
-    smooth = lambda rows: np.convolve(np.pad(rows, reach, mode="reflect"), taps, mode="valid")  # noqa: E731
+
+    def smooth(rows):
+        return np.convolve(np.pad(rows, reach, mode="reflect"), taps, mode="valid")
+
     kernel = np.apply_along_axis(smooth, 0, np.apply_along_axis(smooth, 1, disk / disk.sum()))
     return kernel.astype(np.float32)
 
