@@ -1,0 +1,156 @@
+"""Blurs against their peers: `python -m benchmarks.blur [--against=cv2,torch,pix] [--json=FILE]`.
+
+64 float images of 224 × 224 × 3, every image with its own parameter: Gaussian of 19 taps, motion and
+defocus with kernels of 21 × 21. Each peer blurs the same images in the form that does it fastest with a
+parameter per image:
+
+- cv2: `GaussianBlur` and `filter2D` on each image.
+- torch: two depthwise passes (Gaussian) or one `conv2d` (motion, defocus) on each image.
+- pix: `dm_pix.gaussian_blur` under `jax.vmap`.
+
+All run interleaved, A B A B, on everything the machine has; times are medians, ratios are medians of the
+ratios within a round. Results are compared too: a fast wrong blur is no peer. A first, unmeasured round
+compiles.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bjax import blur
+from bjax.blur import psf
+
+PEERS = ("cv2", "torch", "pix")
+
+
+def main():
+    parser = argparse.ArgumentParser("python -m benchmarks.blur", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--against", default="cv2,torch,pix", help="peers, comma-separated, of " + ", ".join(PEERS)
+    )
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=5)
+    flags = parser.parse_args()
+    peers = flags.against.split(",") if flags.against else []
+    if not set(peers) <= set(PEERS):
+        parser.error(f"--against={flags.against}: the peers are {', '.join(PEERS)}")
+
+    images = np.random.default_rng(0).random((flags.batch, flags.size, flags.size, 3), dtype=np.float32)
+    share = np.linspace(0, 1, flags.batch, dtype=np.float32)
+    sigma, length, angle, radius = 1 + share, 7 + 10 * share, np.pi * share, 2 + 4 * share
+    kernels = {
+        "gaussian": np.asarray(psf.gaussian(sigma, 19)),
+        "motion": np.asarray(psf.motion(length, angle, 21)),
+        "defocus": np.asarray(psf.defocus(radius, 21)),
+    }
+    device = jax.device_put(images)
+    gaussian, motion, defocus = map(jax.jit, (blur.gaussian, blur.motion, blur.defocus))
+    ours = {
+        "gaussian": lambda: gaussian(device, sigma),
+        "motion": lambda: motion(device, length, angle),
+        "defocus": lambda: defocus(device, radius),
+    }
+    print(
+        f"{jax.devices()[0].device_kind}: {flags.batch} × {flags.size} × {flags.size} × 3, {flags.rounds} rounds"
+    )
+    rows = []
+    for name, run in ours.items():
+        runs = {"bjax": run}
+        runs |= {peer: make for peer in peers if (make := RIVALS[peer](name, images, sigma, kernels[name]))}
+        rows.append(measure(name, runs, flags.rounds, flags.batch))
+    if flags.json:
+        report = {
+            "device": jax.devices()[0].device_kind,
+            "batch": flags.batch,
+            "size": flags.size,
+            "rows": rows,
+        }
+        flags.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def measure(name, runs, rounds, batch):
+    results = {peer: np.asarray(jax.block_until_ready(run())) for peer, run in runs.items()}
+    seconds = {peer: [] for peer in runs}
+    for _ in range(rounds):
+        for peer, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[peer].append(time.perf_counter() - start)
+    row = {"blur": name, "images_per_s": batch / statistics.median(seconds["bjax"]), "peers": {}}
+    print(
+        f"{name:9} bjax  {1e3 * statistics.median(seconds['bjax']):8.1f} ms  {row['images_per_s']:8.0f} images/s"
+    )
+    for peer, times in seconds.items():
+        if peer == "bjax":
+            continue
+        ratio = statistics.median(t / ours for t, ours in zip(times, seconds["bjax"], strict=True))
+        difference = float(np.abs(results[peer] - results["bjax"]).max())
+        ms = 1e3 * statistics.median(times)
+        row["peers"][peer] = {"ms": ms, "ratio": ratio, "difference": difference}
+        print(f"{'':9} {peer:5} {ms:8.1f} ms  bjax is {ratio:5.2f}× as fast, off by {difference:.1e}")
+    return row
+
+
+def cv2_rival(name, images, sigma, kernels):
+    import cv2
+
+    blurred = np.empty_like(images)
+
+    def run():
+        for i, image in enumerate(images):
+            if name == "gaussian":
+                cv2.GaussianBlur(image, (19, 19), float(sigma[i]), dst=blurred[i])
+            else:
+                cv2.filter2D(image, -1, kernels[i], dst=blurred[i], borderType=cv2.BORDER_REFLECT_101)
+        return blurred
+
+    return run
+
+
+def torch_rival(name, images, sigma, kernels):
+    import torch
+    from torch.nn.functional import conv2d, pad
+
+    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    kernels = torch.from_numpy(np.array(kernels))
+    taps = torch.from_numpy(np.array(psf.gaussian_taps(sigma, 19)))
+    radius = kernels.shape[-1] // 2
+
+    def one(i):
+        image = pad(batch[i : i + 1], [radius] * 4, mode="reflect")
+        if name != "gaussian":
+            return conv2d(image, kernels[i].expand(3, 1, -1, -1), groups=3)
+        rows = conv2d(image, taps[i].view(1, 1, -1, 1).expand(3, 1, -1, 1), groups=3)
+        return conv2d(rows, taps[i].view(1, 1, 1, -1).expand(3, 1, 1, -1), groups=3)
+
+    blurred = torch.empty_like(batch)
+
+    def run():
+        for i in range(len(batch)):
+            blurred[i] = one(i)[0]
+        return blurred.permute(0, 2, 3, 1).numpy()
+
+    return run
+
+
+def pix_rival(name, images, sigma, kernels):
+    if name != "gaussian":
+        return None  # dm-pix has no other blur
+    device = jax.device_put(images)
+    run = jax.jit(blur.gaussian, static_argnames="impl")
+    return lambda: run(device, jnp.asarray(sigma), impl="pix")
+
+
+RIVALS = {"cv2": cv2_rival, "torch": torch_rival, "pix": pix_rival}
+
+
+if __name__ == "__main__":
+    main()
