@@ -1,63 +1,91 @@
-"""Adapted statistics are those a pass over the images gives, in every family that has BatchNorm."""
+"""Adapted statistics are those of the images, layer after layer; what cannot be adapted is refused."""
 
+import inspect
+from pathlib import Path
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bjax import models, sharding, step
-from bjax.blur.sample import BlurSpec
+from bjax import bn_adapt, config, experiment, models, sharding
+from bjax.data import loader
+from bjax.errors import UserError
 from bjax.models.norm import MOMENTUM
-from bjax.tokens import MaskSpec
 
-INPUTS = step.Inputs(BlurSpec({"sharp": 1.0}), MaskSpec(), 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-
-
-@pytest.mark.parametrize("name", ["resnet18", "vgg19_bn", "googlenet", "densenet121"])
-def test_the_first_norm_gets_the_mean_and_variance_of_its_input(name):
-    options = {"hidden": 8} if name == "vgg19_bn" else {}
-    options |= {"stages": (2, 2, 2, 2)} if name == "densenet121" else {}
-    model = models.build(name, num_classes=3, **options)
-    batch = {
-        "image": np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8),
-        "id": np.arange(4, dtype=np.uint32),
-    }
-    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
-
-    @jax.jit
-    def both(batch):
-        variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-        found = step.batch_statistics(
-            jax.random.key(0), variables, batch, model=model, inputs=INPUTS, mesh=mesh, momentum=MOMENTUM
-        )
-        # An oracle of its own: catch what the first convolution returns, and take its statistics by hand.
-        images = (batch["image"] / 255.0 - 0.5) / 0.25
-        _, caught = model.apply(
-            variables, images, train=False, capture_intermediates=lambda m, _: isinstance(m, jax_conv()), mutable=True
-        )
-        return found, caught["intermediates"]
-
-    found, convolutions = both(batch)
-    outputs = [np.asarray(x, np.float64) for x in jax.tree.leaves(convolutions)]
-    means = {x.shape[-1]: [] for x in outputs}
-    for x in outputs:
-        means[x.shape[-1]].append((x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))))
-    first = min(jax.tree_util.tree_leaves_with_path(found), key=lambda item: _order(name, item[0]))
-    path = jax.tree_util.keystr(first[0][:-1])
-    stats = {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(found)}
-    mean, var = stats[f"{path}['mean']"], stats[f"{path}['var']"]
-    assert any(
-        np.allclose(mean, m, atol=1e-4) and np.allclose(var, v, rtol=1e-3) for m, v in means[len(mean)]
-    ), path
+DEMO = str(Path(__file__).parents[1] / "configs" / "resnet50.py") + ":demo"
 
 
-def jax_conv():
-    from flax import linen as nn
+class Two(nn.Module):
+    """Two norms, so that the second shows what the first was fed with."""
 
-    return nn.Conv
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        norm = nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, name="first")
+        x = nn.relu(norm(images * jnp.array([1.0, 2.0, 3.0]) + 5))
+        x = nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, name="second")(x)
+        return x.mean(axis=(1, 2))
 
 
-def _order(name, path):
-    """Sorts the stem's norm first: it alone is fed the same in training and in evaluation."""
-    stem = {"resnet18": "bn1", "vgg19_bn": "features_1", "googlenet": "conv1", "densenet121": "norm0"}[name]
-    return stem not in [getattr(k, "key", "") for k in path]
+def prepared(data_dir, **overrides):
+    values = {"data.data_dir": data_dir, "eval_batch_size": 32, "bn_adapt_batches": 2, **overrides}
+    c = config.load(DEMO, [(k, str(v)) for k, v in values.items()])
+    source = loader.open_split("photos", "train", data_dir=data_dir)
+    return c, experiment.build(c, source.num_classes), source
+
+
+def test_statistics_are_those_of_the_training_images(data_dir):
+    c, exp, source = prepared(data_dir)
+    model = Two()
+    exp = experiment.Experiment(model, exp.objective, exp.train, exp.conditions)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    mesh = sharding.make_mesh(-1, 1)
+    inputs = exp.conditions["sharp"].inputs
+    found = bn_adapt.statistics(c, exp, mesh, source, variables, inputs)
+
+    batches = loader.eval_batches(source, batch_size=32, image_size=64, resize=0)
+    expected = {"first": [], "second": []}
+    for _, batch in zip(range(2), batches, strict=False):
+        x = (batch["image"] / 255 - np.array(inputs.mean)) / np.array(inputs.std) * [1, 2, 3] + 5
+        for name in expected:
+            mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+            expected[name].append((mean, var))
+            x = np.maximum((x - mean) / np.sqrt(var + 1e-5), 0)
+    for name, values in expected.items():
+        mean, var = np.mean(values, axis=0)
+        np.testing.assert_allclose(found[name]["mean"], mean, rtol=1e-4)
+        np.testing.assert_allclose(found[name]["var"], var, rtol=1e-4)
+
+
+def test_blurred_images_give_statistics_of_their_own(data_dir):
+    c, exp, source = prepared(data_dir)
+    model = Two()
+    exp = experiment.Experiment(model, exp.objective, exp.train, exp.conditions)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    mesh = sharding.make_mesh(-1, 1)
+    sharp, blurred = (
+        bn_adapt.statistics(c, exp, mesh, source, variables, exp.conditions[name].inputs)
+        for name in ("sharp", "blurred")
+    )
+    assert (blurred["first"]["var"] < sharp["first"]["var"]).all()
+    np.testing.assert_allclose(blurred["first"]["mean"], sharp["first"]["mean"], rtol=0.01)
+
+
+def test_every_family_takes_the_shared_momentum():
+    for name, constructor in models.MODELS.items():
+        if name == "vit":
+            continue
+        module = models.build(name)
+        source = Path(inspect.getfile(type(module))).read_text()
+        assert source.count("nn.BatchNorm") == source.count("momentum=MOMENTUM"), constructor
+
+
+def test_a_model_without_batch_norm_and_a_split_smaller_than_a_batch_are_refused(data_dir):
+    c, exp, source = prepared(data_dir)
+    inputs = exp.conditions["sharp"].inputs
+    with pytest.raises(UserError, match="--mode=bn_adapt: resnet50 has no BatchNorm"):
+        bn_adapt.statistics(c, exp, None, source, {"params": {}}, inputs)
+    c.eval_batch_size = 1000
+    with pytest.raises(UserError, match=r"config.eval_batch_size=1000: more than the 672 images"):
+        bn_adapt.statistics(c, exp, None, source, {"params": {}, "batch_stats": {"x": 0}}, inputs)
