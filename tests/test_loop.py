@@ -8,7 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import orbax.checkpoint as ocp
+import peers
 import pytest
+import test_prepare
+
+from bjax.data import loader
+from bjax.data.builder import prepare
+from bjax.main import main
 
 ROOT = Path(__file__).parents[1]
 # Small enough for seconds; everything else is the demo as it is.
@@ -167,3 +175,118 @@ def test_print_config_shows_the_resolved_config(data_dir):
         ]
     )
     assert json.loads(done.stdout)["optim"]["lr"] == 7.0
+
+
+TINY = {
+    "model.options.depth": 1,
+    "model.options.width": 32,
+    "model.options.heads": 2,
+    "model.options.variant": "Ti/8",
+    "data.image_size": 16,
+    "data.resize": 20,
+    "dtype": "float32",
+    "steps": 2,
+    "batch_size": 8,
+    "eval_batch_size": 8,
+    "data.threads": 2,
+}
+
+
+def in_process(spec, workdir, *more, **overrides):
+    """The command line without a process of its own: on the eight devices of the tests."""
+    flags = [f"--config.{k}={v}" for k, v in overrides.items()]
+    return main([f"--config={ROOT / 'configs' / spec}", f"--workdir={workdir}", *more, *flags])
+
+
+def test_the_default_config_trains_on_imagenets_tars(tmp_path):
+    tars = test_prepare.write_tars(
+        tmp_path / "tars", test_prepare.train_images(), test_prepare.validation_images()
+    )
+    prepare(test_prepare.builder(tars, tmp_path / "data"))
+    assert in_process("vit_mask.py", tmp_path / "run", **TINY, **{"data.data_dir": tmp_path / "data"}) == 0
+    results, rows = read(tmp_path / "run")
+    assert results["sharp"]["n"] == 7  # one padded batch: each of the validation images once
+    assert len(results) == 8
+    assert rows[0]["step"] == 2
+
+
+def test_a_corrupt_image_stops_the_run_or_is_counted(tmp_path, capsys, monkeypatch):
+    tars = test_prepare.write_tars(
+        tmp_path / "tars", test_prepare.train_images(), test_prepare.validation_images()
+    )
+    prepare(test_prepare.builder(tars, tmp_path / "data"))
+    victim = loader.open_split("imagenet2012", "validation", data_dir=tmp_path / "data")[3]["file_name"]
+    intact = loader.Source.__getitem__
+
+    def truncated(source, index):
+        example = intact(source, index)
+        if example["file_name"] == victim:
+            example["image"] = example["image"][: len(example["image"]) // 2]
+        return example
+
+    monkeypatch.setattr(loader.Source, "__getitem__", truncated)
+    options = {**TINY, "data.data_dir": tmp_path / "data"}
+    code = in_process("vit_mask.py", tmp_path / "stops", **options)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2
+    assert said.startswith("bjax: ")
+    for word in ("imagenet2012", "validation", victim):
+        assert word in said
+
+    assert in_process("vit_mask.py", tmp_path / "goes", **options, **{"data.on_corrupt": "skip"}) == 0
+    results, _ = read(tmp_path / "goes")
+    assert results["sharp"]["n"] == 6
+    assert results["sharp"]["skipped"] == 1
+    assert "1 images could not be decoded" in capsys.readouterr().out
+
+
+def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
+    torchvision = peers.torchvision_models()
+    import torch
+
+    peer = peers.with_random_weights(torchvision.resnet18(num_classes=14))
+    file = tmp_path / "weights.pth"
+    torch.save(peer.state_dict(), file)
+    options = {"model.name": "resnet18", "init_from": file, "data.data_dir": data_dir, "bn_adapt_batches": 1}
+    assert in_process("resnet50.py:demo", tmp_path / "run", "--mode=bn_adapt", **options) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+
+    source = loader.open_split("photos", "test", data_dir=data_dir)
+    hits, loss = 0, 0.0
+    for batch in loader.eval_batches(source, batch_size=32, image_size=64, resize=0):
+        images = (batch["image"] / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+        with torch.no_grad():
+            logits = peer(torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float32))
+        labels = torch.tensor(batch["label"]).long()
+        hits += int((logits.argmax(1) == labels).sum())
+        loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    assert results["sharp"]["top1"] == hits / 224
+    assert results["sharp"]["loss"] == pytest.approx(loss / 224, rel=1e-4)
+    assert results["sharp_bn_adapt"]["loss"] != results["sharp"]["loss"]
+    assert list(results) == [*(n for n in results if "adapt" not in n), *(n for n in results if "adapt" in n)]
+
+
+def test_a_weight_file_starts_a_run(tmp_path, data_dir, capsys):
+    torchvision = peers.torchvision_models()
+    import torch
+
+    peer = peers.with_random_weights(torchvision.resnet18(num_classes=5))
+    file = tmp_path / "weights.pth"
+    torch.save(peer.state_dict(), file)
+    options = {
+        "model.name": "resnet18",
+        "init_from": file,
+        "data.data_dir": data_dir,
+        "steps": 1,
+        "batch_size": 8,
+        "optim.lr": 0,
+        "checkpoint_every": 1,
+    }
+    assert in_process("resnet50.py:demo", tmp_path / "run", **options) == 2
+    assert "fc" in capsys.readouterr().err  # five classes there, fourteen here: told, not replaced
+    assert in_process("resnet50.py:demo", tmp_path / "run", **options, init_new_head="true") == 0
+    # With a learning rate of zero the checkpoint holds the file's weights.
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore((tmp_path / "run" / "checkpoints" / "1" / "default").absolute())
+    stem = peer.conv1.weight.detach().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(saved["params"]["conv1"]["kernel"], stem)
