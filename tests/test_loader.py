@@ -260,6 +260,15 @@ def test_open_split(data_dir):
     assert both[0]["file_name"] == whole[600]["file_name"]
 
 
+@pytest.mark.parametrize("data_dir", ["~/sets", Path("~/sets"), None])
+def test_home_is_resolved(tmp_path, monkeypatch, data_dir):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", "~/sets")  # as from TFDS_DATA_DIR
+    with pytest.raises(UserError, match=re.escape(f"imagenet2012 is not in {tmp_path / 'sets'}:")):
+        loader.open_split("imagenet2012", "train", data_dir=data_dir)
+
+
 @pytest.mark.parametrize(
     "split", ["trian", "train[:0]", "train[900:]", "train[a]", "train[", "", "test[:x%]"]
 )

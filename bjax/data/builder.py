@@ -37,8 +37,7 @@ class ReproducibleWriter(tfds.core.ExampleWriter):
 
 
 def data_root(data_dir=None):
-    """The folder of all data sets: data_dir or TFDS's default (TFDS_DATA_DIR, ~/tensorflow_datasets), ~
-    resolved."""
+    """The folder of all data sets: data_dir, or TFDS's default (TFDS_DATA_DIR, ~/tensorflow_datasets)."""
     return os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
 
 
