@@ -131,8 +131,7 @@ def test_a_prepared_data_set_is_not_prepared_again(data_dir, monkeypatch):
 
 def test_several_processes_at_once_write_the_same_bytes(data_dir, tmp_path):
     processes = [run("", tmp_path) for _ in range(3)]
-    for process in processes:
-        printed, errors = process.communicate()
+    for printed, errors in [process.communicate() for process in processes]:
         assert printed == "672\n", errors
     assert not list(tmp_path.rglob("incomplete.*"))
     # Another process is what shows it: orders that depend on Python's hashes stay the same within one.

@@ -1,12 +1,15 @@
 """Data sets from tars in ImageNet's official layout and from folders of images, and the command for it."""
 
+import functools
 import hashlib
+import http.server
 import io
 import os
 import re
 import subprocess
 import sys
 import tarfile
+import threading
 from collections import Counter
 
 import numpy as np
@@ -135,6 +138,7 @@ def test_imagenet_parts_mix_the_classes(prepared):
     part = loader.open_split("imagenet2012", "train[:60%]", data_dir=prepared)
     assert (whole.num_classes, len(part)) == (1000, 9)
     assert len({example["label"] for example in part}) == 3
+    assert list(whole.class_names) == sorted(whole.class_names)  # torchvision's order
 
 
 def test_batches_of_imagenet(prepared):
@@ -391,6 +395,7 @@ def test_folder_that_is_not_there(tmp_path, capsys):
 
 
 def imagenette_archive(monkeypatch, counts):
+    """A small archive in Imagenette's layout, which the builder takes for the published one."""
     names = tfds.core.tfds_path("image_classification/imagenette_labels.txt").read_text().split()
     files = {
         f"imagenette2-320/{split}/{name}/{name}_{k}.JPEG": picture(k)
@@ -399,14 +404,30 @@ def imagenette_archive(monkeypatch, counts):
         for k in range(count)
     }
     data = tar(files, "w:gz")
-    info = checksums.UrlInfo(
-        size=tfds.core.utils.Size(len(data)),
-        checksum=hashlib.sha256(data).hexdigest(),
-        filename="imagenette2-320.tgz",
-    )
+    sha256 = hashlib.sha256(data).hexdigest()
+    info = checksums.UrlInfo(tfds.core.utils.Size(len(data)), sha256, "imagenette2-320.tgz")
     monkeypatch.setattr(folder.Imagenette, "url_infos", {folder.IMAGENETTE: info})
     monkeypatch.setattr(folder, "IMAGENETTE_COUNTS", counts)
     return data
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """The folder of a web server from which Imagenette is to be had."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(Handler, directory=tmp_path / "web")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        monkeypatch.setattr(
+            folder, "IMAGENETTE", f"http://127.0.0.1:{running.server_port}/imagenette2-320.tgz"
+        )
+        yield tmp_path / "web"
+        running.shutdown()
 
 
 def no_internet(monkeypatch):
@@ -416,7 +437,20 @@ def no_internet(monkeypatch):
     monkeypatch.setattr(requests, "head", head)
 
 
-def test_imagenette_on_first_use(tmp_path, monkeypatch):
+def test_imagenette_is_downloaded_on_first_use(tmp_path, monkeypatch, server):
+    archive = imagenette_archive(monkeypatch, {"train": 20, "validation": 10})
+    (server / "imagenette2-320.tgz").write_bytes(archive)
+    assert len(loader.open_split("imagenette", "train", data_dir=tmp_path / "data")) == 20
+    (server / "imagenette2-320.tgz").unlink()
+    assert len(loader.open_split("imagenette", "validation", data_dir=tmp_path / "data")) == 10
+
+
+def test_imagenette_that_the_server_has_not(tmp_path, server):
+    with pytest.raises(UserError, match=r"^imagenette: downloading http.* failed \(HTTPError\)"):
+        loader.open_split("imagenette", "train", data_dir=tmp_path / "data")
+
+
+def test_imagenette_downloaded_by_hand(tmp_path, monkeypatch):
     data = imagenette_archive(monkeypatch, {"train": 20, "validation": 10})
     no_internet(monkeypatch)
     write_tree(tmp_path, {"downloads/manual/imagenette2-320.tgz": data})

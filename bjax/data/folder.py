@@ -100,7 +100,9 @@ with tfds.core.registered.skip_registration():
                 if not any(downloads.rglob(f"*{file.stem}*")):
                     # TFDS retries for minutes before it says that there is no internet.
                     requests.head(IMAGENETTE, timeout=30).raise_for_status()
+                tfds.enable_progress_bar()
                 archive = dl_manager.download(IMAGENETTE)
+                tfds.disable_progress_bar()
             except (requests.RequestException, tfds.download.DownloadError) as error:
                 raise UserError(
                     f"imagenette: downloading {IMAGENETTE} failed ({type(error).__name__}); without internet "
