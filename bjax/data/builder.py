@@ -71,6 +71,7 @@ def prepare(builder, *, overwrite=False):
             target.rmtree(missing_ok=True)
             for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
                 shutil.rmtree(leftover)
+            # TFDS's own hook for writers, here for every builder at once.
             builder._example_writer = lambda: ReproducibleWriter(builder.info.file_format)
             tfds.disable_progress_bar()  # its bars lack totals; `intact` has its own
             with contextlib.redirect_stdout(io.StringIO()):  # "Downloading … Unknown size" would mislead
@@ -113,9 +114,11 @@ def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda da
     def finish():
         file_name, label, future = waiting.popleft()
         try:
-            yield file_name, {"image": future.result(), "label": label, "file_name": file_name}
+            data = future.result()
         except ValueError as cause:
             corrupt[file_name] = str(cause)
+        else:
+            yield file_name, {"image": data, "label": label, "file_name": file_name}
 
     interval = 1 if sys.stderr.isatty() else 60
     bar = tqdm.tqdm(files, title, total, unit=" images", mininterval=interval)
