@@ -1,6 +1,7 @@
 """One training run, from config to results.json. Reads from top to bottom: build, restore, loop, evaluate."""
 
 import collections
+import contextlib
 import functools
 import math
 import time
@@ -60,16 +61,6 @@ def run(config, workdir: Path) -> dict[str, dict]:
     if main_process:
         print(_summary(config, source, mesh, total_steps, shapes, plan), flush=True)
 
-    manager = checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep)
-    current = checkpoint.restore(manager, shapes, plan)
-    if current is None:
-        current = jax.jit(init, out_shardings=plan)(init_key)
-        if config.init_from:
-            current = state.load(current, experiment.weights_of(config, shapes), plan)
-    start = int(current.step)
-    if main_process and start:
-        print(f"goes on from step {start} of {total_steps}", flush=True)
-
     train_step = jax.jit(
         functools.partial(
             step.train_step, model=exp.model, tx=tx, inputs=exp.train, objective=exp.objective, mesh=mesh
@@ -77,82 +68,94 @@ def run(config, workdir: Path) -> dict[str, dict]:
         donate_argnums=1,
         out_shardings=(plan, None),
     )
-
-    # --- the loop
-    corrupt = loader.Corrupt()
-    batches = loader.train_batches(
-        source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        image_size=config.data.image_size,
-        crop=config.data.crop,
-        scale=config.data.scale,
-        flip=config.data.flip,
-        start_step=start,
-        num_steps=total_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        on_corrupt=config.data.on_corrupt,
-        corrupt=corrupt,
-    )
     rate = optim.schedule(config.optim, total_steps)
-    log = metrics.Log(workdir, start, writes=main_process)
-    bar = metrics.Progress(total_steps, start, "train", shown=main_process)
-    results = None
-    recent, in_flight = [], collections.deque()
-    since, last = time.perf_counter(), start
-    for now, batch in enumerate(batches, start + 1):
-        current, values = train_step(step_key, current, sharding.put(batch, mesh))
-        bar.advance()
-        recent.append(values)
-        in_flight.append(values["loss"])
-        if len(in_flight) > IN_FLIGHT:
-            in_flight.popleft().block_until_ready()
+    corrupt = loader.Corrupt()
 
-        if now % config.log_every == 0 or now == total_steps:
-            row = jax.tree.map(lambda *x: float(np.mean(x)), *jax.device_get(recent))
-            seconds = time.perf_counter() - since
-            row |= {
-                "lr": float(rate(now - 1)),
-                "epoch": now * config.batch_size / source.num_examples,
-                "images_per_second": (now - last) * config.batch_size / seconds,
-            }
-            if corrupt:
-                row["corrupt"] = len(corrupt)
-            if not math.isfinite(row["loss"]):
-                raise UserError(
-                    f"the loss is {row['loss']} at step {now}; try a lower --config.optim.lr={config.optim.lr} or "
-                    f"--config.optim.clip=1 (metrics so far: {workdir / 'metrics.jsonl'})"
-                )
-            log.write(now, row)
-            bar.line(
-                f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %  {row['images_per_second']:.0f} img/s"
-                + (
-                    f"  {_clock(seconds / (now - last) * (total_steps - now))} left"
-                    if not bar.terminal
-                    else ""
-                )
-            )
-            recent, since, last = [], time.perf_counter(), now
+    with contextlib.ExitStack() as stack:
+        # --- restore, or start
+        manager = stack.enter_context(
+            checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep)
+        )
+        current = checkpoint.restore(manager, shapes, plan)
+        if current is None:
+            current = jax.jit(init, out_shardings=plan)(init_key)
+            if config.init_from:
+                current = state.load(current, experiment.weights_of(config, shapes), plan)
+        start = int(current.step)
+        if main_process and start:
+            print(f"goes on from step {start} of {total_steps}", flush=True)
 
-        if now % config.checkpoint_every == 0 or now == total_steps:
-            checkpoint.save(manager, now, current)
-        if config.eval_every and now % config.eval_every == 0 and now < total_steps:
-            log.write(now, _flat(evaluation(dict.fromkeys(exp.conditions, current.variables))))
-            since = time.perf_counter()  # the evaluation's time is not the training's
-    bar.close()
+        # --- the loop
+        batches = loader.train_batches(
+            source,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            image_size=config.data.image_size,
+            crop=config.data.crop,
+            scale=config.data.scale,
+            flip=config.data.flip,
+            start_step=start,
+            num_steps=total_steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            on_corrupt=config.data.on_corrupt,
+            corrupt=corrupt,
+        )
+        log = stack.enter_context(contextlib.closing(metrics.Log(workdir, start, writes=main_process)))
+        bar = stack.enter_context(
+            contextlib.closing(metrics.Progress(total_steps, start, "train", shown=main_process))
+        )
+        results = None
+        recent, in_flight = [], collections.deque()
+        since, last = time.perf_counter(), start
+        for now, batch in enumerate(batches, start + 1):
+            current, values = train_step(step_key, current, sharding.put(batch, mesh))
+            bar.advance()
+            recent.append(values)
+            in_flight.append(values["loss"])
+            if len(in_flight) > IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+            if now == start + 1 and config.log_every > 1:
+                values["loss"].block_until_ready()  # compiled: from here on the clock shows the rate
+                since, last = time.perf_counter(), now
+
+            if now % config.log_every == 0 or now == total_steps:
+                row = jax.tree.map(lambda *x: float(np.mean(x)), *jax.device_get(recent))
+                seconds = time.perf_counter() - since
+                row |= {
+                    "lr": float(rate(now - 1)),
+                    "epoch": now * config.batch_size / source.num_examples,
+                    "images_per_second": (now - last) * config.batch_size / seconds,
+                }
+                if corrupt:
+                    row["corrupt"] = len(corrupt)
+                if not math.isfinite(row["loss"]):
+                    raise UserError(
+                        f"the loss is {row['loss']} at step {now}; try a lower --config.optim.lr="
+                        f"{config.optim.lr} or --config.optim.clip=1 (rows so far: {workdir / 'metrics.jsonl'})"
+                    )
+                log.write(now, row)
+                left = _clock(seconds / max(now - last, 1) * (total_steps - now))
+                bar.line(
+                    f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %  "
+                    f"{row['images_per_second']:.0f} img/s" + ("" if bar.terminal else f"  {left} left")
+                )
+                recent, since, last = [], time.perf_counter(), now
+            if now == total_steps or (config.eval_every and now % config.eval_every == 0):
+                results = evaluation(dict.fromkeys(exp.conditions, current.variables))
+                log.write(now, _flat(results))
+                since = time.perf_counter()  # the evaluation's time is not the training's
+            # Last, so that a step that is restored has all its rows in metrics.jsonl.
+            if now % config.checkpoint_every == 0 or now == total_steps:
+                checkpoint.save(manager, now, current)
     if corrupt and main_process:
         print(f"{source.name} {source.split}: {len(corrupt)} images could not be decoded and were left out")
 
-    # --- results
-    results = evaluation(dict.fromkeys(exp.conditions, current.variables))
-    manager.wait_until_finished()
-    manager.close()
-    if start < total_steps:
-        log.write(total_steps, _flat(results))
-    log.close()
+    # --- results; a run that was finished before is only evaluated
+    if results is None:
+        results = evaluation(dict.fromkeys(exp.conditions, current.variables))
     evaluate.report(results, workdir)
     return results
 
