@@ -58,21 +58,15 @@ def main():
         "motion": lambda: motion(device, length, angle),
         "defocus": lambda: defocus(device, radius),
     }
-    print(
-        f"{jax.devices()[0].device_kind}: {flags.batch} × {flags.size} × {flags.size} × 3, {flags.rounds} rounds"
-    )
+    device_kind = jax.devices()[0].device_kind
+    print(f"{device_kind}: {flags.batch} × {flags.size} × {flags.size} × 3, {flags.rounds} rounds")
     rows = []
     for name, run in ours.items():
         runs = {"bjax": run}
         runs |= {peer: make for peer in peers if (make := RIVALS[peer](name, images, sigma, kernels[name]))}
         rows.append(measure(name, runs, flags.rounds, flags.batch))
     if flags.json:
-        report = {
-            "device": jax.devices()[0].device_kind,
-            "batch": flags.batch,
-            "size": flags.size,
-            "rows": rows,
-        }
+        report = {"device": device_kind, "batch": flags.batch, "size": flags.size, "rows": rows}
         flags.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -84,10 +78,9 @@ def measure(name, runs, rounds, batch):
             start = time.perf_counter()
             jax.block_until_ready(run())
             seconds[peer].append(time.perf_counter() - start)
-    row = {"blur": name, "images_per_s": batch / statistics.median(seconds["bjax"]), "peers": {}}
-    print(
-        f"{name:9} bjax  {1e3 * statistics.median(seconds['bjax']):8.1f} ms  {row['images_per_s']:8.0f} images/s"
-    )
+    median = statistics.median(seconds["bjax"])
+    row = {"blur": name, "ms": 1e3 * median, "images_per_s": batch / median, "peers": {}}
+    print(f"{name:9} bjax  {row['ms']:8.1f} ms  {row['images_per_s']:8.0f} images/s")
     for peer, times in seconds.items():
         if peer == "bjax":
             continue
