@@ -67,8 +67,16 @@ def build(config, num_classes: int) -> Experiment:
         raise UserError(
             "config.task=blur_type: mixing images hides their blur; set config.loss.mixup and config.loss.cutmix to 0"
         )
+    wanted = [name for name in config.eval_only.split(",") if name] or list(config.eval)
+    for name in wanted:
+        if name not in config.eval:
+            raise UserError(
+                f"config.eval_only={config.eval_only}: no condition {name}; there are {', '.join(config.eval)}"
+            )
     conditions = {
-        name: Condition(c.split, inputs(f"eval.{name}.", c.blur, c.mask)) for name, c in config.eval.items()
+        name: Condition(c.split, inputs(f"eval.{name}.", c.blur, c.mask))
+        for name, c in config.eval.items()
+        if name in wanted
     }
     objective = Objective(
         task=config.task,

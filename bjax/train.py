@@ -45,7 +45,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
         )
     main_process = jax.process_index() == 0
     total_steps = config.steps or math.ceil(config.epochs * source.num_examples / config.batch_size)
-    _claim(workdir, config, main_process)
+    _check_workdir(workdir, config)
 
     # --- state, born sharded
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -82,6 +82,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
             if config.init_from:
                 current = state.load(current, experiment.weights_of(config, shapes), plan)
         start = int(current.step)
+        if main_process:  # only now: what fails before leaves the workdir free
+            metrics.write_text(workdir / "config.json", configs.to_json(config))
         if main_process and start:
             print(f"goes on from step {start} of {total_steps}", flush=True)
 
@@ -160,8 +162,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
     return results
 
 
-def _claim(workdir: Path, config, main_process: bool) -> None:
-    """Writes config.json, or checks that the run in `workdir` was started with the same config."""
+def _check_workdir(workdir: Path, config) -> None:
+    """Refuses a workdir whose run was started with another config."""
     path = workdir / "config.json"
     if path.exists():
         changed = [
@@ -173,9 +175,6 @@ def _claim(workdir: Path, config, main_process: bool) -> None:
             raise UserError(
                 f"--workdir={workdir}: holds a run with another config ({'; '.join(changed)}); use another"
             )
-    if main_process:
-        workdir.mkdir(parents=True, exist_ok=True)
-        metrics.write_text(path, configs.to_json(config))
 
 
 def _summary(config, source, mesh, total_steps: int, shapes, plan) -> str:

@@ -162,6 +162,7 @@ def default():
     c.optim.ema = 0.0  # decay of the averaged weights, which evaluation then uses; 0: off
 
     c.eval = ConfigDict()  # {name: condition(...)}, the rows of results.json
+    c.eval_only = ""  # names of the conditions to evaluate, separated by commas; empty: all
     c.eval_batch_size = 512  # images per evaluation step, over all devices
     c.eval_every = 0  # steps between evaluations during training; 0: only at the end
 

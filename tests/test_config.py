@@ -94,6 +94,7 @@ def test_a_wrong_override_is_told_in_one_line(override, parts):
             ["config.eval.blurred_drop_above.mask.drop=over", "above"],
         ),
         (["blur.kinds.gaussian=0.7"], ["config.blur.", "kinds"]),
+        (["eval_only=sharp,blured"], ["config.eval_only", "no condition blured", "blurred_drop_above"]),
         (["model.name=resnet5"], ["config.model.", "resnet50"]),
         (["model.options.varant=S/16"], ["config.model.", "variant"]),
         (["model.options.variant=XL/16"], ["config.model.variant", "S/16"]),

@@ -244,10 +244,16 @@ def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
     torchvision = peers.torchvision_models()
     import torch
 
-    peer = peers.with_random_weights(torchvision.resnet18(num_classes=14))
+    peer, _ = peers.with_random_weights(lambda: torchvision.resnet18(num_classes=14))
     file = tmp_path / "weights.pth"
     torch.save(peer.state_dict(), file)
-    options = {"model.name": "resnet18", "init_from": file, "data.data_dir": data_dir, "bn_adapt_batches": 1}
+    options = {
+        "model.name": "resnet18",
+        "init_from": file,
+        "data.data_dir": data_dir,
+        "bn_adapt_batches": 1,
+        "eval_only": "sharp",
+    }
     assert in_process("resnet50.py:demo", tmp_path / "run", "--mode=bn_adapt", **options) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
 
@@ -255,8 +261,7 @@ def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
     hits, loss = 0, 0.0
     for batch in loader.eval_batches(source, batch_size=32, image_size=64, resize=0):
         images = (batch["image"] / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
-        with torch.no_grad():
-            logits = peer(torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float32))
+        logits = torch.tensor(peers.run(peer, images.astype(np.float32)))
         labels = torch.tensor(batch["label"]).long()
         hits += int((logits.argmax(1) == labels).sum())
         loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
@@ -270,7 +275,7 @@ def test_a_weight_file_starts_a_run(tmp_path, data_dir, capsys):
     torchvision = peers.torchvision_models()
     import torch
 
-    peer = peers.with_random_weights(torchvision.resnet18(num_classes=5))
+    peer, _ = peers.with_random_weights(lambda: torchvision.resnet18(num_classes=5))
     file = tmp_path / "weights.pth"
     torch.save(peer.state_dict(), file)
     options = {
@@ -281,6 +286,7 @@ def test_a_weight_file_starts_a_run(tmp_path, data_dir, capsys):
         "batch_size": 8,
         "optim.lr": 0,
         "checkpoint_every": 1,
+        "eval_only": "sharp",
     }
     assert in_process("resnet50.py:demo", tmp_path / "run", **options) == 2
     assert "fc" in capsys.readouterr().err  # five classes there, fourteen here: told, not replaced
