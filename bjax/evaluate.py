@@ -20,11 +20,19 @@ from bjax.step import eval_step
 SEED = 0
 
 
-def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict[str, dict]], dict[str, dict]]:
+def open_splits(config, exp: experiment.Experiment) -> dict[str, loader.Source]:
+    """The splits that the conditions name. Raises UserError for a split or dataset that does not exist."""
+    splits = dict.fromkeys(condition.split for condition in exp.conditions.values())
+    data_dir = config.data.data_dir or None
+    return {split: loader.open_split(config.data.name, split, data_dir=data_dir) for split in splits}
+
+
+def build(
+    config, exp: experiment.Experiment, mesh, sources: dict[str, loader.Source]
+) -> Callable[[dict[str, dict]], dict[str, dict]]:
     """Returns `evaluate({condition: variables}) -> {condition: {top1, top1_95, top5, top5_95, loss, n, kept, empty}}`.
 
-    Splits are opened and step functions made once; conditions of one split share its decoded batches.
-    Raises UserError for a split or dataset that does not exist.
+    Step functions are made once; conditions of one split share its decoded batches.
     """
     by_split = defaultdict(dict)
     for name, condition in exp.conditions.items():
@@ -32,10 +40,6 @@ def build(config, exp: experiment.Experiment, mesh) -> Callable[[dict[str, dict]
             eval_step, model=exp.model, inputs=condition.inputs, objective=exp.objective, mesh=mesh
         )
         by_split[condition.split][name] = jax.jit(step)
-    sources = {
-        split: loader.open_split(config.data.name, split, data_dir=config.data.data_dir or None)
-        for split in by_split
-    }
 
     def evaluate(variables: dict[str, dict]) -> dict[str, dict]:
         key = jax.random.key(SEED)
@@ -94,6 +98,7 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     # Names the classes; with `adapt` its images are read as well.
     source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
     exp = experiment.build(config, source.num_classes)
+    sources = open_splits(config, exp)
     configs.check_devices(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     tx = optim.build(config.optim, 1)
@@ -109,9 +114,8 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     if restored is not None:
         variables = restored.variables
     elif config.init_from:
-        variables = jax.device_put(
-            experiment.weights_of(config, shapes), {"params": plan.params, "batch_stats": plan.batch_stats}
-        )
+        variables = experiment.weights_of(config, shapes)
+        variables = jax.device_put(variables, {k: getattr(plan, k) for k in variables})
     else:
         raise UserError(
             f"--workdir={workdir}: holds no checkpoint; train first with --mode=train, or name weights with "
@@ -125,7 +129,7 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
             by_condition[f"{name}_bn_adapt"] = {**variables, "batch_stats": found}
         twins = {f"{name}_bn_adapt": condition for name, condition in exp.conditions.items()}
         exp = dataclasses.replace(exp, conditions=exp.conditions | twins)
-    results = build(config, exp, mesh)(by_condition)
+    results = build(config, exp, mesh, sources)(by_condition)
     workdir.mkdir(parents=True, exist_ok=True)
     report(results, workdir)
     return results

@@ -37,6 +37,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
     # --- what the run consists of; every user's mistake shows up here, before a device is touched
     source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
     exp = experiment.build(config, source.num_classes)
+    sources = evaluate.open_splits(config, exp)
     configs.check_devices(config, jax.device_count())
     if config.batch_size > source.num_examples:
         raise UserError(
@@ -49,7 +50,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
 
     # --- state, born sharded
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    evaluation = evaluate.build(config, exp, mesh)
+    evaluation = evaluate.build(config, exp, mesh, sources)
     tx = optim.build(config.optim, total_steps)
     init = functools.partial(
         state.init, model=exp.model, tx=tx, image_size=config.data.image_size, ema=config.optim.ema > 0
@@ -59,7 +60,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
     shapes = jax.eval_shape(init, init_key)
     plan = sharding.plan(shapes, mesh, config.mesh.rules)
     if main_process:
-        print(_summary(config, source, mesh, total_steps, shapes, plan), flush=True)
+        print(_summary(config, source, sources, mesh, total_steps, shapes, plan), flush=True)
 
     train_step = jax.jit(
         functools.partial(
@@ -177,13 +178,17 @@ def _check_workdir(workdir: Path, config) -> None:
             )
 
 
-def _summary(config, source, mesh, total_steps: int, shapes, plan) -> str:
+def _summary(config, source, sources, mesh, total_steps: int, shapes, plan) -> str:
     devices, kind = mesh.devices.size, mesh.devices.flat[0].device_kind
     processes = jax.process_count()
     steps_per_epoch = source.num_examples / config.batch_size
     return "\n".join(
         [
             f"data     {source.name} {source.split}: {source.num_examples:,} images, {source.num_classes} classes",
+            *(
+                f"         {s.name} {split}: {s.num_examples:,} images, for evaluation"
+                for split, s in sources.items()
+            ),
             f"mesh     data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']} on {devices} {kind} "
             f"device{'s' * (devices > 1)}, {processes} process{'es' * (processes > 1)}",
             f"batch    {config.batch_size:,} images a step, {config.batch_size // devices:,} a device",

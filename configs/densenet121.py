@@ -21,7 +21,7 @@ def get_config(arg=""):
     arg = parse_arg(arg, task="blur_type", train="sharp", fraction=100)
     if arg.task not in ("blur_type", "object"):
         raise ValueError(f"task={arg.task}: expected blur_type or object")
-    c = cnn(arg, "densenet121", lr=0.1, demo_lr=0.02)
+    c = cnn(arg, "densenet121", lr=0.1)
     if arg.task == "blur_type":
         split = c.eval.sharp.split
         c.task = "blur_type"

@@ -14,4 +14,4 @@ from configs.common import cnn, parse_arg
 
 
 def get_config(arg=""):
-    return cnn(parse_arg(arg, train="sharp", fraction=100), "googlenet", lr=0.01, demo_lr=0.02)
+    return cnn(parse_arg(arg, train="sharp", fraction=100), "googlenet", lr=0.01)

@@ -13,4 +13,4 @@ from configs.common import cnn, parse_arg
 
 
 def get_config(arg=""):
-    return cnn(parse_arg(arg, train="sharp", fraction=100), "resnet50", lr=0.1, demo_lr=0.02)
+    return cnn(parse_arg(arg, train="sharp", fraction=100), "resnet50", lr=0.1)

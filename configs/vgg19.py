@@ -16,7 +16,7 @@ def get_config(arg=""):
     arg = parse_arg(arg, train="sharp", fraction=100, bn=False)
     # Nineteen layers without normalisation do not get going within a demo.
     name = "vgg19_bn" if arg.bn or arg.source == "demo" else "vgg19"
-    c = cnn(arg, name, lr=0.01, demo_lr=0.02)
+    c = cnn(arg, name, lr=0.01)
     if arg.source == "demo":
         c.model.options.hidden = 256
     return c
