@@ -78,6 +78,7 @@ def measure(name, runs, rounds, batch):
     seconds = {peer: [] for peer in runs}
     for _ in range(rounds):
         for peer, run in runs.items():
+            time.sleep(0.3)  # the last peer's threads may still be spinning, waiting for work
             start = time.perf_counter()
             jax.block_until_ready(run())
             seconds[peer].append(time.perf_counter() - start)

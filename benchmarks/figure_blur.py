@@ -46,7 +46,7 @@ def load(path):
 
 def blurs(photo):
     """`(title, blurred photograph [H, W, 3], kind of the second panel, that panel)` for each column."""
-    key = jax.random.split(jax.random.key(5), 1)
+    key = jax.random.split(jax.random.key(11), 1)
     angle = np.deg2rad(30)
     regions, regions_map = varying.regions(key, photo, 3.0, size=(0.3, 0.6))
     ramp, ramp_map = varying.ramp(key, photo, 0.0, 4.0)
@@ -88,7 +88,9 @@ def draw(columns):
         column[2].set_xlabel(f"{(variance < 100).mean():.0%} below 100", fontsize=9)
         for axis in column:
             axis.set(xticks=[], yticks=[])
-    for axis, label in zip(axes[:, 0], ("photograph", "a point of light", "Laplacian variance"), strict=True):
+    for axis, label in zip(
+        axes[:, 0], ("photograph", "a point of light, or σ", "Laplacian variance"), strict=True
+    ):
         axis.set_ylabel(label, fontsize=9)
     figure.colorbar(sigma, ax=axes[1], label="σ, pixels", aspect=10, pad=0.005)
     figure.colorbar(score, ax=axes[2], label="per patch", aspect=10, pad=0.005).ax.axhline(100, color="white")

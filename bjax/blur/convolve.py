@@ -100,9 +100,8 @@ def separable(images, taps, *, border="reflect"):
         return batched(image[None], taps[None])[0]
 
     def batched(images, taps):
-        return _separable(_pad(images, taps.shape[1] // 2, border), taps, images.shape[3]).reshape(
-            images.shape
-        )
+        padded = _pad(images, taps.shape[1] // 2, border)
+        return _separable(padded, taps, images.shape[3]).reshape(images.shape)
 
     return by_platform(one, batched, images, taps).astype(images.dtype)
 
