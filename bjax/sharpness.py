@@ -28,8 +28,8 @@ def laplacian_variance(images, patch_size, *, scope="image"):
     and errors.
     """
     response = _per_patch(images, patch_size, scope, _laplacian)
-    # Integer sums are exact in any order, so a mask from these scores is the same on every device. Shifted
-    # near zero mean, var = E[d²] - E[d]² cancels by a factor of 2 at most.
+    # Integer sums are exact in whatever order a device adds, for any patch size. Shifted near zero mean,
+    # var = E[d²] - E[d]² cancels by a factor of 2 at most.
     response = response - jnp.round(response.mean(-1, keepdims=True)).astype(jnp.int32)
     mean = response.sum(-1) / response.shape[-1]
     return _mean_of_integers(response * response) - mean * mean
