@@ -21,10 +21,20 @@ SEED = 0
 
 
 def open_splits(config, exp: experiment.Experiment) -> dict[str, loader.Source]:
-    """The splits that the conditions name. Raises UserError for a split or dataset that does not exist."""
+    """The splits that the conditions name.
+
+    Raises UserError for a split or dataset that does not exist, and for one without the labels that the task needs.
+    """
     splits = dict.fromkeys(condition.split for condition in exp.conditions.values())
     data_dir = config.data.data_dir or None
-    return {split: loader.open_split(config.data.name, split, data_dir=data_dir) for split in splits}
+    sources = {split: loader.open_split(config.data.name, split, data_dir=data_dir) for split in splits}
+    for name, condition in exp.conditions.items():
+        if config.task == "object" and sources[condition.split][0]["label"] < 0:
+            raise UserError(
+                f"config.eval.{name}.split={condition.split}: the images of {config.data.name} {condition.split} have "
+                "no label; evaluate them with task=blur_type, or another split"
+            )
+    return sources
 
 
 def build(

@@ -124,8 +124,8 @@ def default():
     c.data.scale = (0.08, 1.0)  # resized crop: share of the image's area
     c.data.flip = True  # mirror half of the training images
     c.data.resize = 256  # evaluation: shorter side before the centre crop; 0: no rescaling
-    c.data.threads = 16  # decoding threads per process
-    c.data.prefetch = 4  # batches decoded ahead
+    c.data.threads = 16  # decoding threads per process; each makes a whole batch at a time
+    c.data.prefetch = 16  # batches decoded ahead and held in memory; fewer than threads leaves threads idle
     c.data.on_corrupt = "raise"  # an image that cannot be decoded: raise | skip (left out, counted, reported)
 
     c.normalize = ConfigDict()

@@ -152,15 +152,24 @@ def test_a_workdir_belongs_to_one_config(finished, data_dir):
         (["--config=configs/vit_mask.py"], ":imagenette"),
         (["--config=configs/vit_mask.py:demo", "--config.batch_size=1000"], "more than the 672 images"),
         (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=tset"], "tset"),
+        (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=unseen"], "have no label"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, data_dir, tmp_path):
-    where = [f"--config.data.data_dir={data_dir}"] if len(arguments) else []
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    where = [f"--config.data.data_dir={data_dir}"] if arguments else []
     if not any(a.startswith("--workdir") for a in arguments):
         where.append(f"--workdir={tmp_path}/run")
-    done = run([sys.executable, "-m", "bjax.main", *arguments, *where], code=2)
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert main([*arguments, *where]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1, said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_leaves_no_traceback():
+    done = run([sys.executable, "-m", "bjax.main"], code=2)
+    assert done.stderr == "bjax: --config: missing; for example --config=configs/vit_mask.py:demo\n"
 
 
 def test_print_config_shows_the_resolved_config(data_dir):
