@@ -149,4 +149,4 @@ def report(results: dict[str, dict], workdir: Path) -> None:
     """Prints the table and writes results.json, on one process."""
     if jax.process_index() == 0:
         metrics.write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-        print(metrics.table(results), flush=True)
+        print(f"{metrics.table(results)}\nwritten to {workdir / 'results.json'}", flush=True)
