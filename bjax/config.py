@@ -17,7 +17,7 @@ import ml_collections
 from bjax.errors import UserError
 
 # Dictionaries that may get keys a config did not list: constructors check them.
-OPEN = ("model.options",)
+OPEN = re.compile(r"model\.options|eval\.[^.]+\.options")
 
 CHOICES = {
     "task": ("object", "blur_type"),
@@ -98,7 +98,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     if not isinstance(node, ml_collections.ConfigDict):
         raise _unknown_key(config, key, key)
     if name not in node:
-        if ".".join(parents) not in OPEN:
+        if not OPEN.fullmatch(".".join(parents)):
             raise _unknown_key(config, key, key)
         node[name] = _literal(text)
     elif isinstance(node[name], ml_collections.ConfigDict):

@@ -10,11 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bjax import bn_adapt, checkpoint, experiment, metrics, optim, sharding, state
+from bjax import bn_adapt, bucket, checkpoint, experiment, metrics, optim, sharding, state, step
 from bjax import config as configs
 from bjax.data import loader
 from bjax.errors import UserError
-from bjax.step import eval_step
 
 # Fixed, so that every run and every condition blurs an image alike: differences between them are then paired.
 SEED = 0
@@ -46,15 +45,12 @@ def build(
     """
     by_split = defaultdict(dict)
     for name, condition in exp.conditions.items():
-        step = functools.partial(
-            eval_step, model=exp.model, inputs=condition.inputs, objective=exp.objective, mesh=mesh
-        )
-        by_split[condition.split][name] = jax.jit(step)
+        by_split[condition.split][name] = condition
 
     def evaluate(variables: dict[str, dict]) -> dict[str, dict]:
         key = jax.random.key(SEED)
         results = {}
-        for split, steps in by_split.items():
+        for split, conditions in by_split.items():
             source = sources[split]
             corrupt = loader.Corrupt()
             batches = loader.eval_batches(
@@ -73,13 +69,37 @@ def build(
                 total, 0, f"evaluate {split}", shown=jax.process_index() == 0, unit="batch"
             )
             sums = defaultdict(list)
+            streams = {
+                name: bucket.stream(
+                    key,
+                    variables[name],
+                    batch_size=config.eval_batch_size,
+                    patches=(config.data.image_size // c.inputs.patch_size) ** 2,
+                    model=c.model,
+                    inputs=c.inputs,
+                    objective=exp.objective,
+                    mesh=mesh,
+                )
+                for name, c in conditions.items()
+                if c.inputs.mask.mode == "bucket"
+            }
             for batch in batches:
-                batch = sharding.put(batch, mesh)
-                for name, step in steps.items():
-                    sums[name].append(step(key, variables[name], batch))
+                placed = sharding.put(batch, mesh)
+                for name, condition in conditions.items():
+                    if name in streams:
+                        streams[name].add(batch)
+                    else:
+                        options = {"model": condition.model, "inputs": condition.inputs}
+                        sums[name].append(
+                            step.eval_step(
+                                key, variables[name], placed, **options, objective=exp.objective, mesh=mesh
+                            )
+                        )
                 bar.advance()
+            for name, stream in streams.items():
+                sums[name].append({k: v.sum(dtype=np.float64) for k, v in stream.finish().items()})
             bar.close()
-            for name in steps:
+            for name in conditions:
                 totals = jax.tree.map(
                     lambda *x: float(np.sum(x, dtype=np.float64)), *jax.device_get(sums[name])
                 )

@@ -12,6 +12,7 @@ from flax import linen as nn
 from bjax import models, weights
 from bjax.blur.sample import KINDS, BlurSpec
 from bjax.errors import UserError
+from bjax.models.vit import TOKEN_OPTIONS
 from bjax.step import Inputs, Objective
 from bjax.tokens import MaskSpec
 
@@ -24,6 +25,7 @@ class Condition:
 
     split: str
     inputs: Inputs
+    model: nn.Module  # the run's weights; may leave out or merge tokens by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +39,30 @@ class Experiment:
 def build(config, num_classes: int) -> Experiment:
     """config: as `bjax.config.load` returns it. num_classes: of the dataset (task=blur_type has its own four)."""
     num_classes = len(KINDS) if config.task == "blur_type" else num_classes
-    model = _named(
-        "model",
-        lambda: models.build(
-            config.model.name, num_classes=num_classes, dtype=jnp.dtype(config.dtype), **config.model.options
-        ),
-    )
+
+    def build_model(key: str, options) -> nn.Module:
+        dtype = jnp.dtype(config.dtype)
+        return _named(
+            key, lambda: models.build(config.model.name, num_classes=num_classes, dtype=dtype, **options)
+        )
+
+    model = build_model("model", config.model.options)
     own_patch = getattr(model, "patch_size", None)
     patch = own_patch or CNN_PATCH
 
-    def inputs(key: str, blur, mask) -> Inputs:
+    def inputs(key: str, blur, mask, model) -> Inputs:
         blur = _named(f"{key}blur", lambda: BlurSpec(**blur.to_dict()))
         mask = _named(f"{key}mask", lambda: MaskSpec(**mask))
         if own_patch is None and mask.mode not in ("none", "zero_pixels"):
             raise UserError(
                 f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels"
+            )
+        if getattr(model, "reduces", False) and (
+            mask.mode in ("attend", "bucket") or (mask.mode == "gather" and mask.threshold is not None)
+        ):
+            raise UserError(
+                f"config.{key}mask.mode={mask.mode}: evit_keep and tome_r need tokens that all count; with them use "
+                "zero_pixels, zero_tokens, or gather at a keep_rate alone"
             )
         size = config.data.image_size
         if size % patch and (own_patch or mask.mode != "none"):
@@ -62,7 +73,12 @@ def build(config, num_classes: int) -> Experiment:
             )
         return Inputs(blur, mask, patch, config.normalize.mean, config.normalize.std)
 
-    train = inputs("", config.blur, config.mask)
+    train = inputs("", config.blur, config.mask, model)
+    if train.mask.mode == "bucket":
+        raise UserError(
+            "config.mask.mode=bucket: for evaluation only, its batches follow what the images keep; "
+            "train with gather and a keep_rate, or with attend"
+        )
     if config.task == "blur_type" and (config.loss.mixup or config.loss.cutmix):
         raise UserError(
             "config.task=blur_type: mixing images hides their blur; set config.loss.mixup and config.loss.cutmix to 0"
@@ -73,11 +89,18 @@ def build(config, num_classes: int) -> Experiment:
             raise UserError(
                 f"config.eval_only={config.eval_only}: no condition {name}; there are {', '.join(config.eval)}"
             )
-    conditions = {
-        name: Condition(c.split, inputs(f"eval.{name}.", c.blur, c.mask))
-        for name, c in config.eval.items()
-        if name in wanted
-    }
+    conditions = {}
+    for name, c in config.eval.items():
+        if name not in wanted:
+            continue
+        other = sorted(set(c.options) - set(TOKEN_OPTIONS))
+        if other:
+            raise UserError(
+                f"config.eval.{name}.options.{other[0]}: the weights are the run's; a condition may change only "
+                f"{', '.join(TOKEN_OPTIONS)} of the ViT"
+            )
+        own_model = build_model(f"eval.{name}", {**config.model.options, **c.options})
+        conditions[name] = Condition(c.split, inputs(f"eval.{name}.", c.blur, c.mask, own_model), own_model)
     objective = Objective(
         task=config.task,
         num_classes=num_classes,

@@ -6,6 +6,7 @@ devices changes nothing.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -114,6 +115,55 @@ def train_step(
     return State(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
 
+@functools.partial(jax.jit, static_argnames=("inputs", "objective", "mesh"))
+def prepare(
+    key: jax.Array, batch: dict[str, jax.Array], *, inputs: Inputs, objective: Objective, mesh: Mesh
+) -> tuple[jax.Array, tokens.Tokens | None, jax.Array]:
+    """A batch as evaluation sees it: normalised images float32[B, H, W, 3], the tokens kept, labels int32[B].
+
+    The draw of an image's blur depends on key and id alone, so every condition and every run blurs it alike.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
+    images, kind = _blur(keys, batch["image"], inputs, mesh)
+    labels = kind if objective.task == "blur_type" else batch["label"]
+    images, kept = _mask(keys, images, inputs, mesh)
+    return images, kept, labels
+
+
+@functools.partial(jax.jit, static_argnames=("model", "objective"))
+def assess(
+    variables: dict,
+    images: jax.Array,
+    kept: tokens.Tokens | None,
+    labels: jax.Array,
+    *,
+    model,
+    objective: Objective,
+) -> dict[str, jax.Array]:
+    """Answers for what `prepare` returns, float32[B] each: n (1), top1, top5, loss, kept (a share), empty (none kept)."""
+    logits = _apply(model, variables, images, kept, train=False)
+    targets = losses.targets(labels, objective.num_classes)
+    share = jnp.ones(len(labels)) if kept is None else kept.keep.mean(axis=1)
+    return {
+        "n": jnp.ones(len(labels)),
+        "top1": _hits(logits, labels, 1),
+        "top5": _hits(logits, labels, 5),
+        "loss": losses.cross_entropy(logits, targets),
+        "kept": share,
+        "empty": (share == 0).astype(jnp.float32),
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("model", "objective"))
+def sums(
+    variables: dict, images, kept, labels, mask: jax.Array, *, model, objective: Objective
+) -> dict[str, jax.Array]:
+    """The answers of `assess` summed over the images that `mask: bool[B]` counts."""
+    answers = assess(variables, images, kept, labels, model=model, objective=objective)
+    # where, not a product: a padded row may hold anything, even a NaN.
+    return {k: jnp.where(mask, v, 0.0).sum() for k, v in answers.items()}
+
+
 def eval_step(
     key: jax.Array,
     variables: dict,
@@ -124,28 +174,13 @@ def eval_step(
     objective: Objective,
     mesh: Mesh,
 ) -> dict[str, jax.Array]:
-    """Sums over the images of a batch that count: n, top1, top5, loss, kept (shares of patches), empty (none kept).
+    """`prepare`, then `sums`: what a batch adds to n, top1, top5, loss, kept and empty.
 
-    The draw of an image's blur depends on key and id alone, so every condition and every run blurs it alike.
+    Compiled in these two parts: conditions that differ in blur or selector share the second, by far the larger, so that
+    a grid of them compiles the model once per number of tokens.
     """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
-    images, kind = _blur(keys, batch["image"], inputs, mesh)
-    labels = kind if objective.task == "blur_type" else batch["label"]
-    images, kept = _mask(keys, images, inputs, mesh)
-    logits = _apply(model, variables, images, kept, train=False)
-    weights = batch["mask"].astype(jnp.float32)
-    targets = losses.targets(labels, objective.num_classes)
-    share = jnp.ones_like(weights) if kept is None else kept.keep.mean(axis=1)
-    per_image = {
-        "n": jnp.ones_like(weights),
-        "top1": _hits(logits, labels, 1),
-        "top5": _hits(logits, labels, 5),
-        "loss": losses.cross_entropy(logits, targets),
-        "kept": share,
-        "empty": (share == 0).astype(jnp.float32),
-    }
-    # where, not a product: a padded row may hold anything, even a NaN.
-    return {k: jnp.where(batch["mask"], v, 0.0).sum() for k, v in per_image.items()}
+    prepared = prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh)
+    return sums(variables, *prepared, batch["mask"], model=model, objective=objective)
 
 
 def batch_statistics(

@@ -2,8 +2,8 @@
 
 A mask is data beside the image, never a property of the weights: `select` scores the un-normalised image and returns
 `Tokens`; a ViT takes them as `model(images, tokens=tokens)`, and `erase` writes the same choice into the pixels for
-every other model. Paper 1 calls leaving out both "zeroed" and "excluded": zero_pixels is the first, attend and gather
-the second.
+every other model. Paper 1 calls leaving out both "zeroed" and "excluded": zero_pixels is the first; attend, gather and
+bucket are the second.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from flax import struct
 
 from bjax import sharpness
 
-MODES = ("none", "zero_pixels", "zero_tokens", "attend", "gather")
+MODES = ("none", "zero_pixels", "zero_tokens", "attend", "gather", "bucket")
 CONTROLS = ("random", "inverse", "centre")
 SELECTORS = (*sharpness.MEASURES, *CONTROLS)
 
@@ -26,14 +26,16 @@ class MaskSpec:
 
     mode: none; zero_pixels (patches painted with `fill`, every model); zero_tokens (embeddings zeroed); attend (all
       tokens computed, dropped ones masked as keys: no influence, no saving); gather (a static number of tokens
-      enters the encoder: compute falls).
+      enters the encoder: compute falls); bucket (inference under a threshold: images are grouped by how many they
+      keep, and compute falls with each image's own number, see `bjax.bucket`).
     selector: a focus measure of `sharpness.MEASURES`, or a control that keeps as many patches of each image as the
       Laplacian variance would: random, inverse (the other end of the scores), centre (nearest the centre first).
     drop: below keeps the highest scores, above the lowest.
     threshold: a score on the 0..255 scale; patches on the dropped side of it go.
     keep_rate: at most round(keep_rate · patches) stay, and at least one may; with a threshold, a budget.
     scope: image | patch, see `sharpness.laplacian_variance`.
-    fill: black (0 before normalisation) | mean (the dataset's mean colour: 0 after it).
+    fill: of zero_pixels: black (zero before normalisation) | mean (the dataset's mean colour: zero after it). A zero
+      token is a mode of its own, zero_tokens.
 
     Raises ValueError naming the field for a value outside these.
     """
@@ -67,6 +69,10 @@ class MaskSpec:
             raise ValueError(f"mode={self.mode}: needs a threshold, a keep_rate, or both")
         if self.mode == "gather" and self.keep_rate is None:
             raise ValueError("mode=gather: needs a keep_rate, the static number of tokens that are computed")
+        if self.mode == "bucket" and self.threshold is None:
+            raise ValueError(
+                "mode=bucket: needs a threshold; at a keep_rate alone all images keep as many: use gather"
+            )
 
 
 @struct.dataclass
@@ -97,15 +103,18 @@ def select(key: jax.Array, images: jax.Array, spec: MaskSpec, patch_size: int) -
     if spec.mode == "none":
         return None
     measure = "laplacian" if spec.selector in CONTROLS else spec.selector
-    needs_scores = spec.threshold is not None or spec.selector not in ("random", "centre")
     rows, columns = images.shape[1] // patch_size, images.shape[2] // patch_size
     batch, patches = images.shape[0], rows * columns
     allowed = budget(spec, patches)
+    if allowed == patches and spec.threshold is None:  # nothing to choose, so nothing to score
+        everything = jnp.broadcast_to(jnp.arange(patches, dtype=jnp.int32), (batch, patches))
+        indices = everything if spec.mode == "gather" else None
+        return Tokens(everything >= 0, indices, mode=spec.mode, full=True)
 
     # Preferred patches rank high: flipping the sign turns "drop above" into "drop below".
     sign = 1.0 if spec.drop == "below" else -1.0
     count = jnp.full(batch, allowed)
-    if needs_scores:
+    if spec.threshold is not None or spec.selector not in ("random", "centre"):
         scores = sharpness.MEASURES[measure](images, patch_size, scope=spec.scope).reshape(batch, patches)
         preference = jax.lax.stop_gradient(sign * scores)
         if spec.threshold is not None:

@@ -79,9 +79,7 @@ def blur(kinds=None, **changes):
 def mask(mode="none", **changes):
     """A token mask: which patches are left out, and what leaving out means."""
     c = ConfigDict()
-    c.mode = (
-        mode  # none | zero_pixels | zero_tokens | attend (masked keys) | gather (fewer tokens, less compute)
-    )
+    c.mode = mode  # none | zero_pixels | zero_tokens | attend (masked keys) | gather, bucket (fewer tokens computed)
     c.selector = "laplacian"  # a focus measure, or a control at the same keep rate: random | inverse | centre
     c.drop = (
         "below"  # which side of the score is left out: below (blurry patches) | above (paper 1's wording)
@@ -94,12 +92,16 @@ def mask(mode="none", **changes):
     return c
 
 
-def condition(split, blurred=None, masked=None):
-    """One row of the results: a split, how it is blurred (not at all by default), which patches are left out (none)."""
+def condition(split, blurred=None, masked=None, **options):
+    """One row of the results: a split, how it is blurred (not at all by default), which patches are left out (none).
+
+    `options` are those of the ViT that need no other weights: evit_keep, evit_layers, tome_r.
+    """
     c = ConfigDict()
     c.split = split  # TFDS split, sub-splits such as validation[:10%] included
     c.blur = blurred or blur()
     c.mask = masked or mask()
+    c.options = ConfigDict(options)  # of the ViT, beside model.options: evit_keep, evit_layers, tome_r
     return c
 
 

@@ -11,7 +11,8 @@ RUN = {"experiment", "step", "state", "optim", "sharding", "checkpoint", "metric
 ALLOWED = {
     "main": {"train", "evaluate", "config"},
     "train": {"evaluate", *RUN},
-    "evaluate": {"bn_adapt", *RUN},
+    "evaluate": {"bn_adapt", "bucket", *RUN},
+    "bucket": {"step", "tokens", "sharding"},
     "predict": RUN,
     "report": frozenset(),
     "bn_adapt": {"experiment", "step", "sharding", "data", "models"},

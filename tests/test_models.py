@@ -335,9 +335,9 @@ def test_dropped_paths_are_whole_images_scaled_to_keep_the_mean():
     variables = jax.jit(partial(block.init, train=False))(jax.random.key(1), x, None)
     # With the MLP at zero only the attention adds to the stream.
     variables["params"]["mlp_2"] = jax.tree.map(jnp.zeros_like, variables["params"]["mlp_2"])
-    added = jax.jit(partial(block.apply, train=False))(variables, x, None) - x
+    added = jax.jit(partial(block.apply, train=False))(variables, x, None)[0] - x
     train = jax.jit(partial(block.apply, train=True))
-    trained = np.asarray(train(variables, x, None, rngs={"dropout": jax.random.key(2)}) - x)
+    trained = np.asarray(train(variables, x, None, rngs={"dropout": jax.random.key(2)})[0] - x)
     dropped = (trained == 0).all(axis=(1, 2))
     assert 5 < dropped.sum() < 30
     np.testing.assert_allclose(trained[~dropped], added[~dropped] / 0.75, rtol=0, atol=1e-5)

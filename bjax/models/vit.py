@@ -3,6 +3,9 @@
 Class token, learned position embedding, pre-LayerNorm (eps 1e-6) and exact GELU: torchvision's `vit_b_16`
 and timm's `vit_base_patch16_224` compute the same function, and with `tanh_gelu=True` so does
 google-research/vision_transformer.
+
+Which patches it sees is data (`tokens=`), chosen outside. Two rivals choose inside, from what the layers computed, on
+the same weights: EViT (`evit_keep`) and ToMe (`tome_r`), see `bjax.models.reduce`.
 """
 
 import math
@@ -14,7 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from bjax.errors import UserError
+from bjax.models import reduce
 
+TOKEN_OPTIONS = ("evit_keep", "evit_layers", "tome_r")  # constructor options that change no parameter
 # width, depth, heads; the MLP is four times as wide as the stream in all of them
 VARIANTS = {
     "Ti": (192, 12, 3),
@@ -38,13 +43,19 @@ def vit(
     drop_path: float = 0.0,
     representation_size: int | None = None,
     tanh_gelu: bool = False,
+    evit_keep: float = 1.0,
+    evit_layers: tuple[int, ...] | None = None,
+    tome_r: int = 0,
 ) -> "ViT":
     """The ViT called `variant`: Ti, S, B, L or H, a slash, and the patch size in pixels ("B/16").
 
-    `depth`, `width`, `heads` and `mlp_dim` override the variant's own (`mlp_dim` follows `width`).
+    `depth`, `width`, `heads` and `mlp_dim` override the variant's own (`mlp_dim` follows `width`). `evit_layers` are
+    counted from 0; by default they lie at a quarter, a half and three quarters of the depth: 3, 6 and 9 of 12, the
+    paper's.
 
     Raises:
-      UserError: the variant is not of that form, or the heads do not divide the width.
+      UserError: the variant is not of that form, the heads do not divide the width, an EViT keep rate outside (0, 1],
+        a layer that there is not, a negative r, or EViT and ToMe at once.
     """
     match = re.fullmatch(rf"({'|'.join(VARIANTS)})/([1-9]\d*)", variant)
     if not match:
@@ -54,17 +65,34 @@ def vit(
     heads = heads or default_heads
     if width % heads:
         raise UserError(f"heads={heads} does not divide width={width}: give both")
+    depth = depth or default_depth
+    if evit_layers is None:
+        evit_layers = tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
+    evit_layers = (evit_layers,) if isinstance(evit_layers, int) else tuple(evit_layers)
+    if not 0 < evit_keep <= 1:
+        raise UserError(f"evit_keep={evit_keep}: expected a share of the tokens in (0, 1]")
+    if not all(0 <= layer < depth for layer in evit_layers):
+        raise UserError(f"evit_layers={evit_layers}: expected layers from 0 to {depth - 1}")
+    if tome_r < 0 or tome_r != int(tome_r):
+        raise UserError(f"tome_r={tome_r}: expected how many tokens each layer merges away, a whole number")
+    if tome_r and evit_keep < 1:
+        raise UserError(
+            f"tome_r={tome_r} with evit_keep={evit_keep}: one of the two, the other at tome_r=0 or evit_keep=1"
+        )
     return ViT(
         num_classes=num_classes,
         patch_size=int(match[2]),
         width=width,
-        depth=depth or default_depth,
+        depth=depth,
         heads=heads,
         mlp_dim=mlp_dim or 4 * width,
         dropout=dropout,
         drop_path=drop_path,
         representation_size=representation_size,
         tanh_gelu=tanh_gelu,
+        evit_keep=evit_keep,
+        evit_layers=evit_layers,
+        tome_r=tome_r,
         dtype=dtype,
     )
 
@@ -89,7 +117,43 @@ class ViT(nn.Module):
     drop_path: float = 0.0  # stochastic depth: rate of the last block, growing linearly from 0, as timm
     representation_size: int | None = None  # a tanh layer before the head: ImageNet-21k checkpoints of 2020
     tanh_gelu: bool = False
+    evit_keep: float = (
+        1.0  # share of the tokens that each of evit_layers keeps, beside one fused of the others
+    )
+    evit_layers: tuple[int, ...] = ()
+    tome_r: int = 0  # tokens that every layer merges away
     dtype: jnp.dtype = jnp.float32
+
+    @property
+    def reduces(self) -> bool:
+        """Whether layers leave out or merge tokens by themselves."""
+        return self.evit_keep < 1 or self.tome_r > 0
+
+    def token_counts(self, tokens: int) -> list[tuple[int, int]]:
+        """How many tokens (attention, MLP) of every block compute, of `tokens` at the start, class token included."""
+        counts = []
+        for i in range(self.depth):
+            after = reduce.tokens_after(tokens, self._keep_in(i), self.tome_r)
+            counts.append((tokens, after))
+            tokens = after
+        return counts
+
+    def flops(self, tokens: int) -> int:
+        """Floating-point operations of one image's forward pass on `tokens` tokens, class token included.
+
+        A multiply and an add are two. With D the width, M the MLP's and T tokens, a block costs 8TD² (query, key,
+        value, output), 4T²D (scores, weighted values) and, after what it leaves out, 4TDM. Then the embedding of the
+        T - 1 patches and the head. Norms, activations, softmax and biases are not counted.
+        """
+        width = self.width
+        total = 2 * (tokens - 1) * 3 * self.patch_size**2 * width
+        for attention, mlp in self.token_counts(tokens):
+            total += 8 * attention * width**2 + 4 * attention**2 * width + 4 * mlp * width * self.mlp_dim
+        size = self.representation_size or width
+        return total + 2 * size * self.num_classes + (2 * width * size if self.representation_size else 0)
+
+    def _keep_in(self, layer: int) -> float:
+        return self.evit_keep if layer in self.evit_layers else 1.0
 
     @nn.compact
     def __call__(self, images, *, train: bool = False, tokens=None):
@@ -111,8 +175,8 @@ class ViT(nn.Module):
               `full` promises that there are none and saves the mask.
 
         Raises:
-          ValueError: the image does not divide into patches, the position embedding is of another size, or
-            the token mode is unknown.
+          ValueError: the image does not divide into patches, the position embedding is of another size, the
+            token mode is unknown, or the mode masks tokens in a model that reduces them by itself.
         """
         mode = "zero_pixels" if tokens is None else tokens.mode
         if mode not in ("zero_pixels", "zero_tokens", "attend", "gather"):
@@ -140,17 +204,24 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(class_token, (batch, 1, self.width)), x + position], axis=1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if key_mask is not None:
+            if self.reduces:
+                raise ValueError(
+                    f"tokens.mode={mode!r} masks tokens: evit_keep and tome_r need all of them to count"
+                )
             key_mask = jnp.concatenate([jnp.ones((batch, 1), bool), key_mask], axis=1)
+        sizes = None  # f32[B, T]: patches that a merged token stands for
         for i in range(self.depth):
-            x = Block(
+            x, sizes = Block(
                 heads=self.heads,
                 mlp_dim=self.mlp_dim,
                 dropout=self.dropout,
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
                 tanh_gelu=self.tanh_gelu,
+                evit_keep=self._keep_in(i),
+                tome_r=self.tome_r,
                 dtype=self.dtype,
                 name=f"block_{i}",
-            )(x, key_mask, train=train)
+            )(x, key_mask, sizes, train=train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 0])
         if self.representation_size:
             x = jnp.tanh(nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x))
@@ -170,7 +241,10 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then MLP, each normalised before it. `x: [B, T, D]`, `key_mask: bool[B, T]` or None."""
+    """Self-attention, then MLP, each normalised before it; in between, some tokens are left out or merged.
+
+    `x: [B, T, D]`, `key_mask: bool[B, T]` or None, `sizes: f32[B, T]` or None for ones. Returns the new x and sizes.
+    """
 
     heads: int
     mlp_dim: int
@@ -178,9 +252,11 @@ class Block(nn.Module):
     drop_path: float
     tanh_gelu: bool
     dtype: jnp.dtype
+    evit_keep: float = 1.0
+    tome_r: int = 0
 
     @nn.compact
-    def __call__(self, x, key_mask, *, train: bool):
+    def __call__(self, x, key_mask, sizes=None, *, train: bool):
         batch, length, width = x.shape
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
@@ -193,12 +269,19 @@ class Block(nn.Module):
         y = dense(3 * width, kernel_init=qkv_init, name="qkv")(norm(name="norm1")(x))
         query, key, value = jnp.moveaxis(y.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)
         mask = None if key_mask is None else key_mask[:, None, None, :]
-        y = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+        # Attention in proportion to size: a token that stands for s patches is attended to as s equal ones are.
+        bias = None if sizes is None else jnp.log(sizes)[:, None, None, :].astype(query.dtype)
+        y = jax.nn.dot_product_attention(query, key, value, bias, mask, implementation="xla")
         x += drop_path(drop(dense(width, name="out")(y.reshape(batch, length, width))))
+
+        if reduce.tokens_after(length, self.evit_keep, 0) < length:
+            x = reduce.keep_attentive(x, reduce.class_attention(query, key), self.evit_keep)
+        if self.tome_r:
+            x, sizes = reduce.merge_similar(x, key.mean(axis=2), sizes, self.tome_r)
 
         y = mlp_dense(self.mlp_dim, name="mlp_1")(norm(name="norm2")(x))
         y = drop(nn.gelu(y, approximate=self.tanh_gelu))
-        return x + drop_path(drop(mlp_dense(width, name="mlp_2")(y)))
+        return x + drop_path(drop(mlp_dense(width, name="mlp_2")(y))), sizes
 
 
 def patchify(images, patch_size: int):

@@ -1,0 +1,81 @@
+"""Fewer tokens from what the layers of a ViT computed: EViT's dropping and ToMe's merging.
+
+Both act on the stream between a block's attention and its MLP, add no parameter, and leave a number of tokens that
+depends on shapes alone. They are the rivals of masks that are chosen from the image, before the model.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def tokens_after(tokens: int, evit_keep: float, tome_r: int) -> int:
+    """How many of `tokens`, class token included, are left after a block that keeps and merges so many."""
+    kept = math.ceil(evit_keep * (tokens - 1))
+    if kept < tokens - 1:  # at least two go: one alone would be replaced by itself
+        tokens = kept + 2
+    return tokens - min(tome_r, (tokens - 1) // 2)
+
+
+def class_attention(query, key):
+    """What the class token attends to, `f32[B, T - 1]`: softmax of its scores over all tokens, mean of the heads.
+
+    query, key: `[B, T, heads, D]`; the class token is the first.
+    """
+    scores = jnp.einsum("bhd,bthd->bht", query[:, 0], key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).mean(axis=1)[:, 1:]
+
+
+def keep_attentive(x, attention, keep: float):
+    """EViT (Liang et al. 2022, arXiv:2202.07800, section 3): the attentive tokens, and one made of the others.
+
+    Of `x: [B, T, D]` the class token stays, and the ceil(keep·(T - 1)) others with the largest
+    `attention: f32[B, T - 1]`; a last token is the sum of those left out, each times its attention (equation 4 of the
+    paper, not normalised, as in its code). A fused token counts as a token like any other in the next layer that drops.
+    Order does not matter to a transformer: the tokens kept stay in theirs.
+    """
+    batch, tokens, _ = x.shape
+    kept = math.ceil(keep * (tokens - 1))
+    order = jnp.argsort(-attention, axis=1, stable=True)
+    indices = jnp.sort(order[:, :kept], axis=1)
+    # Weights of zero for the kept ones instead of gathering the others: one pass over x.
+    left_out = jnp.ones((batch, tokens - 1), bool).at[jnp.arange(batch)[:, None], indices].set(False)
+    weights = jnp.where(left_out, attention, 0).astype(x.dtype)
+    fused = jnp.einsum("bt,btd->bd", weights, x[:, 1:])[:, None]
+    indices = jnp.concatenate([jnp.zeros((batch, 1), indices.dtype), 1 + indices], axis=1)
+    return jnp.concatenate([jnp.take_along_axis(x, indices[:, :, None], axis=1), fused], axis=1)
+
+
+def merge_similar(x, metric, sizes, r: int):
+    """ToMe (Bolya et al. 2023, arXiv:2210.09461, section 3): the r most similar pairs of tokens become one each.
+
+    Bipartite soft matching: tokens at even positions are the sources, those at odd ones the destinations. Every source
+    but the class token draws an edge to the destination of the highest cosine similarity of `metric: [B, T, C]` (the
+    keys, mean over heads); the r best edges are kept, their sources merge into their destinations, as means weighted by
+    `sizes: f32[B, T]` (None: ones). Returns `x: [B, T - r, D]`, sources that stay before destinations, the class token
+    first, and the new sizes. At most half of the tokens besides the class token merge, whatever r.
+    """
+    batch, tokens, _ = x.shape
+    r = min(r, (tokens - 1) // 2)
+    sizes = jnp.ones((batch, tokens), jnp.float32) if sizes is None else sizes
+    if r == 0:
+        return x, sizes
+    metric = jax.lax.stop_gradient(metric.astype(jnp.float32))
+    metric = metric / jnp.linalg.norm(metric, axis=-1, keepdims=True)
+    scores = jnp.einsum("bsc,bdc->bsd", metric[:, ::2], metric[:, 1::2]).at[:, 0].set(-jnp.inf)
+    order = jnp.argsort(-scores.max(axis=2), axis=1, stable=True)
+    merged, stay = order[:, :r], jnp.sort(order[:, r:], axis=1)
+    destination = jnp.take_along_axis(scores.argmax(axis=2), merged, axis=1)
+    # [B, destinations, r]: a matrix product instead of a scatter, which would be slow, and unordered on a GPU.
+    into = jax.nn.one_hot(destination, scores.shape[2], axis=1, dtype=x.dtype)
+
+    def merge(values):
+        source, target = values[:, ::2], values[:, 1::2]
+        moved = jnp.take_along_axis(source, merged[:, :, None], axis=1)
+        target = target + jnp.einsum("bdr,brc->bdc", into.astype(values.dtype), moved)
+        return jnp.concatenate([jnp.take_along_axis(source, stay[:, :, None], axis=1), target], axis=1)
+
+    weights = sizes[:, :, None]
+    new_sizes = merge(weights)
+    return (merge(x * weights.astype(x.dtype)) / new_sizes.astype(x.dtype)), new_sizes[:, :, 0]
