@@ -140,7 +140,7 @@ def assess(
     model,
     objective: Objective,
 ) -> dict[str, jax.Array]:
-    """Answers for what `prepare` returns, float32[B] each: n (1), top1, top5, loss, kept (a share), empty (none kept)."""
+    """Answers to what `prepare` returns, float32[B] each: n (1), top1, top5, loss, kept (a share), empty (0 or 1)."""
     logits = _apply(model, variables, images, kept, train=False)
     targets = losses.targets(labels, objective.num_classes)
     share = jnp.ones(len(labels)) if kept is None else kept.keep.mean(axis=1)

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 def tokens_after(tokens: int, evit_keep: float, tome_r: int) -> int:
     """How many of `tokens`, class token included, are left after a block that keeps and merges so many."""
     kept = math.ceil(evit_keep * (tokens - 1))
-    if kept < tokens - 1:  # at least two go: one alone would be replaced by itself
-        tokens = kept + 2
+    if kept < tokens - 1:
+        tokens = kept + 2  # the class token and the fused one
     return tokens - min(tome_r, (tokens - 1) // 2)
 
 
 def class_attention(query, key):
     """What the class token attends to, `f32[B, T - 1]`: softmax of its scores over all tokens, mean of the heads.
 
-    query, key: `[B, T, heads, D]`; the class token is the first.
+    query (already scaled), key: `[B, T, heads, D]`; the class token is the first.
     """
     scores = jnp.einsum("bhd,bthd->bht", query[:, 0], key, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).mean(axis=1)[:, 1:]
+    return jax.nn.softmax(scores, axis=-1).mean(axis=1)[:, 1:]
 
 
 def keep_attentive(x, attention, keep: float):
@@ -32,11 +32,14 @@ def keep_attentive(x, attention, keep: float):
 
     Of `x: [B, T, D]` the class token stays, and the ceil(keep·(T - 1)) others with the largest
     `attention: f32[B, T - 1]`; a last token is the sum of those left out, each times its attention (equation 4 of the
-    paper, not normalised, as in its code). A fused token counts as a token like any other in the next layer that drops.
+    paper, not normalised, as in its code); where none is left out, there is none. To the next layer that drops, a fused
+    token is a token like any other.
     Order does not matter to a transformer: the tokens kept stay in theirs.
     """
     batch, tokens, _ = x.shape
     kept = math.ceil(keep * (tokens - 1))
+    if kept == tokens - 1:
+        return x
     order = jnp.argsort(-attention, axis=1, stable=True)
     indices = jnp.sort(order[:, :kept], axis=1)
     # Weights of zero for the kept ones instead of gathering the others: one pass over x.

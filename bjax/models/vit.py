@@ -268,13 +268,16 @@ class Block(nn.Module):
 
         y = dense(3 * width, kernel_init=qkv_init, name="qkv")(norm(name="norm1")(x))
         query, key, value = jnp.moveaxis(y.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)
+        # Scaled here and not in the scores: there XLA scales before or after the product, depending on what follows, and
+        # a mask that keeps all would change the last bit.
+        query *= query.shape[-1] ** -0.5
         mask = None if key_mask is None else key_mask[:, None, None, :]
         # Attention in proportion to size: a token that stands for s patches is attended to as s equal ones are.
         bias = None if sizes is None else jnp.log(sizes)[:, None, None, :].astype(query.dtype)
-        y = jax.nn.dot_product_attention(query, key, value, bias, mask, implementation="xla")
+        y = jax.nn.dot_product_attention(query, key, value, bias, mask, scale=1.0, implementation="xla")
         x += drop_path(drop(dense(width, name="out")(y.reshape(batch, length, width))))
 
-        if reduce.tokens_after(length, self.evit_keep, 0) < length:
+        if self.evit_keep < 1:
             x = reduce.keep_attentive(x, reduce.class_attention(query, key), self.evit_keep)
         if self.tome_r:
             x, sizes = reduce.merge_similar(x, key.mean(axis=2), sizes, self.tome_r)
