@@ -268,7 +268,7 @@ class Block(nn.Module):
 
         y = dense(3 * width, kernel_init=qkv_init, name="qkv")(norm(name="norm1")(x))
         query, key, value = jnp.moveaxis(y.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)
-        # Scaled here and not in the scores: there XLA scales before or after the product, depending on what follows, and
+        # Scaled here, not in the scores: there XLA scales before or after the product, depending on what follows, and
         # a mask that keeps all would change the last bit.
         query *= query.shape[-1] ** -0.5
         mask = None if key_mask is None else key_mask[:, None, None, :]

@@ -1,0 +1,189 @@
+"""Time that masks save: `python -m benchmarks.tokens --keep=1,.75,.5,.25 --mode=train|infer [--json=FILE]`.
+
+What is timed is the own step of a run (`bjax.step`): uint8 images in, scores, choice, normalisation, gather, the
+ViT and the loss, and in training the gradients and AdamW. Its speed-up over the step without a mask is divided by the
+ideal one: the ratio of the matrix products' operations (`ViT.flops`),
+
+    F(T) = 2(T-1)·3p²·D + Σ over blocks (8TD² + 4T²D + 4TDM) + 2DC,   ideal = F(N + 1) / F(K + 1),
+
+for N patches of p pixels, K of them kept, width D, MLP width M and C classes. EViT and ToMe, with their usual settings,
+are measured in the same rounds against their own ideals; their T falls from block to block.
+
+Everything runs interleaved, A B C A B C, on all devices. A speed-up is the median over rounds of the ratio to the
+unmasked step of the same round, so that a machine whose speed drifts slows both alike. A first round compiles.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bjax import models, optim, sharding, state, step
+from bjax.blur.sample import BlurSpec
+from bjax.tokens import MaskSpec, budget
+
+RIVALS = {
+    "evit .7": {"evit_keep": 0.7},
+    "evit .5": {"evit_keep": 0.5},
+    "tome 8": {"tome_r": 8},
+    "tome 13": {"tome_r": 13},
+}
+CLASSES = 1000
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser("python -m benchmarks.tokens", description=__doc__.split("\n")[0])
+    parser.add_argument("--keep", default="1,.75,.5,.25", help="shares of the patches, comma-separated")
+    parser.add_argument("--mode", choices=("infer", "train"), default="infer")
+    parser.add_argument("--selector", default="laplacian", help="of the masks: a focus measure, random, …")
+    parser.add_argument(
+        "--rivals", default=",".join(RIVALS), help="comma-separated, of: " + ", ".join(RIVALS)
+    )
+    parser.add_argument("--variant", default="S/16")
+    parser.add_argument("--depth", type=int, help="blocks, instead of the variant's own")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch", type=int, default=8, help="images a step, over all devices")
+    parser.add_argument("--size", type=int, default=224, help="side of the images, pixels")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    flags = parser.parse_args(arguments)
+    rivals = [name.strip() for name in flags.rivals.split(",") if name.strip()]
+    if not set(rivals) <= set(RIVALS):
+        parser.error(f"--rivals={flags.rivals}: there are {', '.join(RIVALS)}")
+    try:
+        keeps = [float(keep) for keep in flags.keep.split(",")]
+        masks = {k: MaskSpec("gather", selector=flags.selector, keep_rate=k) for k in keeps}
+    except ValueError as error:
+        parser.error(f"--keep={flags.keep}: {error}")
+
+    options = {"variant": flags.variant} | ({"depth": flags.depth} if flags.depth else {})
+    build = functools.partial(
+        models.build, "vit", num_classes=CLASSES, dtype=jnp.dtype(flags.dtype), **options
+    )
+    full = build()
+    patches = (flags.size // full.patch_size) ** 2
+    cost = full.flops(patches + 1)
+    # name -> (model, mask, ideal speed-up)
+    entries = {"no mask": (full, MaskSpec(), 1.0)}
+    for keep, mask in masks.items():
+        entries[f"keep {keep:g}"] = full, mask, cost / full.flops(budget(mask, patches) + 1)
+    for name in rivals:
+        model = build(**RIVALS[name])
+        entries[name] = model, MaskSpec(), cost / model.flops(patches + 1)
+
+    prepare = {"infer": inference, "train": training}[flags.mode]
+    batch = noise(flags.batch, flags.size)
+    runs = {name: prepare(model, mask, batch) for name, (model, mask, _) in entries.items()}
+    rows = measure(runs, flags.rounds)
+    print(
+        f"{flags.mode}, ViT-{flags.variant}, {flags.dtype}, {flags.batch} images of {flags.size} px, "
+        f"{flags.rounds} rounds on {jax.device_count()} × {jax.devices()[0].device_kind}"
+    )
+    print(f"{'':10}{'ms':>9}{'images/s':>10}{'speed-up':>10}{'ideal':>8}{'of ideal':>10}")
+    for name, row in rows.items():
+        row["ideal"] = entries[name][2]
+        row["of_ideal"] = row["speed_up"] / row["ideal"]
+        row["images_per_s"] = flags.batch / row["seconds"]
+        print(
+            f"{name:10}{1e3 * row['seconds']:9.1f}{row['images_per_s']:10.1f}{row['speed_up']:10.3f}"
+            f"{row['ideal']:8.3f}{row['of_ideal']:10.3f}"
+        )
+    if flags.json:
+        about = {k: v for k, v in vars(flags).items() if k != "json"}
+        about["device"] = jax.devices()[0].device_kind
+        flags.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+def noise(batch, size):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (batch, size, size, 3), np.uint8),
+        "label": rng.integers(0, CLASSES, batch, np.int32),
+        "id": np.arange(batch, dtype=np.uint32),
+        "mask": np.ones(batch, bool),
+    }
+
+
+def inputs_of(model, mask):
+    return step.Inputs(
+        BlurSpec({"sharp": 1}), mask, model.patch_size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    )
+
+
+def inference(model, mask, batch):
+    """A function that evaluates the batch and waits for the result."""
+    mesh = sharding.make_mesh(-1, 1)
+    batch = sharding.put(batch, mesh)
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), batch["image"][:1].astype(jnp.float32))
+    evaluate = jax.jit(
+        functools.partial(
+            step.eval_step,
+            model=model,
+            inputs=inputs_of(model, mask),
+            objective=step.Objective("object", CLASSES),
+            mesh=mesh,
+        )
+    )
+    return lambda: jax.block_until_ready(evaluate(jax.random.key(0), variables, batch))
+
+
+def training(model, mask, batch):
+    """A function that makes one update and waits for it."""
+    from configs.common import default
+
+    mesh = sharding.make_mesh(-1, 1)
+    size = batch["image"].shape[1]
+    batch = sharding.put(batch, mesh)
+    tx = optim.build(default().optim, 1000)
+    init = functools.partial(state.init, model=model, tx=tx, image_size=size, ema=False)
+    plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, ((".*", "fsdp"),))
+    current = jax.jit(init, out_shardings=plan)(jax.random.key(0, impl="rbg"))
+    train = jax.jit(
+        functools.partial(
+            step.train_step,
+            model=model,
+            tx=tx,
+            inputs=inputs_of(model, mask),
+            objective=step.Objective("object", CLASSES),
+            mesh=mesh,
+        ),
+        donate_argnums=1,
+        out_shardings=(plan, None),
+    )
+
+    def run():
+        nonlocal current
+        current, values = train(jax.random.key(0), current, batch)
+        jax.block_until_ready(values)
+
+    return run
+
+
+def measure(runs, rounds):
+    """Median seconds of every run, and the median of its speed-up over the first within a round."""
+    for run in runs.values():
+        run()
+    seconds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    base = next(iter(seconds.values()))
+    return {
+        name: {
+            "seconds": statistics.median(times),
+            "speed_up": statistics.median(b / t for b, t in zip(base, times, strict=True)),
+        }
+        for name, times in seconds.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
