@@ -8,13 +8,20 @@ import orbax.checkpoint as ocp
 from bjax.errors import UserError
 
 
-def manager(directory: str | Path, *, keep: int = 2) -> ocp.CheckpointManager:
-    """A manager of `directory`. What a killed process left half written is removed here."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+def manager(directory: str | Path, *, keep: int = 2, read_only: bool = False) -> ocp.CheckpointManager:
+    """A manager of `directory`. What a killed process left half written is removed here, unless `read_only`."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
+    )
     # The handler is named, because only then are shapes known before anything has been saved or restored.
     return ocp.CheckpointManager(
         Path(directory).absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
     )
+
+
+def exists(directory: str | Path) -> bool:
+    """Whether `directory` holds a finished checkpoint; half-written ones have longer names than their step."""
+    return any(path.name.isdigit() for path in Path(directory).glob("*"))
 
 
 def save(manager: ocp.CheckpointManager, step: int, state) -> None:

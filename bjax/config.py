@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "data.crop": ("resized", "random"),
     "data.on_corrupt": ("raise", "skip"),
+    "data.interpolation": ("bilinear", "bicubic"),
     "optim.name": ("adamw", "sgd"),
     "optim.decay": ("kernels", "all"),
     "optim.schedule": ("cosine", "step", "constant"),
@@ -74,13 +76,39 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.Con
         )
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except ModuleNotFoundError as e:
+        if e.name.split(".")[0] != "configs":
+            raise
+        raise UserError(
+            f"--config={path}: imports {e.name}, which is not here; run from the repository's root"
+        ) from None
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={path}: defines no get_config(arg)")
     try:
         config = module.get_config(args)
     except ValueError as e:
         raise UserError(f"--config={spec}: {e}") from None
+    return _overridden(config, overrides)
+
+
+def reload(path: Path, overrides: list[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+    """The config of a run, from its config.json, with (key, text) pairs applied. Raises UserError as `load` does."""
+    return _overridden(read(path), overrides)
+
+
+def read(path: Path) -> ml_collections.ConfigDict:
+    """The config in a run's config.json; a damaged file is a UserError."""
+    try:
+        return from_json(path.read_text())
+    except json.JSONDecodeError as e:
+        raise UserError(
+            f"{path}: damaged ({e}); delete it to go on with the config of the command line"
+        ) from None
+
+
+def _overridden(config, overrides) -> ml_collections.ConfigDict:
     for key, text in overrides:
         override(config, key, text)
     validate(config)
@@ -123,6 +151,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"config.{key}={x}: expected {above}{'' if high is None else f' and at most {high}'}"
             )
+    for key in ("optim.b1", "optim.b2", "optim.ema"):
+        if values[key] == 1:
+            raise UserError(f"config.{key}=1: nothing would ever be learned; expected less than 1")
+    for rule in config.mesh.rules:
+        if len(rule) != 2 or not _is_pattern(rule[0]):
+            raise UserError(f"config.mesh.rules: {rule}: expected (regular expression, fsdp | replicate)")
     if config.batch_size % config.optim.accumulate:
         raise UserError(
             f"config.batch_size={config.batch_size}: not divisible by config.optim.accumulate={config.optim.accumulate}"
@@ -231,9 +265,17 @@ def _read(what: str, text: str, current: object, kind: type) -> object:
     return tuple(type(c)(_number(what, part.strip())) for c, part in zip(current, parts, strict=True))
 
 
+def _is_pattern(text: object) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, TypeError):
+        return False
+    return True
+
+
 def _number(what: str, text: str) -> float:
     value = _literal(text)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{what}: expected a number, got {text!r}")
     return value
 

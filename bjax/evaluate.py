@@ -1,9 +1,9 @@
 """Named conditions over whole splits: every image once, sums on the devices, one table at the end."""
 
+import collections
 import dataclasses
 import functools
 import json
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from bjax.errors import UserError
 
 # Fixed, so that every run and every condition blurs an image alike: differences between them are then paired.
 SEED = 0
+IN_FLIGHT = 2  # batches handed to the devices ahead of the one whose result is awaited
 
 
 def open_splits(config, exp: experiment.Experiment) -> dict[str, loader.Source]:
@@ -43,7 +44,7 @@ def build(
 
     Step functions are made once; conditions of one split share its decoded batches.
     """
-    by_split = defaultdict(dict)
+    by_split = collections.defaultdict(dict)
     for name, condition in exp.conditions.items():
         by_split[condition.split][name] = condition
 
@@ -58,9 +59,11 @@ def build(
                 batch_size=config.eval_batch_size,
                 image_size=config.data.image_size,
                 resize=config.data.resize,
+                interpolation=config.data.interpolation,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
                 threads=config.data.threads,
+                prefetch=config.data.prefetch,
                 on_corrupt=config.data.on_corrupt,
                 corrupt=corrupt,
             )
@@ -68,7 +71,7 @@ def build(
             bar = metrics.Progress(
                 total, 0, f"evaluate {split}", shown=jax.process_index() == 0, unit="batch"
             )
-            sums = defaultdict(list)
+            sums = collections.defaultdict(list)
             streams = {
                 name: bucket.stream(
                     key,
@@ -83,6 +86,7 @@ def build(
                 for name, c in conditions.items()
                 if c.inputs.mask.mode == "bucket"
             }
+            in_flight = collections.deque()
             for batch in batches:
                 placed = sharding.put(batch, mesh)
                 for name, condition in conditions.items():
@@ -95,6 +99,10 @@ def build(
                                 key, variables[name], placed, **options, objective=exp.objective, mesh=mesh
                             )
                         )
+                # The host must not run ahead: every waiting batch lies on the devices.
+                in_flight.append([sums[name][-1]["n"] for name in conditions if sums[name]])
+                if len(in_flight) > IN_FLIGHT:
+                    jax.block_until_ready(in_flight.popleft())
                 bar.advance()
             for name, stream in streams.items():
                 sums[name].append({k: v.sum(dtype=np.float64) for k, v in stream.finish().items()})
@@ -125,6 +133,14 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     adapt: evaluate every condition a second time, as NAME_bn_adapt, with BatchNorm statistics of training images that
     are blurred like that condition's.
     """
+    trained = checkpoint.exists(workdir / "checkpoints")
+    if trained:
+        config = _of_this_run(config, workdir)
+    elif not config.init_from:
+        raise UserError(
+            f"--workdir={workdir}: holds no checkpoint; train first with --mode=train, or name weights with "
+            "--config.init_from=FILE"
+        )
     # Names the classes; with `adapt` its images are read as well.
     source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
     exp = experiment.build(config, source.num_classes)
@@ -137,20 +153,18 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     )
     shapes = jax.eval_shape(init, jax.random.key(0))
     plan = sharding.plan(shapes, mesh, config.mesh.rules)
-    restored = None
-    if (workdir / "checkpoints").is_dir():
-        with checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep) as manager:
+    if trained:
+        with checkpoint.manager(workdir / "checkpoints", read_only=True) as manager:
             restored = checkpoint.restore(manager, shapes, plan)
-    if restored is not None:
-        variables = restored.variables
-    elif config.init_from:
-        variables = experiment.weights_of(config, shapes)
-        variables = jax.device_put(variables, {k: getattr(plan, k) for k in variables})
+        what, variables = f"{workdir}, step {int(restored.step)}", restored.variables
     else:
-        raise UserError(
-            f"--workdir={workdir}: holds no checkpoint; train first with --mode=train, or name weights with "
-            "--config.init_from=FILE"
+        variables = experiment.weights_of(config, shapes)
+        what, variables = (
+            config.init_from,
+            jax.device_put(variables, {k: getattr(plan, k) for k in variables}),
         )
+    if jax.process_index() == 0:
+        print(f"evaluates {what}", flush=True)
 
     by_condition = dict.fromkeys(exp.conditions, variables)
     if adapt:
@@ -161,12 +175,33 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
         exp = dataclasses.replace(exp, conditions=exp.conditions | twins)
     results = build(config, exp, mesh, sources)(by_condition)
     workdir.mkdir(parents=True, exist_ok=True)
-    report(results, workdir)
+    report(results, workdir, keep_others=bool(config.eval_only))
     return results
 
 
-def report(results: dict[str, dict], workdir: Path) -> None:
-    """Prints the table and writes results.json, on one process."""
+def _of_this_run(config, workdir: Path):
+    """`config` with the optimiser of the run in `workdir`, which decides the shape of its checkpoints.
+
+    Raises UserError where the run's model or inputs are others than the config's: its weights would be misread.
+    """
+    run = configs.read(workdir / "config.json")
+    for key in ("task", "init_from", "init_new_head", "data.name", "data.image_size", "model", "normalize"):
+        changed = [d for d in configs.differences(run, config) if d.startswith((f"{key}:", f"{key}."))]
+        if changed:
+            raise UserError(
+                f"--workdir={workdir}: holds a run with another config ({'; '.join(changed)}); leave that out, or "
+                "name an empty --workdir to evaluate weights of your own"
+            )
+    config = config.copy_and_resolve_references()
+    config.optim = run.optim
+    return config
+
+
+def report(results: dict[str, dict], workdir: Path, *, keep_others: bool = False) -> None:
+    """Prints the table and writes results.json, on one process. keep_others: other conditions' rows stay in it."""
     if jax.process_index() == 0:
-        metrics.write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-        print(f"{metrics.table(results)}\nwritten to {workdir / 'results.json'}", flush=True)
+        path = workdir / "results.json"
+        if keep_others and path.exists():
+            results = json.loads(path.read_text()) | results
+        metrics.write_text(path, json.dumps(results, indent=2) + "\n")
+        print(f"{metrics.table(results)}\nwritten to {path}", flush=True)

@@ -5,7 +5,11 @@ ValueErrors become UserErrors here that begin with the config key. Nothing here 
 """
 
 import dataclasses
+import difflib
+import re
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -43,9 +47,16 @@ def build(config, num_classes: int) -> Experiment:
     def build_model(key: str, options) -> nn.Module:
         dtype = jnp.dtype(config.dtype)
         return _named(
-            key, lambda: models.build(config.model.name, num_classes=num_classes, dtype=dtype, **options)
+            f"{key}.options",
+            lambda: models.build(config.model.name, num_classes=num_classes, dtype=dtype, **options),
         )
 
+    if config.model.name not in models.MODELS:
+        near = difflib.get_close_matches(config.model.name, models.MODELS, n=1)
+        raise UserError(
+            f"config.model.name={config.model.name}: expected one of {', '.join(models.MODELS)}"
+            + (f" (did you mean {near[0]}?)" if near else "")
+        )
     model = build_model("model", config.model.options)
     own_patch = getattr(model, "patch_size", None)
     patch = own_patch or CNN_PATCH
@@ -115,9 +126,9 @@ def weights_of(config, shapes) -> dict:
     """The variables in the file `config.init_from`, fitted to a state of `shapes`; touches no device."""
     like = {"params": shapes.params, "batch_stats": shapes.batch_stats}
     like = {k: v for k, v in like.items() if v}
-    return weights.load(
-        config.model.name, config.init_from, like=like, new_head=config.init_new_head, note=print
-    )
+    note = print if jax.process_index() == 0 else lambda line: None
+    path = Path(config.init_from).expanduser()
+    return weights.load(config.model.name, path, like=like, new_head=config.init_new_head, note=note)
 
 
 def _named(key: str, construct):
@@ -125,4 +136,5 @@ def _named(key: str, construct):
     try:
         return construct()
     except ValueError as e:
-        raise UserError(f"config.{key}.{e}") from None
+        separator = "." if re.match(r"\w+(=|:)", str(e)) else ": "
+        raise UserError(f"config.{key}{separator}{e}") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from bjax import config as configs
-from bjax import evaluate, train
+from bjax import evaluate, experiment, train
 from bjax.errors import UserError
 
 
@@ -23,14 +23,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         overrides, rest = configs.split_arguments(sys.argv[1:] if argv is None else argv)
         args = _parser().parse_args(rest)
-        if not args.config:
+        workdir = Path(args.workdir or default_workdir(args.config)).expanduser()
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"--workdir={workdir}: is a file; name a folder")
+        if args.config:
+            config = configs.load(args.config, overrides)
+        elif (workdir / "config.json").is_file():
+            config = configs.reload(workdir / "config.json", overrides)
+        else:
             raise UserError("--config: missing; for example --config=configs/vit_mask.py:demo")
-        config = configs.load(args.config, overrides)
+        experiment.build(config, num_classes=2)  # finds mistakes before data and devices are touched
         if args.print_config:
             print(configs.to_json(config), end="")
             return 0
         _use_compilation_cache()
-        workdir = Path(args.workdir or default_workdir(args.config))
         if args.mode == "train":
             train.run(config, workdir)
         else:
@@ -44,9 +50,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def default_workdir(spec: str) -> str:
+def default_workdir(spec: str | None) -> str:
     """runs/vit_mask_demo for configs/vit_mask.py:demo; overrides are not part of it."""
-    path, _, args = spec.partition(":")
+    path, _, args = (spec or "").partition(":")
     return str(Path("runs") / re.sub(r"[^\w.=-]+", "_", "_".join(filter(None, (Path(path).stem, args)))))
 
 
@@ -62,7 +68,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="--config.KEY=VALUE changes one field; --print_config lists them, configs/common.py explains them.",
         allow_abbrev=False,
     )
-    p.add_argument("--config", metavar="FILE.py[:ARGS]", help="experiment, such as configs/vit_mask.py:demo")
+    p.add_argument(
+        "--config",
+        metavar="FILE.py[:ARGS]",
+        help="experiment, such as configs/vit_mask.py:demo (default: that of WORKDIR)",
+    )
     p.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME_ARGS)")
     p.add_argument(
         "--mode",

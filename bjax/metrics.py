@@ -21,8 +21,15 @@ def wilson(hits: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def mean_interval(total: float, squares: float, n: int) -> tuple[float, float]:
+    """95 % interval of a mean, by the normal approximation, from the sum and the sum of squares of n values."""
+    mean = total / n
+    half = Z95 * math.sqrt(max(squares / n - mean**2, 0.0) / max(n - 1, 1))
+    return mean - half, mean + half
+
+
 def summarise(sums: dict[str, float]) -> dict[str, object]:
-    """Sums of `step.eval_step` over a split -> means, with 95 % intervals of the accuracies; n and empty are counts."""
+    """Sums of `step.eval_step` over a split -> means, with 95 % intervals; n and empty are counts."""
     n = round(sums["n"])
     return {
         "top1": sums["top1"] / n,
@@ -30,8 +37,10 @@ def summarise(sums: dict[str, float]) -> dict[str, object]:
         "top5": sums["top5"] / n,
         "top5_95": list(wilson(sums["top5"], n)),
         "loss": sums["loss"] / n,
+        "loss_95": list(mean_interval(sums["loss"], sums["loss_squared"], n)),
         "n": n,
         "kept": sums["kept"] / n,
+        "kept_95": list(mean_interval(sums["kept"], sums["kept_squared"], n)),
         "empty": round(sums["empty"]),
     }
 
@@ -89,7 +98,7 @@ class Log:
         rows = path.read_text().splitlines(keepends=True) if path.exists() else []
         # A killed process may have left half a line at the end.
         rows = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start_step]
-        path.write_text("".join(rows))
+        write_text(path, "".join(rows))
         self.file = path.open("a", buffering=1)
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter

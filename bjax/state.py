@@ -8,7 +8,7 @@ from flax import struct
 
 @struct.dataclass
 class State:
-    """step: int32[] steps done; params, batch_stats: the model's variables; ema: averaged params, or None if off."""
+    """step: int32[] steps done; params, batch_stats: the model's variables; ema: averages of both, or None if off."""
 
     step: jax.Array
     params: dict
@@ -19,7 +19,7 @@ class State:
     @property
     def variables(self) -> dict:
         """What evaluation applies: the averaged weights where there are any."""
-        return {"params": self.params if self.ema is None else self.ema, "batch_stats": self.batch_stats}
+        return {"params": self.params, "batch_stats": self.batch_stats} if self.ema is None else self.ema
 
 
 def load(state: State, variables: dict, plan: State) -> State:
@@ -28,22 +28,20 @@ def load(state: State, variables: dict, plan: State) -> State:
     def place(tree, shardings):
         return jax.jit(lambda x: x, out_shardings=shardings)(tree)
 
-    params = place(variables["params"], plan.params)
-    return state.replace(
-        params=params,
-        batch_stats=place(variables.get("batch_stats", {}), plan.batch_stats),
-        ema=None if state.ema is None else jax.tree.map(jnp.copy, params),
-    )
+    own = {
+        "params": place(variables["params"], plan.params),
+        "batch_stats": place(variables.get("batch_stats", {}), plan.batch_stats),
+    }
+    return state.replace(**own, ema=None if state.ema is None else jax.tree.map(jnp.copy, own))
 
 
 def init(key: jax.Array, model, tx: optax.GradientTransformation, image_size: int, ema: bool) -> State:
     """Random weights, fresh optimiser state. Pure: run it under `jit` with the plan as `out_shardings`."""
     variables = model.init(key, jnp.zeros((1, image_size, image_size, 3)))
-    params = variables["params"]
+    own = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     return State(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(params),
-        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        **own,
+        opt_state=tx.init(own["params"]),
+        ema=jax.tree.map(jnp.copy, own) if ema else None,
     )

@@ -57,7 +57,9 @@ def train_step(
     objective: Objective,
     mesh: Mesh,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One update. batch: image uint8[B, H, W, 3], label int32[B], id uint32[B], mask bool[B] (False rows do not count).
+    """One update. batch: image uint8[B, H, W, 3], label int32[B], id uint32[B], mask bool[B].
+
+    Rows whose mask is False are blank; they have no loss of their own, but BatchNorm sees them and mixing uses them.
 
     key: the run's key, the same at every step. Returns the new state and float32[] metrics: loss, top1 (both over the
     images that count), kept (mean share of patches), grad_norm.
@@ -104,7 +106,9 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
-        ema = optax.incremental_update(params, ema, 1 - objective.ema)
+        # Early averages would hold mostly the random start: the decay grows to its value (tf.train's and timm's rule).
+        decay = jnp.minimum(objective.ema, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - decay)
     metrics = {
         "loss": loss,
         "top1": (weights * _hits(logits, labels, 1)).sum() / count,
@@ -140,16 +144,19 @@ def assess(
     model,
     objective: Objective,
 ) -> dict[str, jax.Array]:
-    """Answers to what `prepare` returns, float32[B] each: n (1), top1, top5, loss, kept (a share), empty (0 or 1)."""
+    """Answers to what `prepare` returns, float32[B] each: n (1), top1, top5, empty, loss, kept (a share), squares."""
     logits = _apply(model, variables, images, kept, train=False)
     targets = losses.targets(labels, objective.num_classes)
+    loss = losses.cross_entropy(logits, targets)
     share = jnp.ones(len(labels)) if kept is None else kept.keep.mean(axis=1)
     return {
         "n": jnp.ones(len(labels)),
         "top1": _hits(logits, labels, 1),
         "top5": _hits(logits, labels, 5),
-        "loss": losses.cross_entropy(logits, targets),
+        "loss": loss,
+        "loss_squared": loss**2,
         "kept": share,
+        "kept_squared": share**2,
         "empty": (share == 0).astype(jnp.float32),
     }
 

@@ -20,12 +20,12 @@ FREE = (
     "data.data_dir",
     "data.threads",
     "data.prefetch",
-    "eval",
-    "eval_batch_size",
-    "eval_every",
-    "log_every",
+    "data.resize",
+    "data.interpolation",
+    "data.on_corrupt",
 )
-FREE += ("checkpoint_every", "checkpoint_keep", "mesh")
+FREE += ("eval", "eval_only", "eval_batch_size", "eval_every", "bn_adapt_batches")
+FREE += ("log_every", "checkpoint_every", "checkpoint_keep", "mesh")
 IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is awaited
 
 
@@ -37,6 +37,10 @@ def run(config, workdir: Path) -> dict[str, dict]:
     # --- what the run consists of; every user's mistake shows up here, before a device is touched
     source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
     exp = experiment.build(config, source.num_classes)
+    if config.task == "object" and source[0]["label"] < 0:
+        raise UserError(
+            f"config.data.train={config.data.train}: its images have no label; use task=blur_type"
+        )
     sources = evaluate.open_splits(config, exp)
     configs.check_devices(config, jax.device_count())
     if config.batch_size > source.num_examples:
@@ -59,6 +63,9 @@ def run(config, workdir: Path) -> dict[str, dict]:
     init_key, step_key = jax.random.split(key)
     shapes = jax.eval_shape(init, init_key)
     plan = sharding.plan(shapes, mesh, config.mesh.rules)
+    # Read before anything is built on the devices, and only where the run starts.
+    fresh = not checkpoint.exists(workdir / "checkpoints")
+    weights = experiment.weights_of(config, shapes) if config.init_from and fresh else None
     if main_process:
         print(_summary(config, source, sources, mesh, total_steps, shapes, plan), flush=True)
 
@@ -80,8 +87,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
         current = checkpoint.restore(manager, shapes, plan)
         if current is None:
             current = jax.jit(init, out_shardings=plan)(init_key)
-            if config.init_from:
-                current = state.load(current, experiment.weights_of(config, shapes), plan)
+            if weights is not None:
+                current = state.load(current, weights, plan)
         start = int(current.step)
         if main_process:  # only now: what fails before leaves the workdir free
             metrics.write_text(workdir / "config.json", configs.to_json(config))
@@ -149,7 +156,11 @@ def run(config, workdir: Path) -> dict[str, dict]:
             if now == total_steps or (config.eval_every and now % config.eval_every == 0):
                 results = evaluation(dict.fromkeys(exp.conditions, current.variables))
                 log.write(now, _flat(results))
-                since = time.perf_counter()  # the evaluation's time is not the training's
+                recent, since, last = (
+                    [],
+                    time.perf_counter(),
+                    now,
+                )  # the evaluation's time is not the training's
             # Last, so that a step that is restored has all its rows in metrics.jsonl.
             if now % config.checkpoint_every == 0 or now == total_steps:
                 checkpoint.save(manager, now, current)
@@ -169,7 +180,7 @@ def _check_workdir(workdir: Path, config) -> None:
     if path.exists():
         changed = [
             d
-            for d in configs.differences(configs.from_json(path.read_text()), config)
+            for d in configs.differences(configs.read(path), config)
             if not any(d.startswith((f"{key}:", f"{key}.")) for key in FREE)
         ]
         if changed:

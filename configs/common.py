@@ -126,6 +126,7 @@ def default():
     c.data.scale = (0.08, 1.0)  # resized crop: share of the image's area
     c.data.flip = True  # mirror half of the training images
     c.data.resize = 256  # evaluation: shorter side before the centre crop; 0: no rescaling
+    c.data.interpolation = "bilinear"  # evaluation: of that rescaling: bilinear | bicubic
     c.data.threads = 16  # decoding threads per process; each makes a whole batch at a time
     c.data.prefetch = 16  # batches decoded ahead and held in memory; fewer than threads leaves threads idle
     c.data.on_corrupt = "raise"  # an image that cannot be decoded: raise | skip (left out, counted, reported)
@@ -153,20 +154,18 @@ def default():
     c.optim.momentum = 0.9  # sgd
     c.optim.b1 = 0.9  # adamw
     c.optim.b2 = 0.999  # adamw
-    c.optim.weight_decay = (
-        1e-4  # adamw: decoupled, multiplied by the learning rate; sgd: added to the gradient
-    )
+    c.optim.weight_decay = 0.1  # adamw: decoupled, times the learning rate; sgd: added to the gradient
     c.optim.decay = "kernels"  # what decays: kernels (not biases, norms, embeddings) | all
     c.optim.schedule = "cosine"  # cosine | step (× 0.1 every third of the run) | constant
     c.optim.warmup = 0  # steps of linear warm-up
     c.optim.clip = 0.0  # largest global gradient norm; 0: off
     c.optim.accumulate = 1  # parts in which each batch is computed, gradients averaged
-    c.optim.ema = 0.0  # decay of the averaged weights, which evaluation then uses; 0: off
+    c.optim.ema = 0.0  # decay of the averaged weights and statistics, which evaluation then uses; 0: off
 
     c.eval = ConfigDict()  # {name: condition(...)}, the rows of results.json
     c.eval_only = ""  # names of the conditions to evaluate, separated by commas; empty: all
     c.eval_batch_size = 512  # images per evaluation step, over all devices
-    c.eval_every = 0  # steps between evaluations during training; 0: only at the end
+    c.eval_every = 10_000  # steps between evaluations during training; 0: only at the end
 
     c.bn_adapt_batches = (
         32  # --mode=bn_adapt: evaluation batches of training images that new statistics come from
@@ -185,7 +184,7 @@ def default():
     return c
 
 
-def use_source(c, arg, *, eval_split="validation"):
+def use_source(c, arg):
     """Points `c` at ImageNet, imagenette or the embedded photographs, with the blur and the share of images of `arg`.
 
     Sets the conditions of paper 1's tables: sharp, blurred, and blurred with patches removed: on both sides of its
@@ -196,7 +195,7 @@ def use_source(c, arg, *, eval_split="validation"):
     if arg.fraction != 100:
         c.data.train = f"train[:{arg.fraction}%]"
     c.blur = blur(TRAIN_BLURS[arg.train])
-    split = "test" if arg.source == "demo" else eval_split
+    split = arg.eval_split or {"demo": "test"}.get(arg.source, "validation")
     c.eval.sharp = condition(split)
     c.eval.blurred = condition(split, GAUSSIAN())
     for drop in ("below", "above"):
@@ -234,9 +233,11 @@ def demo(c):
     c.data.image_size = 96
     c.data.resize = 0
     c.data.scale = (0.25, 1.0)
+    c.data.interpolation = "bilinear"  # evaluation: of that rescaling: bilinear | bicubic
     c.data.threads = 2
     c.dtype = "float32"
     c.batch_size, c.eval_batch_size = 64, 128
     c.steps = 300
     c.log_every = 25
     c.checkpoint_every = 50
+    c.eval_every = 0

@@ -5,7 +5,7 @@
     python -m bjax.main --config=configs/densenet121.py --config.init_from=densenet121-a639ec97.pth \\
         --config.init_new_head=true                                   fine-tuned from object classes
     python -m bjax.main --config=configs/densenet121.py:task=object --mode=eval \\
-        --config.init_from=densenet121-a639ec97.pth                   object classes, evaluated only
+        --config.init_from=densenet121-a639ec97.pth --workdir=runs/densenet121_v1      object classes, only evaluated
 
 ARGS: demo | imagenette, task=blur_type|object, train=sharp|blurred|mix (of task=object), fraction=100 (per cent of
 the images).
@@ -18,9 +18,11 @@ from configs.common import ConfigDict, blur, cnn, condition, parse_arg
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, task="blur_type", train="sharp", fraction=100)
+    arg = parse_arg(arg, task="blur_type", train="sharp", fraction=100, eval_split="")
     if arg.task not in ("blur_type", "object"):
         raise ValueError(f"task={arg.task}: expected blur_type or object")
+    if arg.task == "blur_type" and arg.train != "sharp":
+        raise ValueError(f"train={arg.train}: of task=object; blur_type trains on its four kinds")
     c = cnn(arg, "densenet121", lr=0.1)
     if arg.task == "blur_type":
         split = c.eval.sharp.split

@@ -2,7 +2,8 @@
 
     python -m bjax.main --config=configs/vgg19.py:demo                      the embedded photographs, CPU; vgg19_bn
     python -m bjax.main --config=configs/vgg19.py:train=mix,fraction=20     paper 1's data: a fifth of ImageNet
-    python -m bjax.main --config=configs/vgg19.py --mode=eval --config.init_from=vgg19-dcbb9e9d.pth
+    python -m bjax.main --config=configs/vgg19.py --mode=eval --config.init_from=vgg19-dcbb9e9d.pth \\
+        --config.dtype=float32 --workdir=runs/vgg19_v1
 
 ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the images), bn=false (vgg19_bn).
 
@@ -13,7 +14,7 @@ from configs.common import cnn, parse_arg
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, train="sharp", fraction=100, bn=False)
+    arg = parse_arg(arg, train="sharp", fraction=100, eval_split="", bn=False)
     # Nineteen layers without normalisation do not get going within a demo.
     name = "vgg19_bn" if arg.bn or arg.source == "demo" else "vgg19"
     c = cnn(arg, name, lr=0.01)

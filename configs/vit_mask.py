@@ -19,7 +19,7 @@ from configs.common import CONTROL, GAUSSIAN, condition, mask, parse_arg
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, variant="", train="mix", fraction=100, keep=0.5)
+    arg = parse_arg(arg, variant="", train="mix", fraction=100, eval_split="", keep=0.5)
     c = vit.recipe(arg)
     if arg.keep != 1:
         c.mask = mask("gather", selector="random", keep_rate=arg.keep)

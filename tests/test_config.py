@@ -70,6 +70,10 @@ def test_overrides_take_the_type_of_the_field():
         ("task=blurtype", ["task=blurtype", "blur_type"]),
         ("data.resize=64", ["data.resize=64", "image_size=96"]),
         ("data.scale=0.5,0.2", ["data.scale"]),
+        ("batch_size=1e999", ["batch_size", "a number"]),
+        ("optim.ema=1", ["optim.ema=1", "less than 1"]),
+        ("mesh.rules=(('[','fsdp'),)", ["mesh.rules", "regular expression"]),
+        ("mesh.rules=(('a',),)", ["mesh.rules", "regular expression"]),
         ("optim.accumulate=7", ["batch_size=64", "accumulate=7"]),
     ],
 )
@@ -95,9 +99,12 @@ def test_a_wrong_override_is_told_in_one_line(override, parts):
         ),
         (["blur.kinds.gaussian=0.7"], ["config.blur.", "kinds"]),
         (["eval_only=sharp,blured"], ["config.eval_only", "no condition blured", "blurred_drop_above"]),
-        (["model.name=resnet5"], ["config.model.", "resnet50"]),
-        (["model.options.varant=S/16"], ["config.model.", "variant"]),
-        (["model.options.variant=XL/16"], ["config.model.variant", "S/16"]),
+        (["model.options.depth=-1"], ["config.model.options.depth=-1", "at least 1"]),
+        (["model.options.depth=six"], ["config.model.options.depth=six", "a number"]),
+        (["model.options.dropout=2"], ["config.model.options.dropout=2", "[0, 1)"]),
+        (["model.name=resnet5"], ["config.model.name=resnet5", "resnet50"]),
+        (["model.options.varant=S/16"], ["config.model.options", "variant"]),
+        (["model.options.variant=XL/16"], ["config.model.options.variant", "S/16"]),
     ],
 )
 def test_an_impossible_combination_is_told_in_one_line(overrides, parts):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # Arrows point down this table. A package stands for all its files; bjax.errors is open to everyone.
 RUN = {"experiment", "step", "state", "optim", "sharding", "checkpoint", "metrics", "config", "data"}
 ALLOWED = {
-    "main": {"train", "evaluate", "config"},
+    "main": {"train", "evaluate", "experiment", "config"},
     "train": {"evaluate", *RUN},
     "evaluate": {"bn_adapt", "bucket", *RUN},
     "bucket": {"step", "tokens", "sharding"},

@@ -40,7 +40,7 @@ def command(workdir, data_dir, *more, config="configs/vit_mask.py:demo", **overr
 
 def environment():
     # One device, as a user has: the other tests' eight would need batches divisible by eight.
-    return {**os.environ, "XLA_FLAGS": "", "PYTHONWARNINGS": "error::DeprecationWarning:bjax"}
+    return {**os.environ, "XLA_FLAGS": ""}
 
 
 def run(arguments, code=0):
@@ -129,6 +129,31 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_results(finished, tmp_pat
     ]
 
 
+def test_evaluation_keeps_to_the_run_it_evaluates(finished, data_dir, capsys, tmp_path):
+    workdir, _ = finished
+    before = (workdir / "results.json").read_text()
+    flags = [f"--workdir={workdir}", "--mode=eval", "--config.eval_batch_size=128"]
+    # Without --config it is the run's own; a part of the conditions leaves the other rows alone.
+    assert main([*flags, "--config.eval_only=sharp"]) == 0
+    assert f"evaluates {workdir}, step 30" in capsys.readouterr().out
+    after = json.loads((workdir / "results.json").read_text())
+    assert list(after) == list(json.loads(before))
+    (workdir / "results.json").write_text(before)
+    for flag, word in {
+        "--config.init_from=other.pth": "init_from",
+        "--config.model.options.heads=1": "model.options.heads: 3 → 1",
+        "--config.normalize.mean=0,0,0": "normalize.mean",
+    }.items():
+        assert main([*flags, flag]) == 2
+        assert word in capsys.readouterr().err
+    assert main([*flags, "--config.optim.ema=0.9", "--config.eval_only=sharp"]) == 0  # of no concern here
+    (workdir / "results.json").write_text(before)
+
+    (tmp_path / "config.json").write_text("{")
+    assert main([f"--workdir={tmp_path}", "--mode=eval"]) == 2
+    assert f"{tmp_path}/config.json: damaged" in capsys.readouterr().err
+
+
 def test_a_workdir_belongs_to_one_config(finished, data_dir):
     done = run(command(finished[0], data_dir, seed=1), code=2)
     assert done.stderr.splitlines()[-1].startswith(
@@ -153,6 +178,17 @@ def test_a_workdir_belongs_to_one_config(finished, data_dir):
         (["--config=configs/vit_mask.py:demo", "--config.batch_size=1000"], "more than the 672 images"),
         (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=tset"], "tset"),
         (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=unseen"], "have no label"),
+        (["--config=configs/vit_mask.py:demo", "--config.data.train=unseen"], "config.data.train=unseen"),
+        (
+            ["--config=configs/vit_mask.py:demo", "--config.init_from=nowhere.pth"],
+            "nowhere.pth: no such file",
+        ),
+        (["--config=configs/vit_mask.py:demo", f"--workdir={__file__}"], "is a file"),
+        (
+            ["--config=configs/vit_mask.py:demo", "--config.mask.keep_rate=2", "--print_config"],
+            "config.mask.keep_rate",
+        ),
+        (["--config=configs/densenet121.py:train=mix"], "train=mix"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, data_dir, tmp_path, monkeypatch, capsys):
@@ -305,3 +341,38 @@ def test_a_weight_file_starts_a_run(tmp_path, data_dir, capsys):
         saved = checkpointer.restore((tmp_path / "run" / "checkpoints" / "1" / "default").absolute())
     stem = peer.conv1.weight.detach().numpy().transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(saved["params"]["conv1"]["kernel"], stem)
+
+
+CONFIGS = {
+    "vit.py": {
+        "model.options.depth": 1,
+        "model.options.width": 32,
+        "model.options.heads": 2,
+        "loss.mixup": 0.2,
+    },
+    "resnet50.py": {"model.options.stages": "(1, 1, 1, 1)", "optim.ema": 0.9, "loss.label_smoothing": 0.1},
+    "vgg19.py": {"model.options.stages": "((8,), (8, 8), (8,), (8,), (8,))", "model.options.hidden": 16},
+    "googlenet.py": {"optim.accumulate": 1},
+    "densenet121.py": {"model.options.stages": "(2, 2, 2, 2)", "optim.accumulate": 2},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_recipe_takes_its_first_steps(config, tmp_path, data_dir):
+    options = {
+        "steps": 4,
+        "batch_size": 16,
+        "eval_batch_size": 224,
+        "log_every": 1,
+        "eval_every": 2,
+        "checkpoint_every": 4,
+        "data.data_dir": data_dir,
+        "data.image_size": 32,
+        "eval_only": "blur_type" if config == "densenet121.py" else "blurred",
+        **CONFIGS[config],
+    }
+    assert in_process(f"{config}:demo", tmp_path, **options) == 0
+    results, rows = read(tmp_path)
+    assert all(np.isfinite(r["loss"]) for r in rows if "loss" in r)
+    assert [r["step"] for r in rows] == [1, 2, 2, 3, 4, 4]  # an evaluation after steps 2 and 4
+    assert next(iter(results.values()))["n"] == 224

@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, sem
 
 from bjax import metrics
+
+SQUARES = {"loss_squared": 20.0, "kept_squared": 1.0}
+
+
+def test_interval_of_a_mean_is_scipys():
+    x = np.random.default_rng(0).normal(3, 2, 200)
+    found = metrics.mean_interval(x.sum(), (x**2).sum(), len(x))
+    np.testing.assert_allclose(found, norm.interval(0.95, x.mean(), sem(x)), rtol=1e-9)
+    assert metrics.mean_interval(5.0, 25.0, 1) == (5.0, 5.0)
 
 
 @given(n=st.integers(1, 5000), share=st.floats(0, 1))
@@ -20,7 +29,7 @@ def test_wilson_is_scipys(n, share):
 
 
 def test_summary_divides_each_sum_once():
-    sums = {"n": 8.0, "top1": 4.0, "top5": 8.0, "loss": 12.0, "kept": 2.0, "empty": 1.0}
+    sums = {"n": 8.0, "top1": 4.0, "top5": 8.0, "loss": 12.0, "kept": 2.0, "empty": 1.0, **SQUARES}
     result = metrics.summarise(sums)
     assert (result["top1"], result["top5"], result["loss"], result["kept"]) == (0.5, 1.0, 1.5, 0.25)
     assert (result["n"], result["empty"]) == (8, 1)
@@ -28,7 +37,9 @@ def test_summary_divides_each_sum_once():
 
 
 def test_table_lines_up():
-    row = metrics.summarise({"n": 8.0, "top1": 4.0, "top5": 8.0, "loss": 12.0, "kept": 2.0, "empty": 1.0})
+    row = metrics.summarise(
+        {"n": 8.0, "top1": 4.0, "top5": 8.0, "loss": 12.0, "kept": 2.0, "empty": 1.0, **SQUARES}
+    )
     lines = metrics.table({"sharp": row, "a_long_condition": {**row, "n": 50_000}}).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert "50.00" in lines[2]

@@ -68,6 +68,13 @@ def prepare(builder, *, overwrite=False):
         with _lock(target):
             if _is_prepared(target) and not overwrite:
                 return False
+            # What is replaced stays until the new one is whole.
+            aside = target.parent / f"replaced_{target.name}"
+            if aside.exists() and not target.exists():
+                aside.rename(target)  # an earlier replacement was killed
+            if _is_prepared(target):
+                aside.rmtree(missing_ok=True)
+                target.rename(aside)
             target.rmtree(missing_ok=True)
             for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
                 shutil.rmtree(leftover)
@@ -75,7 +82,11 @@ def prepare(builder, *, overwrite=False):
             builder._example_writer = lambda: ReproducibleWriter(builder.info.file_format)
             tfds.disable_progress_bar()  # its bars lack totals; `intact` has its own
             with contextlib.redirect_stdout(io.StringIO()):  # "Downloading … Unknown size" would mislead
-                builder.download_and_prepare()
+                try:
+                    builder.download_and_prepare()
+                finally:
+                    if aside.exists():
+                        (aside.rmtree if _is_prepared(target) else lambda: aside.rename(target))()
     except OSError as error:
         raise UserError(
             f"{builder.name}: preparing {target} failed: {error}; another folder is chosen with --data_dir, "

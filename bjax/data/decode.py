@@ -103,18 +103,19 @@ def random_crop(rng, image, size):
     return image[top : top + size, left : left + size]
 
 
-def center_crop(image, size, *, resize=None):
+def center_crop(image, size, *, resize=None, interpolation="bilinear"):
     """The central square after resizing the shorter side: torchvision's `ImageClassification` preset on PIL
     images.
 
-    The longer side becomes int(resize * long / short); the crop starts at round((H - size) / 2). Bilinear
-    with antialiasing.
+    The longer side becomes int(resize * long / short); the crop starts at round((H - size) / 2).
+    Antialiased.
 
     Args:
       image: uint8[H, W, 3].
       size: side of the crop, pixels.
       resize: length of the shorter side before the crop, pixels; None crops the pixels as they are, after
         extending an image smaller than `size` by reflection.
+      interpolation: of the resizing: "bilinear", or "bicubic" as timm's and vision_transformer's weights have it.
 
     Returns:
       uint8[size, size, 3].
@@ -129,7 +130,7 @@ def center_crop(image, size, *, resize=None):
         short, long = sorted((height, width))
         long = int(resize * long / short)
         height, width = (resize, long) if height <= width else (long, resize)
-        image = _resize(image, height, width)
+        image = _resize(image, height, width, FILTERS[interpolation])
     else:
         image = _reflect_to(image, size)
     top = round((image.shape[0] - size) / 2)
@@ -157,11 +158,14 @@ def _random_box(rng, height, width, scale, ratio):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _resize(image, height, width):
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def _resize(image, height, width, resample=Image.Resampling.BILINEAR):
     if image.shape[:2] == (height, width):
         return image
     image = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize((width, height), resample))
 
 
 def _reflect_to(image, size):

@@ -113,7 +113,8 @@ def open_split(name, split, *, data_dir=None):
     except (ValueError, KeyError, AssertionError) as error:
         known = ", ".join(builder.info.splits)
         raise UserError(
-            f"data set {name}: split {split!r} names nothing; there are {known} and parts such as train[:20%]"
+            f"data set {name}: split {split!r} names nothing; there are {known}, and parts such as train[:20%] "
+            "(config.data.train, config.eval.NAME.split, or the argument eval_split= of the config)"
         ) from error
     names = tuple(builder.info.features["label"].names)
     return Source(name, split, len(names), names, records)
@@ -221,6 +222,7 @@ def eval_batches(
     batch_size,
     image_size,
     resize=None,
+    interpolation="bilinear",
     process_index=0,
     process_count=1,
     threads=None,
@@ -237,6 +239,7 @@ def eval_batches(
       source, batch_size, image_size, process_index, process_count, threads, prefetch, on_corrupt, corrupt:
         as for `train_batches`.
       resize: the shorter side before the crop, pixels; None crops the pixels as they are.
+      interpolation: of the resizing, "bilinear" or "bicubic", both antialiased.
 
     Returns:
       Iterator of batches as `train_batches`.
@@ -251,10 +254,11 @@ def eval_batches(
     read = _reader(source, image_size, on_corrupt, corrupt)
     padding = _example(np.zeros((image_size, image_size, 3), np.uint8), 0, 0, False)
 
+    def cut(image):
+        return decode.center_crop(image, image_size, resize=resize, interpolation=interpolation)
+
     def load(position):
-        if position >= len(source):
-            return padding
-        return read(position, lambda image: decode.center_crop(image, image_size, resize=resize))
+        return padding if position >= len(source) else read(position, cut)
 
     steps = -(-len(source) // batch_size)
     examples = grain.MapDataset.range(steps * batch_size).map(load)
@@ -277,7 +281,7 @@ def _reader(source, image_size, on_corrupt, corrupt):
             if on_corrupt == "raise":
                 raise UserError(
                     f"{source.name}, {source.split}: corrupt image {file_name}: {cause}; "
-                    "on_corrupt='skip' leaves such images out and counts them"
+                    "--config.data.on_corrupt=skip leaves such images out and counts them"
                 ) from None
             corrupt.add(source, file_name, str(cause))
             return _example(np.zeros((image_size, image_size, 3), np.uint8), record["label"], identity, False)

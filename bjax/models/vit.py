@@ -60,6 +60,12 @@ def vit(
     match = re.fullmatch(rf"({'|'.join(VARIANTS)})/([1-9]\d*)", variant)
     if not match:
         raise UserError(f"variant={variant!r}: expected {', '.join(VARIANTS)}, then /patch size, as in S/16")
+    for option, value in {"depth": depth, "width": width, "heads": heads, "mlp_dim": mlp_dim}.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{option}={value}: expected a whole number of at least 1")
+    for option, value in {"dropout": dropout, "drop_path": drop_path}.items():
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"{option}={value}: expected a rate in [0, 1)")
     default_width, default_depth, default_heads = VARIANTS[match[1]]
     width = width or default_width
     heads = heads or default_heads

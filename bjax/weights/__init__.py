@@ -12,7 +12,9 @@ tensor of the file must find its place and every variable its tensor; what is le
 import logging
 import math
 import pickle
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,7 +133,7 @@ def _read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             tensors = dict(file)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable npz file of arrays ({error}); download it again") from None
     # NumPy has no bfloat16 and returns such arrays as two raw bytes.
     return {key: a.view(jax.numpy.bfloat16) if a.dtype == "V2" else a for key, a in tensors.items()}
