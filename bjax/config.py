@@ -38,6 +38,7 @@ RANGES = {
     "epochs": (0, None, False),
     "steps": (0, None, True),
     "eval_every": (0, None, True),
+    "speed_rounds": (0, None, True),
     "log_every": (1, None, True),
     "checkpoint_every": (1, None, True),
     "checkpoint_keep": (1, None, True),

@@ -10,7 +10,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bjax import bn_adapt, bucket, checkpoint, experiment, metrics, optim, sharding, state, step
+from bjax import (
+    bn_adapt,
+    bucket,
+    checkpoint,
+    experiment,
+    mask_quality,
+    metrics,
+    optim,
+    sharding,
+    speed,
+    state,
+    step,
+)
 from bjax import config as configs
 from bjax.data import loader
 from bjax.errors import UserError
@@ -176,6 +188,8 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     results = build(config, exp, mesh, sources)(by_condition)
     workdir.mkdir(parents=True, exist_ok=True)
     report(results, workdir, keep_others=bool(config.eval_only))
+    if not adapt:
+        measure(config, exp, mesh, variables, workdir)
     return results
 
 
@@ -195,6 +209,18 @@ def _of_this_run(config, workdir: Path):
     config = config.copy_and_resolve_references()
     config.optim = run.optim
     return config
+
+
+def measure(config, exp: experiment.Experiment, mesh, variables: dict, workdir: Path) -> None:
+    """Writes what `config` asks for beside the results: speed.json (no run repeats it) and mask_quality.json."""
+    found = {}
+    if config.speed_rounds:
+        found["speed.json"] = speed.measure(config, exp, mesh, variables)
+    if exp.quality:
+        found["mask_quality.json"] = mask_quality.measure(config, exp, mesh)
+    if jax.process_index() == 0:
+        for name, content in found.items():
+            metrics.write_text(workdir / name, json.dumps(content, indent=2) + "\n")
 
 
 def report(results: dict[str, dict], workdir: Path, *, keep_others: bool = False) -> None:

@@ -6,6 +6,7 @@ ValueErrors become UserErrors here that begin with the config key. Nothing here 
 
 import dataclasses
 import difflib
+import functools
 import re
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Experiment:
     objective: Objective
     train: Inputs
     conditions: dict[str, Condition]
+    quality: dict[str, MaskSpec]  # masks whose choice is compared with where blur is
 
 
 def build(config, num_classes: int) -> Experiment:
@@ -61,6 +63,15 @@ def build(config, num_classes: int) -> Experiment:
     own_patch = getattr(model, "patch_size", None)
     patch = own_patch or CNN_PATCH
 
+    def check_size(mask: MaskSpec) -> None:
+        size = config.data.image_size
+        if size % patch and (own_patch or mask.mode != "none"):
+            fits = size // patch * patch
+            raise UserError(
+                f"config.data.image_size={size}: not divisible by the patch size {patch}; "
+                f"use {fits or patch} or {fits + patch}"
+            )
+
     def inputs(key: str, blur, mask, model) -> Inputs:
         blur = _named(f"{key}blur", lambda: BlurSpec(**blur.to_dict()))
         mask = _named(f"{key}mask", lambda: MaskSpec(**mask))
@@ -75,13 +86,7 @@ def build(config, num_classes: int) -> Experiment:
                 f"config.{key}mask.mode={mask.mode}: evit_keep and tome_r need tokens that all count; with them use "
                 "zero_pixels, zero_tokens, or gather at a keep_rate alone"
             )
-        size = config.data.image_size
-        if size % patch and (own_patch or mask.mode != "none"):
-            fits = size // patch * patch
-            raise UserError(
-                f"config.data.image_size={size}: not divisible by the patch size {patch}; "
-                f"use {fits or patch} or {fits + patch}"
-            )
+        check_size(mask)
         return Inputs(blur, mask, patch, config.normalize.mean, config.normalize.std)
 
     train = inputs("", config.blur, config.mask, model)
@@ -119,7 +124,11 @@ def build(config, num_classes: int) -> Experiment:
         ema=config.optim.ema,
         **config.loss,
     )
-    return Experiment(model, objective, train, conditions)
+    quality = {}
+    for name, mask in config.mask_quality.masks.items():
+        quality[name] = _named(f"mask_quality.masks.{name}", functools.partial(MaskSpec, **mask))
+        check_size(quality[name])
+    return Experiment(model, objective, train, conditions, quality)
 
 
 def weights_of(config, shapes) -> dict:

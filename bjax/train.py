@@ -24,7 +24,7 @@ FREE = (
     "data.interpolation",
     "data.on_corrupt",
 )
-FREE += ("eval", "eval_only", "eval_batch_size", "eval_every", "bn_adapt_batches")
+FREE += ("eval", "eval_only", "eval_batch_size", "eval_every", "bn_adapt_batches", "speed_rounds", "mask_quality")
 FREE += ("log_every", "checkpoint_every", "checkpoint_keep", "mesh")
 IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is awaited
 
@@ -171,6 +171,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
     if results is None:
         results = evaluation(dict.fromkeys(exp.conditions, current.variables))
     evaluate.report(results, workdir)
+    evaluate.measure(config, exp, mesh, current.variables, workdir)
     return results
 
 

@@ -167,6 +167,12 @@ def default():
     c.eval_batch_size = 512  # images per evaluation step, over all devices
     c.eval_every = 10_000  # steps between evaluations during training; 0: only at the end
 
+    c.speed_rounds = 0  # rounds in which every condition is timed at the end, for speed.json; 0: not at all
+    c.mask_quality = ConfigDict()  # what masks find of blurred regions, for mask_quality.json
+    c.mask_quality.masks = ConfigDict()  # {name: mask(...)}; none: not measured
+    c.mask_quality.split = "validation"
+    c.mask_quality.sigma = (1.0, 2.0, 4.0)  # of the blur inside the regions, pixels; one result for each
+
     c.bn_adapt_batches = (
         32  # --mode=bn_adapt: evaluation batches of training images that new statistics come from
     )

@@ -1,29 +1,99 @@
 """A ViT that leaves out patches by their Laplacian variance (paper 1, section 4.3 and table 5), with controls.
 
     python -m bjax.main --config=configs/vit_mask.py:demo                       the embedded photographs, CPU
+    python -m bjax.main --config=configs/vit_mask.py:demo,grid=true             the same, with the grid of masks
+    python -m bjax.report runs/vit_mask_demo_grid=true --out=report             its table and figures
     python -m bjax.main --config=configs/vit_mask.py:imagenette,variant=Ti/16   ten classes, downloaded on first use
     python -m bjax.main --config=configs/vit_mask.py                            ImageNet, ViT-S/16, 90 epochs
 
 ARGS: demo | imagenette, variant=S/16 (demo: Ti/16), train=mix|sharp|blurred, fraction=100 (per cent of the images;
-paper 1: 20), keep=0.5 (share of the patches that each training image keeps, chosen at random; 1 trains on all of them).
+paper 1: 20), keep=0.5 (share of the patches that each training image keeps, chosen at random; 1 trains on all of them),
+grid=true (evaluate the grid below).
 
 The recipe is that of `vit.py`. Training on a random half of the patches (PatchDropout, Liu et al. 2022) nearly halves
 its cost and prepares the model for masks; `keep=1` is paper 1's. Beside paper 1's conditions the sharper half of the
-patches is evaluated as fewer tokens.
+patches is evaluated as fewer tokens, and so is paper 1's threshold, in buckets.
+
+The grid asks whether it matters which patches stay: selector × polarity × keep rate × blur σ, all at the same keep
+rates, beside EViT and ToMe on the same weights; how fast each of them is; and, where only parts of an image are
+blurred, whether the masks drop those parts.
 
 Demo: 300 steps, about 2 minutes on 2 CPU cores, 76 % top-1 on sharp test crops (14 classes).
 """
 
 from configs import vit
-from configs.common import CONTROL, GAUSSIAN, condition, mask, parse_arg
+from configs.common import CONTROL, GAUSSIAN, ConfigDict, blur, condition, mask, parse_arg
+
+KEEP = (0.75, 0.5, 0.25)
+SIGMA = (0.0, 1.0, 2.0)  # 0: sharp
+CHOICES = (  # selector, drop: which of the patches stay
+    ("laplacian", "below"),
+    ("laplacian", "above"),
+    ("tenengrad", "below"),
+    ("tenengrad", "above"),
+    ("random", "below"),
+    ("centre", "below"),
+)
+NO_POLARITY = ("random", "centre")
+EVIT = (0.9, 0.7, 0.5)  # kept by each of three layers, as in its paper
+# Share of the patches merged, over all layers in equal steps; of 196 patches in 12 blocks: r = 4, 8, 12
+TOME = (0.25, 0.5, 0.75)
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, variant="", train="mix", fraction=100, eval_split="", keep=0.5)
+    arg = parse_arg(arg, variant="", train="mix", fraction=100, eval_split="", keep=0.5, grid=False)
     c = vit.recipe(arg)
     if arg.keep != 1:
         c.mask = mask("gather", selector="random", keep_rate=arg.keep)
+    split = c.eval.sharp.split
     for selector in ("laplacian", "random"):
         half = mask("gather", selector=selector, keep_rate=0.5)
-        c.eval[f"blurred_keep_half{CONTROL[selector]}"] = condition(c.eval.sharp.split, GAUSSIAN(), half)
+        c.eval[f"blurred_keep_half{CONTROL[selector]}"] = condition(split, GAUSSIAN(), half)
+    c.eval.blurred_bucket = condition(split, GAUSSIAN(), mask("bucket", threshold=100.0))
+    if arg.grid:
+        rivals = {f"evit_{round(100 * keep)}": {"evit_keep": keep} for keep in EVIT}
+        rivals |= {f"tome_r{r}": {"tome_r": r} for r in tome_rs(c.model.options, c.data.image_size)}
+        c.eval = grid(split, rivals)
+        c.speed_rounds = 5
+        c.mask_quality.split = split
+        c.mask_quality.masks = masks_alone()
     return c
+
+
+def grid(split, rivals):
+    """Every choice of patches at every keep rate under every blur, the whole image, and the rivals."""
+    conditions = ConfigDict()
+    for sigma in SIGMA:
+        blurred = GAUSSIAN(sigma=(sigma, sigma)) if sigma else blur()
+        at = f"sigma{sigma:g}"
+        conditions[f"all_{at}"] = condition(split, blurred)
+        for selector, drop in CHOICES:
+            name = name_of(selector, drop)
+            for keep in KEEP:
+                masked = mask("gather", selector=selector, drop=drop, keep_rate=keep)
+                conditions[f"{name}_{round(100 * keep)}_{at}"] = condition(split, blurred, masked)
+        for name, options in rivals.items():
+            conditions[f"{name}_{at}"] = condition(split, blurred, **options)
+    return conditions
+
+
+def tome_rs(options, image_size):
+    size, _, patch = options.variant.partition("/")
+    depth = options.get("depth") or {"L": 24, "H": 32}.get(size, 12)
+    patches = (image_size // (int(patch) if patch.isdecimal() else 16)) ** 2
+    return [max(1, round(share * patches / depth)) for share in TOME]
+
+
+def masks_alone():
+    """The grid's masks, and paper 1's threshold, for where they meet images that are blurred in parts."""
+    masks = ConfigDict()
+    masks.laplacian_below_100 = mask("attend", threshold=100.0)
+    for selector, drop in CHOICES:
+        for keep in KEEP:
+            name = f"{name_of(selector, drop)}_{round(100 * keep)}"
+            masks[name] = mask("attend", selector=selector, drop=drop, keep_rate=keep)
+    return masks
+
+
+def name_of(selector, drop):
+    return selector if selector in NO_POLARITY else f"{selector}_{drop}"

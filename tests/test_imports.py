@@ -11,7 +11,9 @@ RUN = {"experiment", "step", "state", "optim", "sharding", "checkpoint", "metric
 ALLOWED = {
     "main": {"train", "evaluate", "experiment", "config"},
     "train": {"evaluate", *RUN},
-    "evaluate": {"bn_adapt", "bucket", *RUN},
+    "evaluate": {"bn_adapt", "bucket", "speed", "mask_quality", *RUN},
+    "speed": {"bucket", "experiment", "step", "tokens", "blur", "sharding", "data"},
+    "mask_quality": {"experiment", "tokens", "blur", "sharding", "data"},
     "bucket": {"step", "tokens", "sharding"},
     "predict": RUN,
     "report": frozenset(),

@@ -1,0 +1,93 @@
+"""Whether masks drop what is blurred: images with blurred regions, and the patches dropped beside the true map.
+
+Random rectangles of each image are blurred (`bjax.blur.varying.regions`). A patch is blurred where at least half of
+its pixels are. Needs no model.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bjax import experiment, sharding, tokens
+from bjax.blur import varying
+from bjax.data import loader
+from bjax.sharding import BATCH
+from bjax.tokens import MaskSpec
+
+
+def measure(config, exp: experiment.Experiment, mesh) -> dict[str, dict[str, dict]]:
+    """What mask_quality.json holds: {σ: {mask: {precision, recall, dropped, blurred, patches}}}.
+
+    Of all patches of the split: precision, the share of the dropped that are blurred (None where none is dropped);
+    recall, the share of the blurred that are dropped; dropped and blurred, their shares. A choice that knows nothing of
+    blur has the precision `blurred` and the recall `dropped`.
+    """
+    own = config.mask_quality
+    source = loader.open_split(config.data.name, own.split, data_dir=config.data.data_dir or None)
+    batches = loader.eval_batches(
+        source,
+        batch_size=config.eval_batch_size,
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        on_corrupt=config.data.on_corrupt,
+    )
+    options = {"masks": tuple(exp.quality.values()), "patch_size": exp.train.patch_size, "mesh": mesh}
+    found = {sigma: [] for sigma in own.sigma}
+    for batch in batches:
+        placed = sharding.put(batch, mesh)
+        for sigma, counts in found.items():
+            counts.append(count(jax.random.key(0), placed, jnp.float32(sigma), **options))
+    results = {}
+    for sigma, counts in found.items():
+        total = np.sum(jax.device_get(counts), axis=0, dtype=np.float64)
+        results[f"{sigma:g}"] = {
+            name: _rates(*row.tolist()) for name, row in zip(exp.quality, total, strict=True)
+        }
+    return results
+
+
+@functools.partial(jax.jit, static_argnames=("masks", "patch_size", "mesh"))
+def count(
+    key: jax.Array, batch: dict, sigma: jax.Array, *, masks: tuple[MaskSpec, ...], patch_size: int, mesh
+):
+    """float32[masks, 4]: patches dropped and blurred, dropped, blurred, all, over the images that count."""
+
+    def local(keys, images, sigma):
+        region_keys, mask_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (0, 1))
+        images, sigma_map = varying.regions(region_keys, images.astype(jnp.float32) / 255, sigma)
+        blurred = true_patches(sigma_map, patch_size)
+        keep = [tokens.select(mask_keys, images, mask, patch_size).keep for mask in masks]
+        return blurred, jnp.stack(keep, axis=1)
+
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
+    sigmas = jnp.broadcast_to(sigma, batch["id"].shape)
+    blurred, keep = jax.shard_map(local, mesh=mesh, in_specs=BATCH, out_specs=BATCH)(
+        keys, batch["image"], sigmas
+    )
+    counts_image = batch["mask"][:, None, None]
+    blurred, dropped = blurred[:, None] & counts_image, ~keep & counts_image
+    total = jnp.broadcast_to(counts_image, keep.shape)
+    every = [jnp.broadcast_to(x, keep.shape) for x in (dropped & blurred, dropped, blurred, total)]
+    return jnp.stack([x.astype(jnp.float32).sum(axis=(0, 2)) for x in every], axis=1)
+
+
+def true_patches(sigma_map: jax.Array, patch_size: int) -> jax.Array:
+    """bool[B, N]: patches of which at least half the pixels are blurred (σ > 0 in `sigma_map: f32[B, H, W]`)."""
+    batch, height, width = sigma_map.shape
+    inside = (sigma_map > 0).reshape(batch, height // patch_size, patch_size, width // patch_size, patch_size)
+    return (inside.mean(axis=(2, 4)) >= 0.5).reshape(batch, -1)
+
+
+def _rates(both: float, dropped: float, blurred: float, patches: float) -> dict[str, float | int | None]:
+    return {
+        "precision": both / dropped if dropped else None,
+        "recall": both / blurred if blurred else None,
+        "dropped": dropped / patches,
+        "blurred": blurred / patches,
+        "patches": round(patches),
+    }

@@ -1,0 +1,124 @@
+"""How many images per second every condition classifies, measured on the machine that evaluates.
+
+Timed is what a classifier in use would do: uint8 images on the device -> scores and mask -> normalise -> model. The
+blur of a condition is not part of it: it stands for the camera's. All conditions run interleaved, A B C A B C, and
+each gets the median of its rounds, so that a machine whose speed drifts is the same for all.
+"""
+
+import dataclasses
+import itertools
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from bjax import bucket, experiment, sharding, step, tokens
+from bjax.blur import sample
+from bjax.data import loader
+from bjax.tokens import MaskSpec
+
+BUCKET_BATCHES = 4  # of a stream: grouping needs more than one batch to show what it costs
+
+
+def measure(config, exp: experiment.Experiment, mesh, variables: dict) -> dict:
+    """Times `config.speed_rounds` rounds; returns what speed.json holds.
+
+    Per condition: images_per_second; tokens, the mean share over all blocks of the tokens that are computed, and flops,
+    the share of the matrix products' operations, both where they are known beforehand (a ViT, no bucket).
+    """
+    key = jax.random.key(0)
+    batches = {
+        c.split: list(itertools.islice(_batches(config, c.split), BUCKET_BATCHES))
+        for c in exp.conditions.values()
+    }
+    runs, run_of = {}, {}
+    for name, condition in exp.conditions.items():
+        inputs = dataclasses.replace(condition.inputs, blur=sample.SHARP)
+        options = {"model": condition.model, "inputs": inputs, "objective": exp.objective, "mesh": mesh}
+        bucketed = inputs.mask.mode == "bucket"
+        # Conditions that differ in their blur alone cost the same, but in a bucket, where it decides what is kept.
+        program = (condition.split, condition.model, condition.inputs if bucketed else inputs)
+        run_of[name] = program
+        if program in runs:
+            continue
+        if bucketed:
+            stream = [_blurred(key, b, condition.inputs, exp, mesh) for b in batches[condition.split]]
+            runs[program] = _bucketed(key, variables, stream, options, config)
+        else:
+            runs[program] = _whole(key, variables, sharding.put(batches[condition.split][0], mesh), options)
+    for run in runs.values():
+        run()  # compiles
+    rates = {program: [] for program in runs}
+    for _ in range(config.speed_rounds):
+        for program, run in runs.items():
+            start = time.perf_counter()
+            images = run()
+            rates[program].append(images / (time.perf_counter() - start))
+    return {
+        "how": "uint8 on the device -> scores, mask, normalise, model; no blur; median of interleaved rounds",
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "batch_size": config.eval_batch_size,
+        "rounds": config.speed_rounds,
+        "conditions": {
+            name: {
+                "images_per_second": statistics.median(rates[run_of[name]]),
+                **_shares(condition, config.data.image_size),
+            }
+            for name, condition in exp.conditions.items()
+        },
+    }
+
+
+def _batches(config, split: str):
+    return loader.eval_batches(
+        loader.open_split(config.data.name, split, data_dir=config.data.data_dir or None),
+        batch_size=config.eval_batch_size,
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        on_corrupt=config.data.on_corrupt,
+    )
+
+
+def _whole(key, variables, batch, options):
+    def run():
+        jax.block_until_ready(step.eval_step(key, variables, batch, **options))
+        return len(batch["label"])
+
+    return run
+
+
+def _bucketed(key, variables, batches, options, config):
+    patches = (config.data.image_size // options["inputs"].patch_size) ** 2
+
+    def run():
+        stream = bucket.stream(key, variables, batch_size=config.eval_batch_size, patches=patches, **options)
+        for batch in batches:
+            stream.add(batch)
+        return len(stream.finish()["n"])
+
+    return run
+
+
+def _blurred(key, batch, inputs, exp, mesh):
+    """The host batch with its images blurred as `inputs` says, in 8 bits."""
+    plain = dataclasses.replace(inputs, mask=MaskSpec(), mean=(0.0,) * 3, std=(1.0,) * 3)
+    placed = sharding.put(batch, mesh)
+    images, _, _ = step.prepare(key, placed, inputs=plain, objective=exp.objective, mesh=mesh)
+    return {**batch, "image": np.uint8(np.round(255 * np.asarray(images)))}
+
+
+def _shares(condition: experiment.Condition, image_size: int) -> dict[str, float]:
+    model, mask = condition.model, condition.inputs.mask
+    if not hasattr(model, "token_counts") or mask.mode == "bucket":
+        return {}
+    patches = (image_size // model.patch_size) ** 2
+    kept = tokens.budget(mask, patches) if mask.mode == "gather" else patches
+    full = dataclasses.replace(model, evit_keep=1.0, tome_r=0)
+    return {
+        "tokens": float(np.mean(model.token_counts(kept + 1)) / (patches + 1)),
+        "flops": model.flops(kept + 1) / full.flops(patches + 1),
+    }
