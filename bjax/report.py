@@ -320,7 +320,7 @@ def _curves(rows: list[Row], x: Callable[[Row], float], label: str, file: Path) 
     figure.legend(
         handles.values(),
         handles.keys(),
-        loc="outside lower center",
+        loc="outside upper center",
         ncols=min(5, len(handles)),
         frameon=False,
     )

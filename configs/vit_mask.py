@@ -12,7 +12,8 @@ grid=true (evaluate the grid below).
 
 The recipe is that of `vit.py`. Training on a random half of the patches (PatchDropout, Liu et al. 2022) nearly halves
 its cost and prepares the model for masks; `keep=1` is paper 1's. Beside paper 1's conditions the sharper half of the
-patches is evaluated as fewer tokens, and so is paper 1's threshold, in buckets.
+patches is evaluated as fewer tokens. `--config.eval.blurred_drop_below.mask.mode=bucket` does so with paper 1's
+threshold, under which every image keeps another number of patches.
 
 The grid asks whether it matters which patches stay: selector × polarity × keep rate × blur σ, all at the same keep
 rates, beside EViT and ToMe on the same weights; how fast each of them is; and, where only parts of an image are
@@ -49,7 +50,6 @@ def get_config(arg=""):
     for selector in ("laplacian", "random"):
         half = mask("gather", selector=selector, keep_rate=0.5)
         c.eval[f"blurred_keep_half{CONTROL[selector]}"] = condition(split, GAUSSIAN(), half)
-    c.eval.blurred_bucket = condition(split, GAUSSIAN(), mask("bucket", threshold=100.0))
     if arg.grid:
         rivals = {f"evit_{round(100 * keep)}": {"evit_keep": keep} for keep in EVIT}
         rivals |= {f"tome_r{r}": {"tome_r": r} for r in tome_rs(c.model.options, c.data.image_size)}

@@ -149,6 +149,7 @@ def test_erase_paints_exactly_the_dropped_patches(fill):
         ({"threshold": float("nan")}, "threshold=nan"),
         ({"mode": "attend"}, "mode=attend: needs a threshold, a keep_rate, or both"),
         ({"mode": "gather", "threshold": 1.0}, "mode=gather: needs a keep_rate"),
+        ({"mode": "bucket", "keep_rate": 0.5}, "mode=bucket: needs a threshold"),
     ],
 )
 def test_a_wrong_mask_is_refused(fields, message):

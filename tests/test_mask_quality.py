@@ -1,0 +1,59 @@
+"""Precision and recall of masks against a count by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bjax import mask_quality, sharding, tokens
+from bjax.blur import varying
+from bjax.tokens import MaskSpec
+
+MASKS = (
+    MaskSpec("attend", threshold=45_000.0),
+    MaskSpec("attend", drop="above", keep_rate=0.5),
+    MaskSpec("attend", threshold=0.0),
+)
+
+
+def test_counts_are_those_of_a_loop_on_any_number_of_devices():
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (8, 32, 48, 3), np.uint8),
+        "id": np.arange(8, dtype=np.uint32),
+        "mask": np.arange(8) < 6,
+    }
+    expected = np.zeros((3, 4))
+    for i in range(6):
+        key = jax.random.fold_in(jax.random.key(0), i)
+        region_key, mask_key = (jax.random.fold_in(key, n)[None] for n in (0, 1))
+        image, sigma_map = varying.regions(region_key, jnp.float32(batch["image"][i : i + 1]) / 255, 2.0)
+        sigma_map = np.asarray(sigma_map[0])
+        blurred = np.array(
+            [
+                (sigma_map[y : y + 8, x : x + 8] > 0).mean() >= 0.5
+                for y in range(0, 32, 8)
+                for x in range(0, 48, 8)
+            ]
+        )
+        for row, mask in zip(expected, MASKS, strict=True):
+            dropped = ~np.asarray(tokens.select(mask_key, image, mask, 8).keep[0])
+            row += (dropped & blurred).sum(), dropped.sum(), blurred.sum(), 24
+    assert 0 < expected[0, 0] < expected[0, 1] < 144
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(-1, 1, jax.devices()[:devices])
+        placed = sharding.put(batch, mesh)
+        counts = mask_quality.count(
+            jax.random.key(0), placed, jnp.float32(2.0), masks=MASKS, patch_size=8, mesh=mesh
+        )
+        np.testing.assert_array_equal(counts, expected)
+
+
+def test_rates():
+    assert mask_quality._rates(30, 40, 60, 100) == {
+        "precision": 0.75,
+        "recall": 0.5,
+        "dropped": 0.4,
+        "blurred": 0.6,
+        "patches": 100,
+    }
+    assert mask_quality._rates(0, 0, 0, 8)["precision"] is None
