@@ -1,7 +1,8 @@
 """Whether masks drop what is blurred: images with blurred regions, and the patches dropped beside the true map.
 
-Random rectangles of each image are blurred (`bjax.blur.varying.regions`). A patch is blurred where at least half of
-its pixels are. Needs no model.
+Random rectangles of each image are blurred (`bjax.blur.varying.regions`); they lie within it, so its middle is blurred
+more often than its border, and a choice by place alone is no neutral one. A patch is blurred where at least half of its
+pixels are. Needs no model.
 """
 
 import functools
