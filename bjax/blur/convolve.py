@@ -95,31 +95,34 @@ def separable(images, taps, *, border="reflect"):
       border: "reflect" (reflect-101) or "edge" (repeat the edge pixel).
     """
     check_images(images)
+    channels = images.shape[3]
 
     def one(image, taps):
-        return batched(image[None], taps[None])[0]
+        # The barrier keeps the second pass out of the write into the batch, which runs on one core.
+        return lax.optimization_barrier(batched(image[None], taps[None])[0])
 
     def batched(images, taps):
-        padded = _pad(images, taps.shape[1] // 2, border)
-        return _separable(padded, taps, images.shape[3]).reshape(images.shape)
+        return _separable(images.astype(jnp.float32), taps, channels, border)
 
-    return by_platform(one, batched, images, taps).astype(images.dtype)
+    return by_platform(one, batched, _flat(images), taps).reshape(images.shape).astype(images.dtype)
 
 
 @jax.jit
 def depthwise(images, kernels):
     """Correlate every channel of each image with its kernel: `[B, H, W, C]` by `f32[B, k, k]`, k odd."""
     check_images(images)
+    channels, radius = images.shape[3], kernels.shape[1] // 2
+
+    def pad(images):
+        return _pad(_pad(images.astype(jnp.float32), 1, radius), 2, radius, channels)
 
     def one(image, kernel):
-        padded = _pad(image[None], kernel.shape[0] // 2, "reflect")[0]
-        return _sparse(image.shape[2], padded, kernel).reshape(image.shape)
+        return _sparse(channels, pad(image[None])[0], kernel)
 
     def batched(images, kernels):
-        padded = _pad(images, kernels.shape[1] // 2, "reflect")
-        return _dense(padded, kernels, images.shape[3]).reshape(images.shape)
+        return _dense(pad(images), kernels, channels)
 
-    return by_platform(one, batched, images, kernels).astype(images.dtype)
+    return by_platform(one, batched, _flat(images), kernels).reshape(images.shape).astype(images.dtype)
 
 
 def by_platform(one, batched, *arguments):
@@ -163,25 +166,37 @@ def per_image(name, value, batch):
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
 
 
-def _pad(images, radius, border):
-    """Pad height and width in float32 and flatten the rows: `[B, H, W, C]` -> `f32[B, H + 2r, (W + 2r)·C]`.
+def _flat(images):
+    """`[B, H, W, C]` -> `[B, H, W·C]`: a tap shifts by whole pixels, and the inner loop is long enough for
+    SIMD."""
+    return images.reshape(*images.shape[:2], -1)
 
-    In rows of W·C numbers a tap shifts by whole pixels, and the inner loop is long enough for SIMD. The
-    barriers, here and between passes, keep XLA from fusing a pass into the next, which would recompute it
-    for every tap.
+
+def _pad(images, axis, radius, step=1, border="reflect"):
+    """`[B, H, W·C]` padded along one axis, whose pixels are `step` numbers apart.
+
+    Only the border is gathered; the image itself is copied whole. The barriers, here and between passes,
+    keep XLA from fusing a pass into the next, which would recompute it for every tap.
     """
-    widths = ((0, 0), (radius, radius), (radius, radius), (0, 0))
-    padded = jnp.pad(images.astype(jnp.float32), widths, mode=border)
-    return lax.optimization_barrier(padded.reshape(*padded.shape[:2], -1))
+    size = images.shape[axis]
+    pixels = np.pad(np.arange(size // step), radius, mode=border)
+    numbers = (pixels[:, None] * step + np.arange(step)).ravel()
+    before, after = (
+        jnp.take(images, part, axis, mode="clip")
+        for part in (numbers[: radius * step], numbers[radius * step + size :])
+    )
+    return lax.optimization_barrier(jnp.concatenate([before, images, after], axis))
 
 
-def _separable(padded, taps, channels):
-    """`f32[B, H + 2r, (W + 2r)·C]`, `f32[B, k]` -> `f32[B, H, W·C]`, by shift and add."""
+def _separable(images, taps, channels, border):
+    """`f32[B, H, W·C]`, `f32[B, k]` -> `f32[B, H, W·C]`, by shift and add."""
     size = taps.shape[1]
-    height, width = padded.shape[1] - size + 1, padded.shape[2] - (size - 1) * channels
+    height, width = images.shape[1:]
     taps = taps[:, :, None, None]
+    padded = _pad(images, 1, size // 2, border=border)
     rows = lax.optimization_barrier(sum(taps[:, i] * padded[:, i : i + height] for i in range(size)))
-    return sum(taps[:, i] * rows[:, :, i * channels : i * channels + width] for i in range(size))
+    padded = _pad(rows, 2, size // 2, channels, border)
+    return sum(taps[:, i] * padded[:, :, i * channels : i * channels + width] for i in range(size))
 
 
 def _dense(padded, kernels, channels):
