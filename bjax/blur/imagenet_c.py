@@ -146,7 +146,7 @@ def motion_at_angle(image, radius, sigma, angle):
     """ImageMagick's `-motion-blur {radius}x{sigma}+{angle}`, angle in degrees: `uint8[H, W, 3]` -> the same.
 
     A half Gaussian of 2·radius + 1 taps along a ray from the pixel, each at the nearest whole pixel; the
-    edge pixel is repeated; rounded to the nearest level.
+    edge pixel is repeated; the fraction of a level is cut off, as version 6.9 does when it writes 8 bits.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
