@@ -26,11 +26,10 @@ def check(name, value, low, high=np.inf, hint=""):
         raise ValueError(f"{name}={value[~fits].flat[0]:g}: must be {allowed}{hint}")
 
 
-def check_kernel_size(kernel_size):
-    if kernel_size != int(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(
-            f"kernel_size={kernel_size}: must be a positive odd number, so that the kernel has a centre"
-        )
+def check_kernel_size(size, name="kernel_size"):
+    """Raise ValueError unless `size` is a positive odd integer."""
+    if not isinstance(size, int | np.integer) or size < 1 or size % 2 == 0:
+        raise ValueError(f"{name}={size!r}: must be a positive odd integer, so that the kernel has a centre")
 
 
 def gaussian_taps(sigma, kernel_size=19):
@@ -122,9 +121,8 @@ def _leg(radius, a):
 def _area_under_arc(radius, a):
     """∫₀ᵃ √(R² − u²) du for 0 ≤ a ≤ R."""
     leg = _leg(radius, a)
-    return 0.5 * (
-        a * leg + radius * radius * jnp.arctan2(a, leg)
-    )  # arcsin(a / R) is ill-conditioned at a = R
+    # Not arcsin(a / R), which is ill-conditioned at a = R.
+    return 0.5 * (a * leg + radius * radius * jnp.arctan2(a, leg))
 
 
 @_area_under_arc.defjvp

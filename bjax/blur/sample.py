@@ -79,9 +79,7 @@ class BlurSpec:
 
     def __post_init__(self):
         for field in ("kernel_size", "psf_size"):
-            size = getattr(self, field)
-            if size != int(size) or size < 1 or size % 2 == 0:
-                raise ValueError(f"{field}={size}: must be a positive odd number")
+            psf.check_kernel_size(getattr(self, field), field)
         object.__setattr__(self, "kinds", _kinds(self.kinds))
         limits = {
             "sigma": (0, np.inf),

@@ -128,8 +128,7 @@ def ramp(key, images, near, far, *, kernel_size=19):
     row = (jnp.arange(height, dtype=jnp.float32) / max(height - 1, 1) - 0.5)[:, None]
     column = jnp.arange(width, dtype=jnp.float32) / max(width - 1, 1) - 0.5
     cos, sin = jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None]
-    depth = (column * cos - row * sin) / (
-        jnp.abs(cos) + jnp.abs(sin)
-    ) + 0.5  # 0 and 1 at two opposite corners
+    # 0 and 1 at two opposite corners
+    depth = (column * cos - row * sin) / (jnp.abs(cos) + jnp.abs(sin)) + 0.5
     sigma_map = near + (far - near) * jnp.clip(depth, 0, 1)
     return gaussian(images, sigma_map, kernel_size=kernel_size), sigma_map
