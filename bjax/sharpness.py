@@ -1,7 +1,7 @@
 """Focus measures: how sharp each patch of an image is, on the 0..255 scale.
 
-Every measure takes float images `[B, H, W, 3]` in [0, 1], RGB, and a patch size p that divides H and W, and
-returns `f32[B, H/p, W/p]`; higher is sharper. Images become grey as `cv2.cvtColor(..., COLOR_RGB2GRAY)`
+Every measure takes float images `[B, H, W, 3]` in [0, 1], RGB, and a patch size p ≤ 1024 that divides H and
+W, and returns `f32[B, H/p, W/p]`; higher is sharper. Images become grey as `cv2.cvtColor(..., COLOR_RGB2GRAY)`
 makes them: rounded to uint8 first (half to even), then BT.601 in fixed point. All filters have cv2's
 default border (reflect-101).
 
@@ -30,7 +30,7 @@ def laplacian_variance(images, patch_size, *, scope="image"):
     and errors.
     """
     response = _per_patch(images, patch_size, scope, _laplacian)
-    # Integer sums are exact in whatever order a device adds, for any patch size. Shifted near zero mean,
+    # Integer sums are exact in whatever order a device adds. Shifted near zero mean,
     # var = E[d²] - E[d]² cancels by a factor of 2 at most.
     response = response - jnp.round(response.mean(PIXELS, keepdims=True)).astype(jnp.int32)
     mean = response.sum(PIXELS) / patch_size**2
@@ -79,8 +79,7 @@ def threshold(scores, *, keep_rate=None):
       scores: array of scores of any shape, from any measure; one representative set of images.
       keep_rate: share of these patches to keep, in (0, 1]: a quantile. None: Otsu's threshold (Otsu 1979),
         which splits the scores into the two most compact groups. Scores spread over decades, so it works on
-        log(1 + score),
-        in 256 bins as `skimage.filters.threshold_otsu`.
+        log(1 + score), in 256 bins as `skimage.filters.threshold_otsu`.
 
     Returns:
       A float. With a keep rate exactly ceil(keep_rate · n) patches reach it, more where scores are tied.
@@ -155,6 +154,8 @@ def _per_patch(images, patch_size, scope, response):
         raise ValueError(
             f"patch_size={patch_size}: must divide the image's height {height} and width {width}"
         )
+    if patch_size > 1024:  # where 32 bits hold the sums of every measure and every image
+        raise ValueError(f"patch_size={patch_size}: must be at most 1024; scale larger images down")
     if scope not in ("image", "patch"):
         raise ValueError(f"scope={scope!r}: must be 'image' or 'patch'")
     grey = grey_levels(images)
@@ -208,6 +209,8 @@ def _score_photos(flags):
 
     from bjax import blur
 
+    if flags.size < 1:
+        raise UserError(f"--size={flags.size}: must be at least 1")
     paths = []
     for path in flags.photos:
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -278,6 +281,7 @@ def _plot_scores(scores, flags):
     axes.axvline(threshold(everything), color="black", linestyle="--", label="Otsu")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(flags.out, dpi=150)
     print(f"wrote {flags.out}")
 

@@ -24,7 +24,15 @@ FREE = (
     "data.interpolation",
     "data.on_corrupt",
 )
-FREE += ("eval", "eval_only", "eval_batch_size", "eval_every", "bn_adapt_batches", "speed_rounds", "mask_quality")
+FREE += (
+    "eval",
+    "eval_only",
+    "eval_batch_size",
+    "eval_every",
+    "bn_adapt_batches",
+    "speed_rounds",
+    "mask_quality",
+)
 FREE += ("log_every", "checkpoint_every", "checkpoint_keep", "mesh")
 IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is awaited
 

@@ -90,6 +90,18 @@ def test_laplacian_variance_of_a_whole_photograph():
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
+def test_the_largest_sums_are_exact():
+    checks = np.indices((1024, 1024)).sum(0)
+    for period, measure, reference in (
+        (1, sharpness.laplacian_variance, lambda grey: laplacian(grey).var()),
+        (2, sharpness.tenengrad, lambda grey: squared_sobel(grey).mean()),
+        (1, sharpness.sum_modified_laplacian, lambda grey: modified_laplacian(grey).sum()),
+    ):
+        levels = np.repeat((checks // period % 2 * np.uint8(255))[..., None], 3, -1).astype(np.uint8)
+        ours = measure(levels[None] / np.float32(255), 1024)
+        np.testing.assert_allclose(ours, reference(cv2_greys(levels[None])[0]), rtol=1e-6)
+
+
 def test_the_scopes_differ_at_patch_borders_only():
     image, patch = (np.asarray(sharpness.laplacian_variance(IMAGES, 16, scope=s)) for s in ("image", "patch"))
     assert (image != patch).any()
@@ -126,6 +138,7 @@ def test_every_measure_falls_with_blur(name):
     [
         (IMAGES, 5, "image", r"patch_size=5: must divide the image's height 48 and width 96"),
         (IMAGES, 0, "image", r"patch_size=0"),
+        (np.zeros((1, 1025, 1025, 3), np.float32), 1025, "image", r"patch_size=1025: must be at most 1024"),
         (IMAGES, 16, "batch", r"scope='batch': must be 'image' or 'patch'"),
         (LEVELS, 16, "image", r"images: uint8\[2, 48, 96, 3\] must be float"),
         (IMAGES[0], 16, "image", r"images: float32\[48, 96, 3\]"),
@@ -180,7 +193,7 @@ def photos(tmp_path):
 
 def test_command_prints_and_plots(photos, capsys):
     pytest.importorskip("matplotlib")
-    out = photos / "scores.png"
+    out = photos / "plots" / "scores.png"
     assert (
         sharpness.main([str(photos), "--size=64", "--sigma", "2", "--keep_rate", "0.5", f"--out={out}"]) == 0
     )
@@ -198,6 +211,7 @@ def test_command_names_what_is_wrong(photos, capsys):
         ([str(photos / "notes.txt")], "notes.txt: cannot be read"),
         ([str(photos), "--patch_size=15"], "patch_size=15: must divide"),
         ([str(photos), "--keep_rate", "2"], "keep_rate=2"),
+        ([str(photos), "--size=0"], "--size=0: must be at least 1"),
     ):
-        assert sharpness.main([*arguments, "--size=64"]) == 2
+        assert sharpness.main(["--size=64", *arguments]) == 2
         assert message in capsys.readouterr().err
