@@ -3,51 +3,72 @@
 python -m bjax.main --config=configs/vit_mask.py:demo --workdir=runs/demo
 python -m bjax.main --config=configs/vit_mask.py --workdir=runs/in1k --config.optim.lr=3e-4 --config.batch_size=512
 python -m bjax.main --config=configs/vit_mask.py:demo --workdir=runs/demo --mode=eval
+srun python -m bjax.main --config=configs/vit_mask.py --workdir=runs/in1k    (launch/ has the scripts)
 """
 
 import argparse
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 import jax
 
 from bjax import config as configs
-from bjax import evaluate, experiment, train
+from bjax import distributed, evaluate, experiment, train
 from bjax.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
+    """Runs the command; returns the exit code.
+
+    0; 2: a user's mistake, told in one line on stderr; 75: told to stop (SIGTERM), to be run again; 130: Ctrl-C.
+    """
     try:
-        overrides, rest = configs.split_arguments(sys.argv[1:] if argv is None else argv)
-        args = _parser().parse_args(rest)
-        workdir = Path(args.workdir or default_workdir(args.config)).expanduser()
-        if workdir.exists() and not workdir.is_dir():
-            raise UserError(f"--workdir={workdir}: is a file; name a folder")
-        if args.config:
-            config = configs.load(args.config, overrides)
-        elif (workdir / "config.json").is_file():
-            config = configs.reload(workdir / "config.json", overrides)
-        else:
-            raise UserError("--config: missing; for example --config=configs/vit_mask.py:demo")
-        experiment.build(config, num_classes=2)  # finds mistakes before data and devices are touched
-        if args.print_config:
-            print(configs.to_json(config), end="")
-            return 0
-        _use_compilation_cache()
-        if args.mode == "train":
-            train.run(config, workdir)
-        else:
-            evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
-        return 0
+        _run(sys.argv[1:] if argv is None else argv)
+        code = 0
     except UserError as e:
-        print(f"bjax: {e}", file=sys.stderr)
-        return 2
+        print(f"{distributed.name()}: {e}", file=sys.stderr)
+        code = 2
+    except distributed.Stopped as e:
+        print(f"bjax: {e}")
+        code = distributed.STOPPED
     except KeyboardInterrupt:
         print("bjax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        code = 130
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
+    return distributed.leave(code)
+
+
+def _run(argv: list[str]) -> None:
+    overrides, rest = configs.split_arguments(argv)
+    args = _parser().parse_args(rest)
+    if args.distributed_timeout < 1:
+        raise UserError(f"--distributed_timeout={args.distributed_timeout}: expected at least 1 second")
+    workdir = Path(args.workdir or default_workdir(args.config)).expanduser()
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: is a file; name a folder")
+    if args.config:
+        config = configs.load(args.config, overrides)
+    elif (workdir / "config.json").is_file():
+        config = configs.reload(workdir / "config.json", overrides)
+    else:
+        raise UserError("--config: missing; for example --config=configs/vit_mask.py:demo")
+    experiment.build(config, num_classes=2)  # finds mistakes before data and devices are touched
+    if args.print_config:
+        print(configs.to_json(config), end="")
+        return
+    _use_compilation_cache()
+    distributed.initialize(args.distributed, args.distributed_timeout)
+    if args.mode == "train":
+        train.run(config, workdir)
+    else:
+        evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
 
 
 def default_workdir(spec: str | None) -> str:
@@ -80,6 +101,20 @@ def _parser() -> argparse.ArgumentParser:
         default="train",
         help="eval: the newest checkpoint, or the weights config.init_from, without training; "
         "bn_adapt: the same, and again with BatchNorm statistics of blurred images",
+    )
+    p.add_argument(
+        "--distributed",
+        choices=distributed.MODES,
+        default="auto",
+        help="several processes as one run: auto joins those of a Slurm, Open MPI, TPU or GKE job, or those named by "
+        f"{', '.join(distributed.VARIABLES)}; on insists on it; off runs alone",
+    )
+    p.add_argument(
+        "--distributed_timeout",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="how long to wait for the other processes (default: %(default)s)",
     )
     p.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and stop")
     return p

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bjax import checkpoint, evaluate, experiment, metrics, optim, sharding, state, step
+from bjax import checkpoint, distributed, evaluate, experiment, metrics, optim, sharding, state, step
 from bjax import config as configs
 from bjax.data import loader
 from bjax.errors import UserError
@@ -40,7 +40,8 @@ IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is aw
 def run(config, workdir: Path) -> dict[str, dict]:
     """Trains (or goes on with) the run of `config` in `workdir`, evaluates it, and returns what results.json holds.
 
-    Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers.
+    Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers. On SIGTERM it
+    saves a checkpoint after the step at hand and raises `distributed.Stopped`.
     """
     # --- what the run consists of; every user's mistake shows up here, before a device is touched
     source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
@@ -88,6 +89,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
     corrupt = loader.Corrupt()
 
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(distributed.stop_requests())
         # --- restore, or start
         manager = stack.enter_context(
             checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep)
@@ -170,8 +172,14 @@ def run(config, workdir: Path) -> dict[str, dict]:
                     now,
                 )  # the evaluation's time is not the training's
             # Last, so that a step that is restored has all its rows in metrics.jsonl.
-            if now % config.checkpoint_every == 0 or now == total_steps:
+            stopping = stop(now)
+            if stopping or now % config.checkpoint_every == 0 or now == total_steps:
                 checkpoint.save(manager, now, current)
+            if stopping and now < total_steps:
+                manager.wait_until_finished()
+                raise distributed.Stopped(
+                    f"told to stop: step {now} of {total_steps} is saved in {workdir}; the same command goes on"
+                )
     if corrupt and main_process:
         print(f"{source.name} {source.split}: {len(corrupt)} images could not be decoded and were left out")
 

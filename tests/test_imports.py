@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 # Arrows point down this table. A package stands for all its files; bjax.errors is open to everyone.
 RUN = {"experiment", "step", "state", "optim", "sharding", "checkpoint", "metrics", "config", "data"}
 ALLOWED = {
-    "main": {"train", "evaluate", "experiment", "config"},
-    "train": {"evaluate", *RUN},
+    "main": {"train", "evaluate", "experiment", "distributed", "config"},
+    "train": {"evaluate", "distributed", *RUN},
     "evaluate": {"bn_adapt", "bucket", "speed", "mask_quality", *RUN},
     "speed": {"bucket", "experiment", "step", "tokens", "blur", "sharding", "data"},
     "mask_quality": {"experiment", "tokens", "blur", "sharding", "data"},
@@ -24,7 +24,8 @@ ALLOWED = {
     "weights": {"models"},
     "sharpness": {"blur"},
     **dict.fromkeys(
-        ("state", "optim", "losses", "augment", "sharding", "checkpoint", "metrics"), frozenset()
+        ("state", "optim", "losses", "augment", "sharding", "checkpoint", "metrics", "distributed"),
+        frozenset(),
     ),
     **dict.fromkeys(("config", "errors", "blur", "data", "models"), frozenset()),
 }

@@ -1,0 +1,56 @@
+"""One machine, several CPU processes that train together as on a cluster: for trying out what a cluster would do.
+
+    python -m launch.local 2 --config=configs/vit_mask.py:demo --workdir=runs/two
+
+All arguments after the number go to `bjax.main`. Ctrl-C and SIGTERM reach every process; when one fails, the others
+are ended. Exits with the first code that is not 0 (75: stopped by SIGTERM; the same command goes on).
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+STOPPED = 75
+
+
+def main(argv: list[str]) -> int:
+    if not argv or not argv[0].isdigit() or argv[0] == "0":
+        print("usage: python -m launch.local PROCESSES --config=FILE.py[:ARGS] …", file=sys.stderr)
+        return 2
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    shared = {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": argv[0]}
+    command = [sys.executable, "-m", "bjax.main", "--distributed=on", *argv[1:]]
+    processes = []
+
+    def forward(number, _):
+        for process in processes:
+            process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, forward)
+    for index in range(int(argv[0])):
+        environment = {**os.environ, **shared, "JAX_PROCESS_ID": str(index)}
+        # Sessions of their own: a terminal's Ctrl-C comes once, from here.
+        processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    code = 0
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        failed = [p.returncode for p in processes if p.returncode]
+        if failed and not code:
+            code = failed[0]
+            if (
+                code != STOPPED
+            ):  # those that stop save and end by themselves; others would wait for a dead one
+                for process in processes:
+                    process.kill()
+    code = code or next((p.returncode for p in processes if p.returncode), 0)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
