@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,26 +70,11 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.Con
     Raises UserError for whatever the user can mend: no such file, unknown words, keys, types, values and combinations.
     """
     path, _, args = spec.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
-        raise UserError(
-            f"--config={path}: no such file{_nearest(path, known)}; there are: {', '.join(known)}"
-        )
-    module_spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except ModuleNotFoundError as e:
-        if e.name.split(".")[0] != "configs":
-            raise
-        raise UserError(
-            f"--config={path}: imports {e.name}, which is not here; run from the repository's root"
-        ) from None
-    if not hasattr(module, "get_config"):
+    found = module(path)
+    if not hasattr(found, "get_config"):
         raise UserError(f"--config={path}: defines no get_config(arg)")
     try:
-        config = module.get_config(args)
+        config = found.get_config(args)
     except ValueError as e:
         raise UserError(f"--config={spec}: {e}") from None
     return _overridden(config, overrides)
@@ -114,6 +100,27 @@ def _overridden(config, overrides) -> ml_collections.ConfigDict:
         override(config, key, text)
     validate(config)
     return config
+
+
+def module(path: str) -> types.ModuleType:
+    """The config file at `path`, run. Raises UserError where there is none."""
+    file = Path(path)
+    if not file.is_file():
+        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
+        raise UserError(
+            f"--config={path}: no such file{_nearest(path, known)}; there are: {', '.join(known)}"
+        )
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    found = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(found)
+    except ModuleNotFoundError as e:
+        if e.name.split(".")[0] != "configs":
+            raise
+        raise UserError(
+            f"--config={path}: imports {e.name}, which is not here; run from the repository's root"
+        ) from None
+    return found
 
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:

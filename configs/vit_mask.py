@@ -97,3 +97,13 @@ def masks_alone():
 
 def name_of(selector, drop):
     return selector if selector in NO_POLARITY else f"{selector}_{drop}"
+
+
+def sweep():
+    """Paper 1's threshold beside others, on both sides of it: trained and evaluated with the same zeroed patches."""
+    for drop in ("below", "above"):
+        for threshold in (50.0, 100.0, 200.0):
+            overrides = {"mask.mode": "zero_pixels", "mask.selector": "laplacian", "mask.keep_rate": None}
+            overrides |= {"mask.drop": drop, "mask.threshold": threshold}
+            evaluated = (f"blurred_drop_{drop}{control}" for control in CONTROL.values())
+            yield overrides | {f"eval.{name}.mask.threshold": threshold for name in evaluated}

@@ -1,0 +1,124 @@
+"""Sweeps: what is planned, what is skipped, what is named when it fails; on real runs where files are made."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_distributed import TINY
+
+from launch import sweep
+
+ROOT = Path(__file__).parents[1]
+VIT = ROOT / "configs" / "vit.py"
+
+
+def arguments(out, *more, config=f"{VIT}:demo", **overrides):
+    return [f"--config={config}", f"--out={out}", *(f"--config.{k}={v}" for k, v in overrides.items()), *more]
+
+
+def printed(capsys, *more, **options):
+    assert sweep.main(arguments("out", "--executor=print", *more, **options)) == 0
+    return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_grids_and_seeds_multiply(capsys):
+    commands = printed(
+        capsys, "--grid", "optim.lr=1e-3,1e-4", "--grid", "blur.sigma=(1,2),(2,4)", "--seeds=3"
+    )
+    assert len(commands) == 12
+    assert commands[-1][-3:] == ["--config.optim.lr=1e-4", "--config.blur.sigma=(2,4)", "--config.seed=2"]
+    assert len({c[4] for c in commands}) == 12
+    assert all(c[4].startswith("--workdir=out/") for c in commands)
+
+
+def test_a_run_directory_depends_on_the_resolved_config_alone(capsys):
+    [spelled] = printed(capsys, "--grid", "optim.lr=1e-3")
+    [other] = printed(capsys, "--grid", "config.optim.lr=0.001")
+    [fixed] = printed(capsys, "--grid", "seed=0", **{"optim.lr": 1e-3})
+    [different] = printed(capsys, "--grid", "optim.lr=2e-3")
+    assert spelled[4] == other[4] == fixed[4] != different[4]
+
+
+def test_vit_mask_names_its_own_sweep(capsys):
+    commands = printed(capsys, config=f"{ROOT / 'configs' / 'vit_mask.py'}:demo")
+    points = {
+        tuple(c for c in command if "mask.drop=" in c or ".mask.threshold=" in c) for command in commands
+    }
+    assert len(points) == len(commands) == 6
+    assert "--config.eval.blurred_drop_below_random.mask.threshold=50.0" in commands[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "defines no sweep(); give --grid KEY=VALUE,VALUE"),
+        (["--grid", "optim.lr"], "--grid optim.lr: expected KEY=VALUE,VALUE"),
+        (["--grid", "optim.lrr=1,2"], "did you mean --config.optim.lr?"),
+        (["--grid", "optim.lr=1", "--grid", "optim.lr=2"], "optim.lr is given twice"),
+        (["--grid", "optim.lr=1e-3,0.001"], "optim.lr=1e-3 and optim.lr=0.001: the same run twice"),
+        (["--grid", "optim.lr=1", "--executor=pbs"], "--executor"),
+        (["--grid", "optim.lr=1", "--jobs=99999"], "--jobs=99999: expected 1 to"),
+        (["--grid", "optim.lr=1", "--seeds=-1"], "--seeds=-1"),
+    ],
+)
+def test_a_mistake_is_one_line(more, message, capsys, tmp_path):
+    assert sweep.main(arguments(tmp_path, *more)) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert message in said[0]
+
+
+def test_finished_runs_are_skipped_and_failed_ones_named_and_retried(tmp_path, data_dir, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    options = {**TINY, "steps": 2, "data.data_dir": data_dir}
+    del options["batch_size"]
+    grid = ("--grid", "batch_size=8,1000", "--jobs=1")  # there are 672 images
+    assert sweep.main(arguments(tmp_path, *grid, **options)) == 1
+    said = capsys.readouterr()
+    assert "1 finished, 1 failed" in said.out
+    assert "failed: batch_size=1000: bjax: config.batch_size=1000: more than the 672 images" in said.err
+    index = json.loads((tmp_path / "sweep.json").read_text())
+    good, bad = (tmp_path / name for name in index["runs"])
+    assert list(index["runs"].values()) == [{"batch_size": "8"}, {"batch_size": "1000"}]
+    assert json.loads((good / "results.json").read_text())["sharp"]["n"] == 13
+    assert (bad / "exit").read_text() == "2"
+
+    times = good.joinpath("log.txt").stat().st_mtime_ns, bad.joinpath("log.txt").stat().st_mtime_ns
+    assert sweep.main(arguments(tmp_path, *grid, **options)) == 1
+    assert times == (good.joinpath("log.txt").stat().st_mtime_ns, bad.joinpath("log.txt").stat().st_mtime_ns)
+    assert sweep.main(arguments(tmp_path, *grid, "--retry", **options)) == 1
+    assert good.joinpath("log.txt").stat().st_mtime_ns == times[0]
+    assert bad.joinpath("log.txt").read_text().count("more than the 672 images") == 2
+    assert sweep.main(arguments(tmp_path, config=f"{ROOT / 'configs' / 'vit_mask.py'}:demo")) == 2
+    assert "holds a sweep of" in capsys.readouterr().err
+
+
+def test_a_sweep_told_to_stop_stops_its_runs_and_goes_on(tmp_path, data_dir):
+    options = {**TINY, "steps": 1000, "data.data_dir": data_dir}
+    command = [
+        sys.executable,
+        "-m",
+        "launch.sweep",
+        *arguments(tmp_path, "--grid", "optim.lr=1e-3", **options),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, stdout=subprocess.PIPE)
+    killer = threading.Timer(200, process.kill)
+    killer.start()
+    while process.poll() is None and not list(tmp_path.glob("*/metrics.jsonl")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    killer.cancel()
+    assert process.returncode == sweep.STOPPED
+    assert "1 stopped" in out.decode()
+    [run] = tmp_path.glob("*/config.json")
+    assert list((run.parent / "checkpoints").iterdir())
+    assert (run.parent / "exit").read_text() == "75"
