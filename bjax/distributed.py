@@ -108,6 +108,8 @@ def find(environ: Mapping[str, str]) -> dict | None:
                 "mpirun does not say where process 0 is (Open MPI 5): mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
             )
         return {"cluster_detection_method": "ompi"}
+    if importlib.util.find_spec("libtpu"):
+        return {}
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
         if importlib.util.find_spec("kubernetes") is None:
             raise UserError(
@@ -115,8 +117,6 @@ def find(environ: Mapping[str, str]) -> dict | None:
                 "jax[k8s], or run alone with --distributed=off"
             )
         return {"cluster_detection_method": "k8s"}
-    if importlib.util.find_spec("libtpu"):
-        return {}
     return None
 
 

@@ -1,0 +1,119 @@
+"""The launch scripts, as far as a machine without their schedulers can tell."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "tests").glob("*.sh"))]
+JOB_SETS = sorted((ROOT / "launch").glob("*.yaml"))
+# Fields of jobset.x-k8s.io/v1alpha2 (reference of the JobSet API), as far as the files use them.
+JOB_SET = {
+    "network",
+    "failurePolicy",
+    "successPolicy",
+    "startupPolicy",
+    "suspend",
+    "replicatedJobs",
+    "coordinator",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_pass_shellcheck(script):
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_executable_and_say_how_to_run_them(script):
+    assert os.access(script, os.X_OK)
+    header = script.read_text().split("set -euo pipefail")[0]
+    assert f"{script.parent.name}/{script.name} " in header
+
+
+@pytest.mark.parametrize("path", JOB_SETS, ids=lambda p: p.name)
+def test_job_sets_fit_the_schema(path):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    job_set = yaml.safe_load(path.read_text())
+    assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert set(job_set) == {"apiVersion", "kind", "metadata", "spec"}
+    assert set(job_set["spec"]) <= JOB_SET
+    for replicated in job_set["spec"]["replicatedJobs"]:
+        assert set(replicated) == {"name", "replicas", "template"}
+        template = replicated["template"]  # a JobTemplateSpec: a Job without its kind and name
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}, **template}
+        kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+        spec = template["spec"]
+        assert spec["parallelism"] == spec["completions"]
+        [container] = spec["template"]["spec"]["containers"]
+        environment = {e["name"]: e.get("value") for e in container.get("env", ())}
+        if "JAX_COORDINATOR_ADDRESS" in environment:
+            name = job_set["metadata"]["name"]
+            assert environment["JAX_COORDINATOR_ADDRESS"].startswith(
+                f"{name}-{replicated['name']}-0-0.{name}:"
+            )
+            assert environment["JAX_NUM_PROCESSES"] == str(spec["completions"])
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "srun --kill-on-bad-exit=1 .venv/bin/python -m bjax.main"),
+        (
+            {"CONTAINER": "a.sqsh", "MOUNTS": "/data,/home"},
+            "srun --kill-on-bad-exit=1 --container-image=a.sqsh --container-mounts=/data:/data,/home:/home "
+            "--container-workdir=HERE python -m bjax.main",
+        ),
+        (
+            {"CONTAINER": "a.sif", "MOUNTS": "/data"},
+            "srun --kill-on-bad-exit=1 apptainer exec --nv --bind /data --pwd HERE a.sif python -m bjax.main",
+        ),
+    ],
+)
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_the_slurm_script_starts_tasks_and_requeues_stopped_ones(variables, expected, code, tmp_path):
+    for name, body in {"srun": f'echo srun "$@"; exit {code}', "scontrol": 'echo scontrol "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HOME": "/home",
+        "SLURM_JOB_ID": "7",
+        **variables,
+    }
+    script = ROOT / "launch" / "slurm.sh"
+    done = subprocess.run(
+        [script, "--config=c.py", "a b"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == code, done.stderr
+    assert lines[0] == f"{expected} --distributed=auto --config=c.py a b".replace("HERE", str(tmp_path))
+    assert lines[1:] == (["scontrol requeue 7"] if code == 75 else [])
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "starts"), [("0", 0, 1), ("2", 2, 1), ("1 0", 0, 2), ("1 1 1 1", 1, 3)]
+)
+def test_the_host_script_retries_crashes_but_not_mistakes(codes, code, starts, tmp_path):
+    fake = tmp_path / "python"
+    (tmp_path / "codes").write_text(codes)
+    fake.write_text(
+        f'#!/bin/sh\ncd {tmp_path}\necho "$@" >>said\nread first rest <codes\necho "$rest" >codes\nexit $first\n'
+    )
+    fake.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(fake), "RETRIES": "2"}
+    done = subprocess.run(
+        [ROOT / "launch" / "gpu_host.sh", "--config=c.py"],
+        env=environment,
+        timeout=20,
+        stderr=subprocess.PIPE,
+    )
+    assert done.returncode == code
+    assert (tmp_path / "said").read_text() == "-m bjax.main --distributed=off --config=c.py\n" * starts
