@@ -17,6 +17,7 @@ compiles.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import time
@@ -29,10 +30,10 @@ import numpy as np
 from bjax import blur
 from bjax.blur import psf
 
-PEERS = ("cv2", "torch", "pix")
+PEERS = {"cv2": "cv2", "torch": "torch", "pix": "dm_pix"}  # and the module each needs
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser("python -m benchmarks.blur", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--against", default="cv2,torch,pix", help="peers, comma-separated, of " + ", ".join(PEERS)
@@ -41,10 +42,13 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     peers = flags.against.split(",") if flags.against else []
-    if not set(peers) <= set(PEERS):
-        parser.error(f"--against={flags.against}: the peers are {', '.join(PEERS)}")
+    for peer in peers:
+        if peer not in PEERS:
+            parser.error(f"--against={flags.against}: the peers are {', '.join(PEERS)}")
+        if not importlib.util.find_spec(PEERS[peer]):
+            parser.error(f"--against={flags.against}: {PEERS[peer]} is not installed; leave {peer} out")
 
     images = np.random.default_rng(0).random((flags.batch, flags.size, flags.size, 3), dtype=np.float32)
     share = np.linspace(0, 1, flags.batch, dtype=np.float32)

@@ -21,11 +21,11 @@ from bjax.blur import imagenet_c, psf, varying
 SIZE, PATCH = 224, 16
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser("python -m benchmarks.figure_blur", description=__doc__.split("\n")[0])
     parser.add_argument("--photo", type=Path, help="a photograph; default: scikit-image's cat")
     parser.add_argument("--out", type=Path, default=Path("docs/blur.png"))
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     columns = blurs(load(flags.photo))
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     draw(columns).savefig(flags.out, dpi=110)

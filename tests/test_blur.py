@@ -131,13 +131,14 @@ def test_impl_pix_is_the_same_blur():
 # Motion and defocus
 
 
-def test_kernels_are_correlated_as_cv2_does():
+@pytest.mark.parametrize("size", [9, 21])
+def test_kernels_are_correlated_as_cv2_does(size):
     images = random_images(6, 25, 30, 3)
-    lengths, angles = np.linspace(1, 21, 6), np.linspace(-1, 4, 6)
-    radii = np.linspace(0, 10.5, 6)
-    moved, defocused = np.asarray(MOTION(images, lengths, angles)), np.asarray(DEFOCUS(images, radii))
-    for i, image in enumerate(images):
-        line, disk = np.asarray(psf.motion(lengths[i], angles[i])), np.asarray(psf.defocus(radii[i]))
+    lengths, angles, radii = np.linspace(1, size, 6), np.linspace(-1, 4, 6), np.linspace(0, size / 2, 6)
+    lines, disks = np.asarray(psf.motion(lengths, angles, size)), np.asarray(psf.defocus(radii, size))
+    moved = np.asarray(MOTION(images, lengths, angles, kernel_size=size))
+    defocused = np.asarray(DEFOCUS(images, radii, kernel_size=size))
+    for i, (image, line, disk) in enumerate(zip(images, lines, disks, strict=True)):
         np.testing.assert_allclose(
             moved[i], cv2.filter2D(image, -1, line, borderType=REFLECT), rtol=0, atol=2e-6
         )
