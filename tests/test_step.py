@@ -215,6 +215,7 @@ def test_ema_follows_the_weights():
 
 @pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
 def test_mixing_trains(options):
-    losses, _, _ = run(one_device(), [batch_of(8)] * 30, blur=SHARP, tx=optax.adamw(1e-2), **options)
+    losses, _, _ = run(one_device(), [batch_of(8)] * 40, blur=SHARP, tx=optax.adamw(3e-3), **options)
     assert np.isfinite(losses).all()
-    assert losses[-5:].mean() < losses[:5].mean()
+    # Not to zero: how much a step mixes decides how low its loss can be.
+    assert losses[-10:].mean() < 0.7 * losses[0]
