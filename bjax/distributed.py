@@ -128,7 +128,18 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     agree on the first step that none has begun. Its handler is in place from `initialize` on.
     """
     if jax.distributed.is_initialized():
-        yield multihost_utils.reached_preemption_sync_point
+        asked, agreed = 0, False
+
+        def stop(step: int) -> bool:
+            nonlocal asked, agreed
+            # The service counts from 1 and agrees on one number that nobody has asked for yet. A run that goes on asks
+            # for the steps before its own as well: a number agreed on while it was starting lies among them.
+            while asked < step:
+                asked += 1
+                agreed = multihost_utils.reached_preemption_sync_point(asked) or agreed
+            return agreed
+
+        yield stop
         return
     told = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: told.set())

@@ -267,6 +267,20 @@ def test_what_is_found():
     assert (found["num_processes"], found["process_id"], found["local_device_ids"]) == (2, 1, [1])
 
 
+def test_a_stop_agreed_on_while_a_run_was_starting_is_not_missed(monkeypatch):
+    asked = []
+    monkeypatch.setattr(distributed.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        distributed.multihost_utils,
+        "reached_preemption_sync_point",
+        lambda step: asked.append(step) or step == 1,
+    )
+    with distributed.stop_requests() as stop:
+        assert stop(3)  # the first step after a restored one
+        assert asked == [1, 2, 3]
+        assert stop(4)
+
+
 def test_distributed_on_without_a_cluster_is_a_mistake(tmp_path, capsys, data_dir):
     assert main([*flags(tmp_path, data_dir), "--distributed=on"]) == 2
     assert "give every process JAX_COORDINATOR_ADDRESS" in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""What a training step holds and sends on every device, for several meshes, from the compiled program alone.
+
+  python -m benchmarks.scaling [--models=vit,vgg19] [--batch=256] [--size=224] [--depth=24] [--json=FILE]
+
+Compiles `bjax.step.train_step` for eight virtual CPU devices and runs nothing. State: bytes of parameters and optimiser
+state (AdamW) on a device by the plan; arguments: what the compiled program takes, the state and the batch. Temporaries
+are those of the CPU backend and tell the trend only. Collectives are counted in the optimised HLO; one call may send
+many arrays, bytes are those of its results on one device.
+"""
+
+import argparse
+import functools
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from bjax import metrics, models, optim, sharding, state, step
+from bjax.blur.sample import BlurSpec
+from bjax.tokens import MaskSpec
+from configs import common
+
+DEVICES = 8
+MODELS = {"vit": {"variant": "L/16"}, "vgg19": {}}
+MESHES = ((8, 1), (2, 4), (1, 8))
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+SIZES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
+
+
+def compiled_step(name: str, options: dict, mesh_shape, *, batch: int, size: int, rules=((".*", "fsdp"),)):
+    """The compiled train step of a model on a mesh, and the shapes and shardings of its state."""
+    config = common.default()
+    model = models.build(name, num_classes=1000, dtype=jnp.float32, **options)
+    tx = optim.build(config.optim, 100)
+    mesh = sharding.make_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
+    init = functools.partial(state.init, model=model, tx=tx, image_size=size, ema=False)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    plan = sharding.plan(shapes, mesh, rules)
+    inputs = step.Inputs(
+        BlurSpec(**common.blur().to_dict()),
+        MaskSpec(),
+        16,
+        tuple(config.normalize.mean),
+        tuple(config.normalize.std),
+    )
+    objective = step.Objective(task="object", num_classes=1000)
+    train_step = jax.jit(
+        functools.partial(step.train_step, model=model, tx=tx, inputs=inputs, objective=objective, mesh=mesh),
+        donate_argnums=1,
+        out_shardings=(plan, None),
+    )
+    placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, plan)
+    rows = {
+        "image": (np.uint8, (size, size, 3)),
+        "label": (np.int32, ()),
+        "id": (np.uint32, ()),
+        "mask": (np.bool_, ()),
+    }
+    split = NamedSharding(mesh, sharding.BATCH)
+    batch = {
+        k: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=split) for k, (dtype, shape) in rows.items()
+    }
+    return train_step.lower(jax.random.key(0), placed, batch).compile(), shapes, plan
+
+
+def held(shapes, plan) -> int:
+    """Bytes of `shapes` that one device holds under `plan`."""
+    return sum(
+        int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize
+        for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(plan), strict=True)
+    )
+
+
+def collectives(hlo: str) -> dict[str, dict[str, int]]:
+    """{kind: {calls, arrays, bytes}} of an optimised HLO module's text; bytes of the results on one device."""
+    found = {}
+    for line in hlo.splitlines():
+        match = re.match(rf"\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
+        if match:
+            arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            sizes = [SIZES[t] * int(np.prod([int(n) for n in dims.split(",") if n])) for t, dims in arrays]
+            row = found.setdefault(match[2], Counter())
+            row.update(calls=1, arrays=len(sizes), bytes=sum(sizes))
+    return {kind: dict(row) for kind, row in found.items()}
+
+
+def measure(name: str, options: dict, mesh_shape, **sizes) -> dict:
+    compiled, shapes, plan = compiled_step(name, options, mesh_shape, **sizes)
+    memory = compiled.memory_analysis()
+    return {
+        "model": name,
+        **options,
+        "data": mesh_shape[0],
+        "fsdp": mesh_shape[1],
+        **sizes,
+        "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
+        "state": held(shapes, plan),
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "collectives": collectives(compiled.as_text()),
+    }
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--models", default=",".join(MODELS))
+    p.add_argument("--batch", type=int, default=256, help="images a step, over all devices")
+    p.add_argument("--size", type=int, default=224, help="side of the images, pixels")
+    p.add_argument("--depth", type=int, default=24, help="blocks of the ViT")
+    p.add_argument("--json", help="file for the numbers")
+    args = p.parse_args()
+    # JAX looks at both when it is first used, which is below.
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+    )
+    jax.config.update("jax_platforms", "cpu")
+    rows = []
+    for name in args.models.split(","):
+        for mesh in MESHES:
+            options = MODELS[name] | ({"depth": args.depth} if name == "vit" else {})
+            rows.append(measure(name, options, mesh, batch=args.batch, size=args.size))
+            print(rows[-1], flush=True)
+    kinds = [k for k in COLLECTIVES if any(k in row["collectives"] for row in rows)]
+
+    def calls(row, kind):
+        found = row["collectives"].get(kind)
+        return f"{found['calls']} ({found['bytes'] / 1e6:,.1f} MB)" if found else "0"
+
+    print(
+        metrics.columns(
+            ("model", "data × fsdp", "state MB", "arguments MB", "temporaries MB", *kinds),
+            [
+                (
+                    row["model"],
+                    f"{row['data']} × {row['fsdp']}",
+                    *(f"{row[k] / 1e6:,.1f}" for k in ("state", "arguments", "temporaries")),
+                    *(calls(row, kind) for kind in kinds),
+                )
+                for row in rows
+            ],
+        )
+    )
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
