@@ -231,8 +231,9 @@ class Task:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "exit").unlink(missing_ok=True)
         with (workdir / "log.txt").open("a") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
-        code = self.process.wait()
+            # SIGUSR2, which asks submitit to call `checkpoint`, reaches every process of the job.
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, preexec_fn=_ignore_usr2)
+        code = self._ended()
         (workdir / "exit").write_text(str(code))
         return code
 
@@ -240,9 +241,19 @@ class Task:
         from submitit.helpers import DelayedSubmission
 
         self.process.terminate()  # saves and ends with 75
-        self.process.wait()
+        self._ended()
         (Path(self.workdir) / "exit").write_text(str(STOPPED))
         return DelayedSubmission(Task(self.command, self.workdir))
+
+    def _ended(self) -> int:
+        # Not `wait`: `checkpoint` runs in a signal handler, inside it, and would wait for its lock for ever.
+        while self.process.poll() is None:
+            time.sleep(SECONDS)
+        return self.process.returncode
+
+
+def _ignore_usr2() -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def slurm(runs: list[Run], out: Path, options: list[str], retry: bool) -> int:
