@@ -12,7 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bjax import augment, losses, tokens
 from bjax.blur import sample
@@ -78,6 +79,9 @@ def train_step(
 
     def loss_of_part(params, batch_stats, part, dropout_key):
         images, kept, targets, weights = part
+        # Split weights are gathered where they are used. Left to itself the compiler may send the activations, which
+        # are larger, from device to device instead.
+        params = jax.lax.with_sharding_constraint(params, NamedSharding(mesh, P()))
         outputs, changed = _apply(
             model,
             {"params": params, "batch_stats": batch_stats},

@@ -32,7 +32,16 @@ def test_the_memory_of_a_device_falls_with_fsdp(compiled):
     assert compiled[8]["state"] < compiled[1]["state"] / 7.9
     for row in compiled.values():  # the compiled program takes what the plan says, and the batch
         assert row["arguments"] == pytest.approx(row["state"], rel=1e-3)
-    assert compiled[8]["temporaries"] < compiled[1]["temporaries"] / 4  # gradients are split as well
+
+
+def test_fsdp_gathers_the_weights_once_and_moves_no_activations(compiled):
+    found = compiled[8]["collectives"]
+    assert set(found) == {"all-gather", "all-reduce"}
+    weights = 4 * compiled[8]["parameters"]
+    assert (
+        0.98 * weights < found["all-gather"]["bytes"] <= weights
+    )  # biases and norms are whole on every device
+    assert found["all-reduce"]["bytes"] == pytest.approx(weights, rel=1e-3)
 
 
 def test_a_device_holds_its_part_of_vgg19s_classifier():
