@@ -1,5 +1,6 @@
 """Adapted statistics are those of the images, layer after layer; what cannot be adapted is refused."""
 
+import dataclasses
 import inspect
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def prepared(data_dir, **overrides):
 def test_statistics_are_those_of_the_training_images(data_dir):
     c, exp, source = prepared(data_dir)
     model = Two()
-    exp = experiment.Experiment(model, exp.objective, exp.train, exp.conditions)
+    exp = dataclasses.replace(exp, model=model)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     mesh = sharding.make_mesh(-1, 1)
     inputs = exp.conditions["sharp"].inputs
@@ -61,7 +62,7 @@ def test_statistics_are_those_of_the_training_images(data_dir):
 def test_blurred_images_give_statistics_of_their_own(data_dir):
     c, exp, source = prepared(data_dir)
     model = Two()
-    exp = experiment.Experiment(model, exp.objective, exp.train, exp.conditions)
+    exp = dataclasses.replace(exp, model=model)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     mesh = sharding.make_mesh(-1, 1)
     sharp, blurred = (

@@ -47,7 +47,9 @@ def evaluated(config, workdir):
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     random = np.random.RandomState(0)
     variables = jax.tree.map(lambda leaf: jnp.float32(random.normal(0, 0.3, leaf.shape)), shapes)
-    results = evaluate.build(config, exp, mesh)(dict.fromkeys(exp.conditions, variables))
+    results = evaluate.build(config, exp, mesh, evaluate.open_splits(config, exp))(
+        dict.fromkeys(exp.conditions, variables)
+    )
     evaluate.report(results, workdir)
     evaluate.measure(config, exp, mesh, variables, workdir)
     return results
@@ -135,10 +137,10 @@ def test_a_bucket_needs_one_process(run, monkeypatch):
             {"eval.all_sigma0.options.depth": "3"},
             "config.eval.all_sigma0.options.depth: the weights are the run's",
         ),
-        ({"eval.all_sigma0.options.tome_r": "-1"}, "config.eval.all_sigma0.tome_r=-1"),
+        ({"eval.all_sigma0.options.tome_r": "-1"}, "config.eval.all_sigma0.options.tome_r=-1"),
         (
             {"model.options.evit_layers": "1,9"},
-            r"config.model.evit_layers=\(1, 9\): expected layers from 0 to 5",
+            r"config.model.options.evit_layers=\(1, 9\): expected layers from 0 to 5",
         ),
         (
             {"model.options.tome_r": "2", "mask.mode": "attend"},

@@ -194,7 +194,8 @@ def test_evaluation_crops_as_center_crop(source):
 @pytest.mark.parametrize("batches", [train, lambda source, steps: evaluate(source)])
 def test_corrupt_images_stop_the_run_by_name(batches):
     with pytest.raises(
-        UserError, match=r"^tiny, train: corrupt image 7\.png: no image format .*on_corrupt='skip'"
+        UserError,
+        match=r"^tiny, train: corrupt image 7\.png: no image format .*--config.data.on_corrupt=skip",
     ):
         batches(make_source(broken=[7]), 8)
 
@@ -277,7 +278,7 @@ def test_home_is_resolved(tmp_path, monkeypatch, data_dir):
 )
 def test_a_split_that_does_not_exist(data_dir, split):
     with pytest.raises(
-        UserError, match=r"^data set photos: split .* there are train, test, unseen and parts such as"
+        UserError, match=r"^data set photos: split .* there are train, test, unseen, and parts such as"
     ):
         loader.open_split("photos", split, data_dir=data_dir)
 
