@@ -166,11 +166,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
             if now == total_steps or (config.eval_every and now % config.eval_every == 0):
                 results = evaluation(dict.fromkeys(exp.conditions, current.variables))
                 log.write(now, _flat(results))
-                recent, since, last = (
-                    [],
-                    time.perf_counter(),
-                    now,
-                )  # the evaluation's time is not the training's
+                since, last = time.perf_counter(), now  # the evaluation's time is not the training's
             # Last, so that a step that is restored has all its rows in metrics.jsonl.
             stopping = stop(now)
             if stopping or now % config.checkpoint_every == 0 or now == total_steps:
