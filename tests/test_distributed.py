@@ -1,5 +1,6 @@
 """Several real processes on one machine (CPU, Gloo): the same run as by one, whatever happens to them."""
 
+import itertools
 import json
 import os
 import shutil
@@ -49,17 +50,37 @@ def flags(workdir, data_dir, **overrides):
     ]
 
 
+# `bjax.main`, which also writes down the example ids of every batch that this process places on its devices.
+RECORDING = """
+import json, os, sys
+import jax
+from bjax import main, sharding
+
+def put(batch, mesh, original=sharding.put):
+    with open(os.path.join(os.environ["IDS"], f"{jax.process_index()}.jsonl"), "a") as file:
+        file.write(json.dumps(batch["id"].tolist()) + "\\n")
+    return original(batch, mesh)
+
+sharding.put = put
+sys.exit(main.main())
+"""
+
+
 class Job:
     """`count` processes of one run, started as a scheduler would; together they have four devices."""
 
-    def __init__(self, count, arguments, *, indices=None, timeout=60, address=None):
+    def __init__(self, count, arguments, *, indices=None, timeout=60, address=None, ids=None):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             address = address or f"127.0.0.1:{s.getsockname()[1]}"
         shared = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
         if count > 1:
             shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
-        command = [sys.executable, "-m", "bjax.main", f"--distributed_timeout={timeout}", *arguments]
+        if ids:
+            ids.mkdir(parents=True)
+            shared["IDS"] = str(ids)
+        program = ["-c", RECORDING] if ids else ["-m", "bjax.main"]
+        command = [sys.executable, *program, f"--distributed_timeout={timeout}", *arguments]
         self.processes = [
             subprocess.Popen(
                 command,
@@ -96,8 +117,8 @@ class Job:
         return [(p.returncode, *out) for p, out in zip(self.processes, said, strict=True)]
 
 
-def run(count, arguments, code=0):
-    with Job(count, arguments) as job:
+def run(count, arguments, code=0, ids=None):
+    with Job(count, arguments, ids=ids) as job:
         ended = job.ended()
     assert [c for c, _, _ in ended] == [code] * count, "\n".join(err[-3000:] for _, _, err in ended)
     return ended
@@ -118,19 +139,28 @@ def two(shared_dir, data_dir):
     workdir = shared_dir / "two_processes"
     with filelock.FileLock(shared_dir / "two_processes.lock"):
         if not (workdir / "results.json").exists():
-            said = run(2, flags(workdir, data_dir))
+            said = run(2, flags(workdir, data_dir), ids=shared_dir / "two_ids")
             (workdir / "said.json").write_text(json.dumps([out for _, out, _ in said]))
     return workdir
 
 
 @pytest.fixture(scope="module")
 def one(shared_dir, data_dir):
-    """The same run in one process, on the eight devices of the tests."""
+    """The same run in one process."""
     workdir = shared_dir / "one_process"
     with filelock.FileLock(shared_dir / "one_process.lock"):
         if not (workdir / "results.json").exists():
-            assert main(flags(workdir, data_dir)) == 0
+            run(1, flags(workdir, data_dir), ids=shared_dir / "one_ids")
     return workdir
+
+
+def ids_of_steps(folder, count):
+    """The ids of each step's global batch, from what `count` processes recorded of their parts of it."""
+    parts = [
+        [json.loads(line) for line in (folder / f"{i}.jsonl").read_text().splitlines()][:STEPS]
+        for i in range(count)
+    ]
+    return [list(itertools.chain(*step)) for step in zip(*parts, strict=True)]
 
 
 def assert_same_run(workdir, reference):
@@ -142,10 +172,14 @@ def assert_same_run(workdir, reference):
     assert results(workdir)["sharp"]["loss"] == pytest.approx(results(reference)["sharp"]["loss"], abs=1e-5)
 
 
-def test_one_two_and_four_processes_train_alike(one, two, data_dir, tmp_path):
+def test_one_two_and_four_processes_train_alike(one, two, data_dir, tmp_path, shared_dir):
     assert_same_run(two, one)
-    run(4, flags(tmp_path / "run", data_dir))
+    run(4, flags(tmp_path / "run", data_dir), ids=tmp_path / "ids")
     assert_same_run(tmp_path / "run", one)
+    expected = ids_of_steps(shared_dir / "one_ids", 1)
+    assert [len(step) for step in expected] == [16] * STEPS
+    assert ids_of_steps(shared_dir / "two_ids", 2) == expected
+    assert ids_of_steps(tmp_path / "ids", 4) == expected
 
 
 def test_only_process_0_speaks(two):
