@@ -99,8 +99,9 @@ def name_of(selector, drop):
     return selector if selector in NO_POLARITY else f"{selector}_{drop}"
 
 
-def sweep():
+def sweep(arg=""):
     """Paper 1's threshold beside others, on both sides of it: trained and evaluated with the same zeroed patches."""
+    del arg  # every source takes the same
     for drop in ("below", "above"):
         for threshold in (50.0, 100.0, 200.0):
             overrides = {"mask.mode": "zero_pixels", "mask.selector": "laplacian", "mask.keep_rate": None}

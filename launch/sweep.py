@@ -1,12 +1,15 @@
-"""Many runs of one config: a grid of overrides, or the sweep that the config file itself names.
+"""Many runs: a grid of overrides of one config, or the sweep that the config file itself names.
 
     python -m launch.sweep --config=configs/vit_mask.py:demo                        its own `sweep()`
     python -m launch.sweep --config=configs/vit.py:demo --grid optim.lr=1e-4,3e-4,1e-3 --grid model.options.depth=4,6 \
         --seeds=3 --config.steps=100 --jobs=2
+    python -m launch.sweep --config=configs/papers.py:demo                          both papers' experiments
     python -m launch.sweep … --executor=print                                       the commands, nothing run
     python -m launch.sweep … --executor=slurm --slurm partition=gpu --slurm gpus_per_node=1 --slurm time=600
 
-Several grids multiply; `--config.KEY=VALUE` holds for every run. Each run lives in OUT/HASH, HASH being that of its
+Several grids multiply; `--config.KEY=VALUE` holds for every run. `sweep(arg)` of a config file, arg being the text
+after the colon, yields one dict of overrides per run; there "config" names another config than its own, and "mode"
+what `--mode` takes. Each run lives in OUT/HASH, HASH being that of its
 resolved config, so the same command again skips what is finished, goes on with what was stopped and runs what is new;
 OUT/sweep.json lists {HASH: overrides}. A run that failed is named and left alone unless --retry is given. A run's
 output is in OUT/HASH/log.txt, the exit code of its last try in OUT/HASH/exit.
@@ -115,7 +118,11 @@ def points(args) -> list[tuple[tuple[str, str], ...]]:
         module = configs.module(args.config.partition(":")[0])
         if not hasattr(module, "sweep"):
             raise UserError(f"--config={args.config}: defines no sweep(); give --grid KEY=VALUE,VALUE")
-        found = [tuple((key, text(value)) for key, value in point.items()) for point in module.sweep()]
+        try:
+            named = list(module.sweep(args.config.partition(":")[2]))
+        except ValueError as e:
+            raise UserError(f"--config={args.config}: {e}") from None
+        found = [tuple((key, text(value)) for key, value in point.items()) for point in named]
     if args.seeds < 0:
         raise UserError(f"--seeds={args.seeds}: expected how many, such as --seeds=3 for 0, 1 and 2")
     return (
@@ -143,10 +150,21 @@ def plan(spec: str, shared: list[tuple[str, str]], points, out: Path) -> list[Ru
     """Resolves and checks the config of every point before anything is run. Raises UserError."""
     runs = {}
     for point in points:
-        config = configs.load(spec, [*shared, *point])
-        name = hashlib.sha256(configs.to_json(config).encode()).hexdigest()[:10]
-        flags = [f"--config.{k}={v}" for k, v in (*shared, *point)]
-        command = (sys.executable, "-m", "bjax.main", f"--config={spec}", f"--workdir={out / name}", *flags)
+        own = dict(point)
+        own_spec, mode = own.pop("config", spec), own.pop("mode", "train")
+        config = configs.load(own_spec, [*shared, *own.items()])
+        resolved = configs.to_json(config) + (mode if mode != "train" else "")
+        name = hashlib.sha256(resolved.encode()).hexdigest()[:10]
+        flags = [f"--config.{k}={v}" for k, v in (*shared, *own.items())]
+        flags += [f"--mode={mode}"] if mode != "train" else []
+        command = (
+            sys.executable,
+            "-m",
+            "bjax.main",
+            f"--config={own_spec}",
+            f"--workdir={out / name}",
+            *flags,
+        )
         if name in runs:
             raise UserError(
                 f"{runs[name].label} and {' '.join(f'{k}={v}' for k, v in point)}: the same run twice"

@@ -38,6 +38,13 @@ def test_grids_and_seeds_multiply(capsys):
     assert all(c[4].startswith("--workdir=out/") for c in commands)
 
 
+def test_an_evaluation_and_a_training_of_one_config_are_two_runs(tmp_path):
+    point = (("optim.lr", "0.1"),)
+    runs = sweep.plan(f"{VIT}:demo", [], [point, (*point, ("mode", "eval"))], tmp_path)
+    assert len({run.workdir for run in runs}) == 2
+    assert runs[1].command[-1] == "--mode=eval" and "--mode" not in " ".join(runs[0].command)
+
+
 def test_a_run_directory_depends_on_the_resolved_config_alone(capsys):
     [spelled] = printed(capsys, "--grid", "optim.lr=1e-3")
     [other] = printed(capsys, "--grid", "config.optim.lr=0.001")
@@ -53,6 +60,32 @@ def test_vit_mask_names_its_own_sweep(capsys):
     }
     assert len(points) == len(commands) == 6
     assert "--config.eval.blurred_drop_below_random.mask.threshold=50.0" in commands[0]
+
+
+def papers(capsys, args):
+    commands = printed(capsys, config=f"configs/papers.py{args}")
+    return [{word.partition("=")[0]: word.partition("=")[2] for word in command[3:]} for command in commands]
+
+
+def test_papers_are_a_matrix_of_configs(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    runs = papers(capsys, ":demo")
+    assert len({run["--workdir"] for run in runs}) == len(runs) == 14
+    assert {run["--config"] for run in runs if "vit" in run["--config"]} == {
+        f"configs/vit.py:demo,train={train},curves=true" for train in ("sharp", "blurred", "mix")
+    }
+    assert all("fraction=20" in run["--config"] for run in papers(capsys, ""))
+    weights = papers(capsys, ":weights=w")
+    evaluated = [run for run in weights if run.get("--mode") == "eval"]
+    assert [run["--config.init_from"] for run in evaluated] == [
+        "w/resnet50-0676ba61.pth",
+        "w/vgg19-dcbb9e9d.pth",
+        "w/googlenet-1378be20.pth",
+        "w/vit_b_16-c867db91.pth",
+    ]
+    tuned = [run for run in weights if "--config.init_new_head" in run]
+    assert len(tuned) == 8 and len(weights) == 14 + 4 + 8
+    assert not any("--mode" in run for run in papers(capsys, ":imagenette,weights=w"))
 
 
 @pytest.mark.parametrize(
