@@ -43,8 +43,9 @@ def stream(
     inputs: Inputs,
     objective: Objective,
     mesh: Mesh,
+    score: bool = True,
 ) -> "Stream":
-    """The evaluation of `inputs` (mask mode bucket) as a Stream, whose answers are those of `step.assess` per image.
+    """The evaluation of `inputs` (mask mode bucket) as a Stream, whose answers are those of `step.eval_step`.
 
     batch_size: of the programs; the mesh's devices divide it. patches: of an image. Blur and scores are computed
     twice, once to count and once in the program: cheaper than keeping what they made on the way between.
@@ -60,8 +61,7 @@ def stream(
     def program(mask, batch):
         batch = sharding.put(batch, mesh)
         own = dataclasses.replace(inputs, mask=mask)
-        images, kept, labels = step.prepare(key, batch, inputs=own, **same)
-        return step.assess(variables, images, kept, labels, model=model, objective=objective)
+        return step.eval_step(key, variables, batch, model=model, inputs=own, score=score, **same)
 
     masks = programs_of(inputs.mask, patches)
     programs = {length: functools.partial(program, mask) for length, mask in masks.items()}
@@ -70,7 +70,7 @@ def stream(
 
 @functools.partial(jax.jit, static_argnames=("inputs", "objective", "mesh"))
 def _count(key, batch, *, inputs, objective, mesh):
-    _, kept, _ = step.prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh)
+    _, kept, *_ = step.prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh, score=False)
     return kept.keep.sum(axis=1)
 
 

@@ -51,6 +51,7 @@ RANGES = {
     "loss.mixup": (0, None, True),
     "loss.cutmix": (0, None, True),
     "loss.aux": (0, None, True),
+    "loss.parameters": (0, None, True),
     "optim.lr": (0, None, True),
     "optim.momentum": (0, 1, True),
     "optim.b1": (0, 1, True),

@@ -1,4 +1,4 @@
-"""Named conditions over whole splits: every image once, sums on the devices, one table at the end."""
+"""Named conditions over whole splits: every image once, a row of answers for each, one table at the end."""
 
 import collections
 import dataclasses
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from bjax import (
     bn_adapt,
@@ -50,40 +51,38 @@ def open_splits(config, exp: experiment.Experiment) -> dict[str, loader.Source]:
 
 
 def build(
-    config, exp: experiment.Experiment, mesh, sources: dict[str, loader.Source]
-) -> Callable[[dict[str, dict]], dict[str, dict]]:
-    """Returns `evaluate({condition: variables}) -> {condition: {top1, top1_95, top5, top5_95, loss, n, kept, empty}}`.
+    config, exp: experiment.Experiment, mesh, sources: dict[str, loader.Source], training: loader.Source
+) -> Callable[[dict], dict[str, dict]]:
+    """Returns `evaluate(variables) -> {condition: row}`, the rows of results.json (`metrics.summarise`).
 
-    Step functions are made once; conditions of one split share its decoded batches.
+    Step functions are made once; conditions of one split share its decoded batches. training: the split that bn_adapt
+    takes statistics from.
     """
     by_split = collections.defaultdict(dict)
     for name, condition in exp.conditions.items():
         by_split[condition.split][name] = condition
 
-    def evaluate(variables: dict[str, dict]) -> dict[str, dict]:
+    def evaluate(variables: dict) -> dict[str, dict]:
         key = jax.random.key(SEED)
+        variables = {
+            name: {
+                **variables,
+                "batch_stats": bn_adapt.statistics(config, exp, mesh, training, variables, c.inputs),
+            }
+            if c.bn_adapt
+            else variables
+            for name, c in exp.conditions.items()
+        }
         results = {}
         for split, conditions in by_split.items():
             source = sources[split]
             corrupt = loader.Corrupt()
-            batches = loader.eval_batches(
-                source,
-                batch_size=config.eval_batch_size,
-                image_size=config.data.image_size,
-                resize=config.data.resize,
-                interpolation=config.data.interpolation,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                threads=config.data.threads,
-                prefetch=config.data.prefetch,
-                on_corrupt=config.data.on_corrupt,
-                corrupt=corrupt,
-            )
+            batches = experiment.eval_batches(config, source, corrupt=corrupt)
             total = -(-source.num_examples // config.eval_batch_size)
             bar = metrics.Progress(
                 total, 0, f"evaluate {split}", shown=jax.process_index() == 0, unit="batch"
             )
-            sums = collections.defaultdict(list)
+            answers = {name: [] for name in conditions}
             streams = {
                 name: bucket.stream(
                     key,
@@ -101,33 +100,40 @@ def build(
             in_flight = collections.deque()
             for batch in batches:
                 placed = sharding.put(batch, mesh)
+                found = {}
                 for name, condition in conditions.items():
                     if name in streams:
                         streams[name].add(batch)
-                    else:
-                        options = {"model": condition.model, "inputs": condition.inputs}
-                        sums[name].append(
-                            step.eval_step(
-                                key, variables[name], placed, **options, objective=exp.objective, mesh=mesh
-                            )
-                        )
+                        continue
+                    found[name] = step.eval_step(
+                        key,
+                        variables[name],
+                        placed,
+                        model=condition.model,
+                        inputs=condition.inputs,
+                        objective=exp.objective,
+                        mesh=mesh,
+                    )
                 # The host must not run ahead: every waiting batch lies on the devices.
-                in_flight.append([sums[name][-1]["n"] for name in conditions if sums[name]])
+                in_flight.append(found)
                 if len(in_flight) > IN_FLIGHT:
-                    jax.block_until_ready(in_flight.popleft())
+                    _collect(in_flight.popleft(), answers)
                 bar.advance()
+            for found in in_flight:
+                _collect(found, answers)
             for name, stream in streams.items():
-                sums[name].append({k: v.sum(dtype=np.float64) for k, v in stream.finish().items()})
+                answers[name].append(stream.finish())
             bar.close()
-            for name in conditions:
-                totals = jax.tree.map(
-                    lambda *x: float(np.sum(x, dtype=np.float64)), *jax.device_get(sums[name])
-                )
-                if totals["n"] == 0:
+            for name, condition in conditions.items():
+                rows = {k: np.concatenate([a[k] for a in answers[name]]) for k in answers[name][0]}
+                counted = rows.pop("mask", np.zeros(0, bool))  # a stream without images has no rows
+                if not counted.any():
                     raise UserError(
                         f"{source.name} {split}: none of its {source.num_examples} images could be decoded"
                     )
-                results[name] = metrics.summarise(totals)
+                rows = {k: v[counted] for k, v in rows.items()}
+                blur = condition.inputs.blur if config.task == "blur_type" else None
+                results[name] = metrics.summarise(rows, blur)
                 skipped = source.num_examples - results[name]["n"]
                 if skipped:
                     results[name]["skipped"] = skipped
@@ -138,6 +144,11 @@ def build(
     return evaluate
 
 
+def _collect(found: dict[str, dict], answers: dict[str, list]) -> None:
+    for name, rows in jax.device_get(found).items():
+        answers[name].append(rows)
+
+
 def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     """Evaluates without training and writes results.json.
 
@@ -146,9 +157,9 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     are blurred like that condition's.
     """
     trained = checkpoint.exists(workdir / "checkpoints")
-    if trained:
+    if trained or (workdir / "config.json").exists():
         config = _of_this_run(config, workdir)
-    elif not config.init_from:
+    if not trained and not config.init_from:
         raise UserError(
             f"--workdir={workdir}: holds no checkpoint; train first with --mode=train, or name weights with "
             "--config.init_from=FILE"
@@ -156,6 +167,9 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     # Names the classes; with `adapt` its images are read as well.
     source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
     exp = experiment.build(config, source.num_classes)
+    if adapt:
+        twins = {f"{k}_bn_adapt": dataclasses.replace(c, bn_adapt=True) for k, c in exp.conditions.items()}
+        exp = dataclasses.replace(exp, conditions=exp.conditions | twins)
     sources = open_splits(config, exp)
     configs.check_devices(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -164,6 +178,7 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
         state.init, model=exp.model, tx=tx, image_size=config.data.image_size, ema=config.optim.ema > 0
     )
     shapes = jax.eval_shape(init, jax.random.key(0))
+    bn_adapt.check(config, exp, source, shapes.batch_stats)
     plan = sharding.plan(shapes, mesh, config.mesh.rules)
     if trained:
         with checkpoint.manager(workdir / "checkpoints", read_only=True) as manager:
@@ -178,15 +193,10 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     if jax.process_index() == 0:
         print(f"evaluates {what}", flush=True)
 
-    by_condition = dict.fromkeys(exp.conditions, variables)
-    if adapt:
-        for name, condition in exp.conditions.items():
-            found = bn_adapt.statistics(config, exp, mesh, source, variables, condition.inputs)
-            by_condition[f"{name}_bn_adapt"] = {**variables, "batch_stats": found}
-        twins = {f"{name}_bn_adapt": condition for name, condition in exp.conditions.items()}
-        exp = dataclasses.replace(exp, conditions=exp.conditions | twins)
-    results = build(config, exp, mesh, sources)(by_condition)
+    results = build(config, exp, mesh, sources, source)(variables)
     workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        _record(config, exp, workdir)
     report(results, workdir, keep_others=bool(config.eval_only))
     if not adapt:
         measure(config, exp, mesh, variables, workdir)
@@ -209,6 +219,17 @@ def _of_this_run(config, workdir: Path):
     config = config.copy_and_resolve_references()
     config.optim = run.optim
     return config
+
+
+def _record(config, exp: experiment.Experiment, workdir: Path) -> None:
+    """Keeps config.json true to results.json: adds the conditions just evaluated to the run's config, or leaves one."""
+    path = workdir / "config.json"
+    run = configs.read(path) if path.exists() else config.copy_and_resolve_references()
+    before = run.eval if config.eval_only else {}
+    evaluated = {name: c for name, c in config.eval.items() if name in exp.conditions}
+    with run.unlocked():
+        run.eval = ConfigDict({**before, **evaluated}, sort_keys=False)
+    metrics.write_text(path, configs.to_json(run))
 
 
 def measure(config, exp: experiment.Experiment, mesh, variables: dict, workdir: Path) -> None:

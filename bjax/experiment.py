@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bjax import models, weights
+from bjax import losses, models, weights
+from bjax.blur import imagenet_c
 from bjax.blur.sample import KINDS, BlurSpec
+from bjax.data import loader
 from bjax.errors import UserError
 from bjax.models.vit import TOKEN_OPTIONS
 from bjax.step import Inputs, Objective
@@ -31,6 +33,7 @@ class Condition:
     split: str
     inputs: Inputs
     model: nn.Module  # the run's weights; may leave out or merge tokens by itself
+    bn_adapt: bool = False  # BatchNorm statistics of training images that go through `inputs`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,13 @@ class Experiment:
 def build(config, num_classes: int) -> Experiment:
     """config: as `bjax.config.load` returns it. num_classes: of the dataset (task=blur_type has its own four)."""
     num_classes = len(KINDS) if config.task == "blur_type" else num_classes
+    outputs = num_classes + (losses.PARAMETERS if config.loss.parameters else 0)
 
     def build_model(key: str, options) -> nn.Module:
         dtype = jnp.dtype(config.dtype)
         return _named(
             f"{key}.options",
-            lambda: models.build(config.model.name, num_classes=num_classes, dtype=dtype, **options),
+            lambda: models.build(config.model.name, num_classes=outputs, dtype=dtype, **options),
         )
 
     if config.model.name not in models.MODELS:
@@ -72,7 +76,7 @@ def build(config, num_classes: int) -> Experiment:
                 f"use {fits or patch} or {fits + patch}"
             )
 
-    def inputs(key: str, blur, mask, model) -> Inputs:
+    def inputs(key: str, blur, mask, model, corruption=None) -> Inputs:
         blur = _named(f"{key}blur", lambda: BlurSpec(**blur.to_dict()))
         mask = _named(f"{key}mask", lambda: MaskSpec(**mask))
         if own_patch is None and mask.mode not in ("none", "zero_pixels"):
@@ -87,13 +91,18 @@ def build(config, num_classes: int) -> Experiment:
                 "zero_pixels, zero_tokens, or gather at a keep_rate alone"
             )
         check_size(mask)
-        return Inputs(blur, mask, patch, config.normalize.mean, config.normalize.std)
+        return Inputs(blur, mask, patch, config.normalize.mean, config.normalize.std, corruption)
 
     train = inputs("", config.blur, config.mask, model)
     if train.mask.mode == "bucket":
         raise UserError(
             "config.mask.mode=bucket: for evaluation only, its batches follow what the images keep; "
             "train with gather and a keep_rate, or with attend"
+        )
+    if config.task == "object" and config.loss.parameters:
+        raise UserError(
+            f"config.loss.parameters={config.loss.parameters:g}: the blur's parameters are learned with "
+            "task=blur_type; set it to 0"
         )
     if config.task == "blur_type" and (config.loss.mixup or config.loss.cutmix):
         raise UserError(
@@ -116,7 +125,9 @@ def build(config, num_classes: int) -> Experiment:
                 f"{', '.join(TOKEN_OPTIONS)} of the ViT"
             )
         own_model = build_model(f"eval.{name}", {**config.model.options, **c.options})
-        conditions[name] = Condition(c.split, inputs(f"eval.{name}.", c.blur, c.mask, own_model), own_model)
+        corruption = _corruption(config, name, c)
+        own_inputs = inputs(f"eval.{name}.", c.blur, c.mask, own_model, corruption)
+        conditions[name] = Condition(c.split, own_inputs, own_model, c.bn_adapt)
     objective = Objective(
         task=config.task,
         num_classes=num_classes,
@@ -129,6 +140,47 @@ def build(config, num_classes: int) -> Experiment:
         quality[name] = _named(f"mask_quality.masks.{name}", functools.partial(MaskSpec, **mask))
         check_size(quality[name])
     return Experiment(model, objective, train, conditions, quality)
+
+
+def _corruption(config, name: str, condition) -> tuple[str, int] | None:
+    """ImageNet-C's blur of a condition, which stands in the place of a drawn one."""
+    if not condition.corruption:
+        return None
+    key = f"config.eval.{name}.corruption={condition.corruption}"
+    if condition.corruption not in imagenet_c.NAMES:
+        near = difflib.get_close_matches(condition.corruption, imagenet_c.NAMES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"{key}: expected one of {', '.join(imagenet_c.NAMES)}{hint}")
+    if condition.severity not in range(1, 6):
+        raise UserError(f"config.eval.{name}.severity={condition.severity}: expected 1 to 5")
+    if config.task == "blur_type":
+        raise UserError(
+            f"{key}: no kind of blur that the model could name; leave it empty for task=blur_type"
+        )
+    if condition.blur.kinds.sharp != 1:
+        raise UserError(f"{key}: takes the place of a blur; leave config.eval.{name}.blur sharp")
+    if config.data.image_size < 32:
+        raise UserError(f"{key}: needs images of at least 32 px; raise config.data.image_size")
+    return condition.corruption, condition.severity
+
+
+def eval_batches(config, source: loader.Source, **options):
+    """The batches of `source` as every evaluation of `config` reads them: `loader.eval_batches`, for this process."""
+    return loader.eval_batches(
+        source,
+        **{
+            "batch_size": config.eval_batch_size,
+            "image_size": config.data.image_size,
+            "resize": config.data.resize,
+            "interpolation": config.data.interpolation,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "threads": config.data.threads,
+            "prefetch": config.data.prefetch,
+            "on_corrupt": config.data.on_corrupt,
+            **options,
+        },
+    )
 
 
 def weights_of(config, shapes) -> dict:

@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+# What one unit of the outputs for the blur's parameters stands for, about the middle of the usual range: pixels.
+SIGMA, LENGTH, RADIUS = 2.0, 10.0, 4.0
+PARAMETERS = 5  # outputs: sigma, length, cos and sin of twice the angle (a line has no direction), radius
+
 
 def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
     """int[B] labels -> float32[B, num_classes] probabilities, with `smoothing` of the mass spread over all classes."""
@@ -13,3 +17,28 @@ def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross-entropy float32[B] of logits [B, C] against probabilities [B, C], in float32 whatever the logits are."""
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def blur_parameters(estimates: jax.Array, kind: jax.Array, drawn) -> jax.Array:
+    """Huber loss float32[B] of estimates [B, 5] of the parameters `drawn` (`blur.sample.Params`, pixels and radians).
+
+    Only those of the image's own `kind` count, an index into `blur.sample.KINDS`; a sharp image has a loss of 0.
+    """
+    angle = 2 * drawn.angle
+    truth = [
+        drawn.sigma / SIGMA,
+        drawn.length / LENGTH,
+        jnp.cos(angle),
+        jnp.sin(angle),
+        drawn.radius / RADIUS,
+    ]
+    gaussian, motion, defocus = (kind == i for i in (1, 2, 3))
+    own = jnp.stack([gaussian, motion, motion, motion, defocus], axis=1)
+    return (own * optax.huber_loss(estimates.astype(jnp.float32), jnp.stack(truth, axis=1))).sum(axis=1)
+
+
+def decode_parameters(estimates: jax.Array) -> jax.Array:
+    """Outputs [B, 5] -> float32[B, 4]: sigma, length (pixels), angle (radians in [0, π)), radius (pixels)."""
+    sigma, length, cosine, sine, radius = estimates.astype(jnp.float32).T
+    angle = jnp.arctan2(sine, cosine) / 2 % jnp.pi
+    return jnp.stack([SIGMA * sigma, LENGTH * length, angle, RADIUS * radius], axis=1)

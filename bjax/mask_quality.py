@@ -27,16 +27,7 @@ def measure(config, exp: experiment.Experiment, mesh) -> dict[str, dict[str, dic
     """
     own = config.mask_quality
     source = loader.open_split(config.data.name, own.split, data_dir=config.data.data_dir or None)
-    batches = loader.eval_batches(
-        source,
-        batch_size=config.eval_batch_size,
-        image_size=config.data.image_size,
-        resize=config.data.resize,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-        on_corrupt=config.data.on_corrupt,
-    )
+    batches = experiment.eval_batches(config, source)
     options = {"masks": tuple(exp.quality.values()), "patch_size": exp.train.patch_size, "mesh": mesh}
     found = {sigma: [] for sigma in own.sigma}
     for batch in batches:

@@ -1,16 +1,29 @@
 """Numbers on their way out: intervals, the results table, metrics.jsonl, the progress bar."""
 
+import contextlib
+import datetime
+import importlib.metadata
 import importlib.util
 import json
 import math
 import os
+import platform
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+VERSIONS = ("bjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+SHARES = tuple(i / 10 for i in range(1, 11))  # of the images, in coverage
+RANKINGS = ("confidence", "sharpness")  # what decides which images are answered first
+KINDS = ("sharp", "gaussian", "motion", "defocus")  # those of bjax.blur.sample, in its order
+STRENGTHS = {"gaussian": "sigma", "motion": "length", "defocus": "radius"}
+PARAMETERS = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}  # as estimated
 
 
 def wilson(hits: float, n: int) -> tuple[float, float]:
@@ -21,28 +34,104 @@ def wilson(hits: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def mean_interval(total: float, squares: float, n: int) -> tuple[float, float]:
-    """95 % interval of a mean, by the normal approximation, from the sum and the sum of squares of n values."""
-    mean = total / n
-    half = Z95 * math.sqrt(max(squares / n - mean**2, 0.0) / max(n - 1, 1))
-    return mean - half, mean + half
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of values [n], by the normal approximation."""
+    half = Z95 * float(np.std(values)) / math.sqrt(max(len(values) - 1, 1))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def summarise(sums: dict[str, float]) -> dict[str, object]:
-    """Sums of `step.eval_step` over a split -> means, with 95 % intervals; n and empty are counts."""
-    n = round(sums["n"])
-    return {
-        "top1": sums["top1"] / n,
-        "top1_95": list(wilson(sums["top1"], n)),
-        "top5": sums["top5"] / n,
-        "top5_95": list(wilson(sums["top5"], n)),
-        "loss": sums["loss"] / n,
-        "loss_95": list(mean_interval(sums["loss"], sums["loss_squared"], n)),
-        "n": n,
-        "kept": sums["kept"] / n,
-        "kept_95": list(mean_interval(sums["kept"], sums["kept_squared"], n)),
-        "empty": round(sums["empty"]),
+def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
+    """Rows of `step.eval_step` over a split -> one row of results.json.
+
+    Means with 95 % intervals; n and empty are counts; ece and coverage as their functions say. blur: of a condition
+    whose labels are kinds of blur; adds confusion, by_strength and, where the model estimates parameters, estimates.
+    """
+    answers = {
+        k: np.asarray(v, np.float64) if np.asarray(v).dtype.kind == "f" else v for k, v in answers.items()
     }
+    n = len(answers["label"])
+    row = {}
+    for name in ("top1", "top5"):
+        row[name] = float(answers[name].mean())
+        row[f"{name}_95"] = list(wilson(answers[name].sum(), n))
+    row["loss"], row["loss_95"] = float(answers["loss"].mean()), list(mean_interval(answers["loss"]))
+    row["n"] = n
+    row["kept"], row["kept_95"] = float(answers["kept"].mean()), list(mean_interval(answers["kept"]))
+    row["empty"] = int((answers["kept"] == 0).sum())
+    row["ece"] = calibration_error(answers["confidence"], answers["top1"])
+    row["coverage"] = {
+        "share": list(SHARES),
+        **{by: accuracy_at(answers["top1"], answers[by]) for by in RANKINGS if by in answers},
+    }
+    if blur is not None:
+        row["confusion"] = confusion(answers["label"], answers["prediction"], len(KINDS))
+        row["by_strength"] = by_strength(answers, blur)
+        if "estimates" in answers:
+            row["estimates"] = estimate_errors(answers)
+    return row
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017): |accuracy − confidence| over equal bins, weighted by images."""
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (0, 1/15], (1/15, 2/15], …
+    gaps = np.bincount(bin_of, correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(correct))
+
+
+def accuracy_at(correct: np.ndarray, ranking: np.ndarray) -> list[float]:
+    """Accuracy on the shares `SHARES` of the images that rank highest, ties in the order of the images: what remains
+    where a classifier abstains on the others."""
+    ordered = correct[np.argsort(-ranking, kind="stable")]
+    return [float(ordered[: math.ceil(share * len(ordered))].mean()) for share in SHARES]
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> list[list[int]]:
+    """Counts: a row per true class, a column per predicted one."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, predictions), 1)
+    return counts.tolist()
+
+
+def by_strength(answers: dict[str, np.ndarray], blur, bins: int = 4) -> dict[str, list[dict]]:
+    """Accuracy per kind of blur in equal bins of the strength drawn: {kind: [{low, high, n, top1}]}, in pixels.
+
+    A bin without images has top1 None. blur: has the ranges (low, high) of sigma, length and radius.
+    """
+    found = {}
+    for kind, name in STRENGTHS.items():
+        own = answers["label"] == KINDS.index(kind)
+        if not own.any():
+            continue
+        low, high = getattr(blur, name)
+        edges = np.linspace(low, high, bins + 1) if high > low else np.array([low, high])
+        bin_of = np.clip(np.searchsorted(edges, answers[name][own], side="right") - 1, 0, len(edges) - 2)
+        found[kind] = [
+            {
+                "low": float(edges[i]),
+                "high": float(edges[i + 1]),
+                "n": int((bin_of == i).sum()),
+                "top1": float(answers["top1"][own][bin_of == i].mean()) if (bin_of == i).any() else None,
+            }
+            for i in range(len(edges) - 1)
+        ]
+    return found
+
+
+def estimate_errors(answers: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Mean absolute error of each estimated parameter over the images whose blur has it: {name: {mae, n}}.
+
+    Pixels; the angle in degrees, modulo 180: at most 90.
+    """
+    found = {}
+    for i, (name, kind) in enumerate(PARAMETERS.items()):
+        own = answers["label"] == KINDS.index(kind)
+        if not own.any():
+            continue
+        error = np.abs(answers["estimates"][own, i] - answers[name][own])
+        if name == "angle":
+            error = np.rad2deg(np.minimum(error % np.pi, np.pi - error % np.pi))
+        found[name] = {"mae": float(error.mean()), "n": int(own.sum())}
+    return found
 
 
 def table(results: dict[str, dict]) -> str:
@@ -80,6 +169,57 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_suffix(path.suffix + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def session(workdir: Path, mode: str, *, writes: bool):
+    """Adds to run.json, when it ends, how long this process worked on the run, with which versions and on what.
+
+    {"sessions": [{started, seconds, mode, commit, versions, device, processes}]}: one per command that got as far as
+    leaving a config.json, interrupted ones too; commit is None outside a git checkout. Only the process that `writes`
+    writes.
+    """
+    started, since = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    try:
+        yield
+    finally:
+        if writes and (workdir / "config.json").exists():
+            import jax  # on the devices of the run, which are known by now
+
+            path = workdir / "run.json"
+            sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
+            device = jax.devices()[0].device_kind
+            sessions.append(
+                {
+                    "started": started.isoformat(timespec="seconds"),
+                    "seconds": round(time.perf_counter() - since, 1),
+                    "mode": mode,
+                    "commit": _commit(),
+                    "versions": {"python": platform.python_version(), **_versions()},
+                    "device": f"{jax.device_count()} × {device}",
+                    "processes": jax.process_count(),
+                }
+            )
+            write_text(path, json.dumps({"sessions": sessions}, indent=2) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides the numbers, as far as it is installed: a clone may be run in place."""
+    found = {}
+    for name in VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of this code, with a + where files that git knows are changed."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
+    except FileNotFoundError:  # git is not installed
+        return None
+    return found.stdout.strip() or None
 
 
 class Log:

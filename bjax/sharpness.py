@@ -1,9 +1,9 @@
 """Focus measures: how sharp each patch of an image is, on the 0..255 scale.
 
 Every measure takes float images `[B, H, W, 3]` in [0, 1], RGB, and a patch size p ≤ 1024 that divides H and
-W, and returns `f32[B, H/p, W/p]`; higher is sharper. Images become grey as `cv2.cvtColor(..., COLOR_RGB2GRAY)`
-makes them: rounded to uint8 first (half to even), then BT.601 in fixed point. All filters have cv2's
-default border (reflect-101).
+W, or a pair (height, width) that does, and returns `f32[B, H/p, W/p]`; higher is sharper. Images become grey
+as `cv2.cvtColor(..., COLOR_RGB2GRAY)` makes them: rounded to uint8 first (half to even), then BT.601 in fixed
+point. All filters have cv2's default border (reflect-101).
 
 `scope` says where that border is. "image": filter the whole image, then pool per patch; a patch sees one
 pixel of its neighbours. "patch": filter each patch on its own. The two disagree on a few per cent of
@@ -19,6 +19,7 @@ import numpy as np
 
 from bjax.errors import UserError
 
+LARGEST_PATCH = 1024  # px: 32 bits hold the sums of every measure and every image
 PIXELS = (2, 4)  # axes of a patch's own pixels, see _per_patch
 
 
@@ -33,7 +34,7 @@ def laplacian_variance(images, patch_size, *, scope="image"):
     # Integer sums are exact in whatever order a device adds. Shifted near zero mean,
     # var = E[d²] - E[d]² cancels by a factor of 2 at most.
     response = response - jnp.round(response.mean(PIXELS, keepdims=True)).astype(jnp.int32)
-    mean = response.sum(PIXELS) / patch_size**2
+    mean = response.sum(PIXELS) / (response.shape[2] * response.shape[4])
     return _mean_of_integers(response * response) - mean * mean
 
 
@@ -150,21 +151,24 @@ def _per_patch(images, patch_size, scope, response):
     if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images: {images.dtype}{list(images.shape)} must be float [B, H, W, 3] in [0, 1]")
     batch, height, width = images.shape[:3]
-    if patch_size < 1 or height % patch_size or width % patch_size:
+    rows, columns = (patch_size, patch_size) if np.ndim(patch_size) == 0 else patch_size
+    if min(rows, columns) < 1 or height % rows or width % columns:
         raise ValueError(
             f"patch_size={patch_size}: must divide the image's height {height} and width {width}"
         )
-    if patch_size > 1024:  # where 32 bits hold the sums of every measure and every image
-        raise ValueError(f"patch_size={patch_size}: must be at most 1024; scale larger images down")
+    if max(rows, columns) > LARGEST_PATCH:
+        raise ValueError(
+            f"patch_size={patch_size}: must be at most {LARGEST_PATCH}; scale larger images down"
+        )
     if scope not in ("image", "patch"):
         raise ValueError(f"scope={scope!r}: must be 'image' or 'patch'")
     grey = grey_levels(images)
     if scope == "image":
         grey = response(grey)
-    patches = grey.reshape(batch, height // patch_size, patch_size, width // patch_size, patch_size)
+    patches = grey.reshape(batch, height // rows, rows, width // columns, columns)
     if scope == "patch":
         apart = patches.swapaxes(2, 3)
-        patches = response(apart.reshape(-1, patch_size, patch_size)).reshape(apart.shape).swapaxes(2, 3)
+        patches = response(apart.reshape(-1, rows, columns)).reshape(apart.shape).swapaxes(2, 3)
     return patches
 
 

@@ -36,6 +36,7 @@ def measure(config, exp: experiment.Experiment, mesh, variables: dict) -> dict:
     for name, condition in exp.conditions.items():
         inputs = dataclasses.replace(condition.inputs, blur=sample.SHARP)
         options = {"model": condition.model, "inputs": inputs, "objective": exp.objective, "mesh": mesh}
+        options["score"] = False  # of the whole image: a fact for the results, no part of classifying
         bucketed = inputs.mask.mode == "bucket"
         # Conditions that differ in their blur alone cost the same, but in a bucket, where it decides what is kept.
         program = (condition.split, condition.model, condition.inputs if bucketed else inputs)
@@ -71,16 +72,8 @@ def measure(config, exp: experiment.Experiment, mesh, variables: dict) -> dict:
 
 
 def _batches(config, split: str):
-    return loader.eval_batches(
-        loader.open_split(config.data.name, split, data_dir=config.data.data_dir or None),
-        batch_size=config.eval_batch_size,
-        image_size=config.data.image_size,
-        resize=config.data.resize,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-        on_corrupt=config.data.on_corrupt,
-    )
+    source = loader.open_split(config.data.name, split, data_dir=config.data.data_dir or None)
+    return experiment.eval_batches(config, source)
 
 
 def _whole(key, variables, batch, options):
@@ -98,7 +91,7 @@ def _bucketed(key, variables, batches, options, config):
         stream = bucket.stream(key, variables, batch_size=config.eval_batch_size, patches=patches, **options)
         for batch in batches:
             stream.add(batch)
-        return len(stream.finish()["n"])
+        return len(stream.finish()["label"])
 
     return run
 
@@ -107,7 +100,7 @@ def _blurred(key, batch, inputs, exp, mesh):
     """The host batch with its images blurred as `inputs` says, in 8 bits."""
     plain = dataclasses.replace(inputs, mask=MaskSpec(), mean=(0.0,) * 3, std=(1.0,) * 3)
     placed = sharding.put(batch, mesh)
-    images, _, _ = step.prepare(key, placed, inputs=plain, objective=exp.objective, mesh=mesh)
+    images, *_ = step.prepare(key, placed, inputs=plain, objective=exp.objective, mesh=mesh, score=False)
     return {**batch, "image": np.uint8(np.round(255 * np.asarray(images)))}
 
 

@@ -1,4 +1,4 @@
-"""The two pure functions that run on the devices: uint8 images in, new state or sums out.
+"""The two pure functions that run on the devices: uint8 images in, new state or answers per image out.
 
 Blur, scores, masks and normalisation happen here, so the host only decodes and crops. Per-image work runs under
 `shard_map`: each device blurs its own rows, and every random draw comes from the image's own key, so the number of
@@ -15,8 +15,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bjax import augment, losses, tokens
-from bjax.blur import sample
+from bjax import augment, losses, sharpness, tokens
+from bjax.blur import imagenet_c, sample
 from bjax.sharding import BATCH
 from bjax.state import State
 from bjax.tokens import MaskSpec
@@ -31,6 +31,7 @@ class Inputs:
     patch_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    corruption: tuple[str, int] | None = None  # ImageNet-C's name and severity, instead of `blur`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Objective:
     mixup: float = 0.0
     cutmix: float = 0.0
     aux: float = 0.3
+    parameters: float = (
+        0.0  # weight of the loss of the blur's parameters; above 0 the model has outputs for them
+    )
     accumulate: int = 1
     ema: float = 0.0
 
@@ -68,7 +72,7 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     draw_keys, mix_key, dropout_key = jax.random.split(key, 3)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_keys, batch["id"])
-    images, kind = _blur(keys, batch["image"], inputs, mesh)
+    images, kind, drawn = _blur(keys, batch["image"], inputs, mesh)
     labels = kind if objective.task == "blur_type" else batch["label"]
     targets = losses.targets(labels, objective.num_classes, objective.label_smoothing)
     images, targets = _mix(mix_key, images, targets, objective)
@@ -78,7 +82,7 @@ def train_step(
     count = jnp.maximum(weights.sum(), 1.0)
 
     def loss_of_part(params, batch_stats, part, dropout_key):
-        images, kept, targets, weights = part
+        images, kept, targets, kind, drawn, weights = part
         # Split weights are gathered where they are used. Left to itself the compiler may send the activations, which
         # are larger, from device to device instead.
         params = jax.lax.with_sharding_constraint(params, NamedSharding(mesh, P()))
@@ -91,14 +95,23 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        logits, aux = outputs if isinstance(outputs, tuple) else (outputs, ())
-        loss = losses.cross_entropy(logits, targets)
+        outputs, aux = outputs if isinstance(outputs, tuple) else (outputs, ())
+
+        def loss_of(outputs):
+            loss = losses.cross_entropy(outputs[:, : objective.num_classes], targets)
+            if objective.parameters:
+                estimates = outputs[:, objective.num_classes :]
+                loss += objective.parameters * losses.blur_parameters(estimates, kind, drawn)
+            return loss
+
+        loss = loss_of(outputs)
         for more in aux:
-            loss += objective.aux * losses.cross_entropy(more, targets)
+            loss += objective.aux * loss_of(more)
+        logits = outputs[:, : objective.num_classes]
         return (weights * loss).sum() / count, (changed.get("batch_stats", {}), logits)
 
     gradient = jax.value_and_grad(loss_of_part, has_aux=True)
-    parts = (images, kept, targets, weights)
+    parts = (images, kept, targets, kind, drawn, weights)
     if objective.accumulate == 1:
         (loss, (batch_stats, logits)), grads = gradient(state.params, state.batch_stats, parts, dropout_key)
     else:
@@ -123,56 +136,69 @@ def train_step(
     return State(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
 
-@functools.partial(jax.jit, static_argnames=("inputs", "objective", "mesh"))
+@functools.partial(jax.jit, static_argnames=("inputs", "objective", "mesh", "score"))
 def prepare(
-    key: jax.Array, batch: dict[str, jax.Array], *, inputs: Inputs, objective: Objective, mesh: Mesh
-) -> tuple[jax.Array, tokens.Tokens | None, jax.Array]:
-    """A batch as evaluation sees it: normalised images float32[B, H, W, 3], the tokens kept, labels int32[B].
+    key: jax.Array,
+    batch: dict[str, jax.Array],
+    *,
+    inputs: Inputs,
+    objective: Objective,
+    mesh: Mesh,
+    score: bool = True,
+) -> tuple[jax.Array, tokens.Tokens | None, jax.Array, dict[str, jax.Array]]:
+    """A batch as evaluation sees it, and the truth about it.
 
-    The draw of an image's blur depends on key and id alone, so every condition and every run blurs it alike.
+    Returns normalised images float32[B, H, W, 3], the tokens kept, labels int32[B], and facts, float32[B] each: the
+    parameters of the blur drawn (0 where its kind has none) and, unless not `score` or over 1024 px, sharpness, the
+    variance of the whole blurred image's Laplacian. The draw of an image's blur depends on key and id alone, so every
+    condition and every run blurs it alike.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
-    images, kind = _blur(keys, batch["image"], inputs, mesh)
+    images, kind, drawn = _blur(keys, batch["image"], inputs, mesh)
     labels = kind if objective.task == "blur_type" else batch["label"]
+    facts = {name: getattr(drawn, name) for name in ("sigma", "length", "angle", "radius")}
+    if score and max(images.shape[1:3]) <= sharpness.LARGEST_PATCH:
+        whole = functools.partial(sharpness.laplacian_variance, patch_size=images.shape[1:3])
+        facts["sharpness"] = _per_image(whole, mesh)(images)[:, 0, 0]
     images, kept = _mask(keys, images, inputs, mesh)
-    return images, kept, labels
+    return images, kept, labels, facts
 
 
-@functools.partial(jax.jit, static_argnames=("model", "objective"))
+@functools.partial(jax.jit, static_argnames=("model", "objective", "mesh"))
 def assess(
     variables: dict,
     images: jax.Array,
     kept: tokens.Tokens | None,
     labels: jax.Array,
+    facts: dict[str, jax.Array],
+    mask: jax.Array,
     *,
     model,
     objective: Objective,
+    mesh: Mesh,
 ) -> dict[str, jax.Array]:
-    """Answers to what `prepare` returns, float32[B] each: n (1), top1, top5, empty, loss, kept (a share), squares."""
-    logits = _apply(model, variables, images, kept, train=False)
-    targets = losses.targets(labels, objective.num_classes)
-    loss = losses.cross_entropy(logits, targets)
-    share = jnp.ones(len(labels)) if kept is None else kept.keep.mean(axis=1)
-    return {
-        "n": jnp.ones(len(labels)),
+    """The model's answers to what `prepare` returns, one row per image, whole on every process.
+
+    int32[B] label and prediction; float32[B] top1, top5, loss, confidence (the largest probability), kept (a share),
+    and the facts; bool[B] mask, as given: which rows count; estimates float32[B, 4] of the blur's sigma, length, angle
+    and radius, where the model estimates them.
+    """
+    outputs = _apply(model, variables, images, kept, train=False)
+    logits = outputs[:, : objective.num_classes]
+    answers = {
+        "label": labels,
+        "prediction": logits.argmax(axis=1).astype(jnp.int32),
+        "confidence": jax.nn.softmax(logits.astype(jnp.float32)).max(axis=1),
         "top1": _hits(logits, labels, 1),
         "top5": _hits(logits, labels, 5),
-        "loss": loss,
-        "loss_squared": loss**2,
-        "kept": share,
-        "kept_squared": share**2,
-        "empty": (share == 0).astype(jnp.float32),
+        "loss": losses.cross_entropy(logits, losses.targets(labels, objective.num_classes)),
+        "kept": jnp.ones(len(labels)) if kept is None else kept.keep.mean(axis=1),
+        "mask": mask,
+        **facts,
     }
-
-
-@functools.partial(jax.jit, static_argnames=("model", "objective"))
-def sums(
-    variables: dict, images, kept, labels, mask: jax.Array, *, model, objective: Objective
-) -> dict[str, jax.Array]:
-    """The answers of `assess` summed over the images that `mask: bool[B]` counts."""
-    answers = assess(variables, images, kept, labels, model=model, objective=objective)
-    # where, not a product: a padded row may hold anything, even a NaN.
-    return {k: jnp.where(mask, v, 0.0).sum() for k, v in answers.items()}
+    if objective.parameters:
+        answers["estimates"] = losses.decode_parameters(outputs[:, objective.num_classes :])
+    return jax.lax.with_sharding_constraint(answers, NamedSharding(mesh, P()))
 
 
 def eval_step(
@@ -184,14 +210,15 @@ def eval_step(
     inputs: Inputs,
     objective: Objective,
     mesh: Mesh,
+    score: bool = True,
 ) -> dict[str, jax.Array]:
-    """`prepare`, then `sums`: what a batch adds to n, top1, top5, loss, kept and empty.
+    """`prepare`, then `assess`: the answers to a batch, one row per image.
 
     Compiled in these two parts: conditions that differ in blur or selector share the second, by far the larger, so that
     a grid of them compiles the model once per number of tokens.
     """
-    prepared = prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh)
-    return sums(variables, *prepared, batch["mask"], model=model, objective=objective)
+    prepared = prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh, score=score)
+    return assess(variables, *prepared, batch["mask"], model=model, objective=objective, mesh=mesh)
 
 
 def batch_statistics(
@@ -209,7 +236,7 @@ def batch_statistics(
     As in training, each layer is fed by layers that normalise with the batch's own statistics. momentum: the model's.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
-    images, _ = _blur(keys, batch["image"], inputs, mesh)
+    images, *_ = _blur(keys, batch["image"], inputs, mesh)
     images, kept = _mask(keys, images, inputs, mesh)
     # From zero, one step of the running average is the batch's share of it.
     start = {**variables, "batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
@@ -227,11 +254,17 @@ def _apply(model, variables: dict, images, kept, **options):
 
 
 def _blur(keys, images, inputs: Inputs, mesh: Mesh):
-    """uint8 images -> blurred float32 in [0, 1] and the kind of blur drawn."""
+    """uint8 images -> blurred float32 in [0, 1], the kind of blur drawn (0 under a corruption) and its parameters."""
 
     def local(keys, images):
-        images, kind, _ = sample.draw(_stream(keys, 0), images.astype(jnp.float32) / 255, inputs.blur)
-        return images, kind
+        keys = _stream(keys, 0)
+        if inputs.corruption is None:
+            return tuple(sample.draw(keys, images.astype(jnp.float32) / 255, inputs.blur))
+        name, severity = inputs.corruption
+        # One at a time: a vmapped kernel is a grouped convolution, slow on every platform.
+        images = jax.lax.map(lambda item: imagenet_c.corrupt(*item, name, severity), (keys, images))
+        nothing = jnp.zeros(len(images))
+        return images.astype(jnp.float32) / 255, nothing.astype(jnp.int32), sample.Params(*[nothing] * 5)
 
     return _per_image(local, mesh)(keys, images)
 

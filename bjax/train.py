@@ -10,7 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bjax import checkpoint, distributed, evaluate, experiment, metrics, optim, sharding, state, step
+from bjax import (
+    bn_adapt,
+    checkpoint,
+    distributed,
+    evaluate,
+    experiment,
+    metrics,
+    optim,
+    sharding,
+    state,
+    step,
+)
 from bjax import config as configs
 from bjax.data import loader
 from bjax.errors import UserError
@@ -63,7 +74,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
 
     # --- state, born sharded
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    evaluation = evaluate.build(config, exp, mesh, sources)
+    evaluation = evaluate.build(config, exp, mesh, sources, source)
     tx = optim.build(config.optim, total_steps)
     init = functools.partial(
         state.init, model=exp.model, tx=tx, image_size=config.data.image_size, ema=config.optim.ema > 0
@@ -71,6 +82,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
     key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(key)
     shapes = jax.eval_shape(init, init_key)
+    bn_adapt.check(config, exp, source, shapes.batch_stats)
     plan = sharding.plan(shapes, mesh, config.mesh.rules)
     # Read before anything is built on the devices, and only where the run starts.
     fresh = not checkpoint.exists(workdir / "checkpoints")
@@ -164,7 +176,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
                 )
                 recent, since, last = [], time.perf_counter(), now
             if now == total_steps or (config.eval_every and now % config.eval_every == 0):
-                results = evaluation(dict.fromkeys(exp.conditions, current.variables))
+                results = evaluation(current.variables)
                 log.write(now, _flat(results))
                 since, last = time.perf_counter(), now  # the evaluation's time is not the training's
             # Last, so that a step that is restored has all its rows in metrics.jsonl.
@@ -181,7 +193,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
 
     # --- results; a run that was finished before is only evaluated
     if results is None:
-        results = evaluation(dict.fromkeys(exp.conditions, current.variables))
+        results = evaluation(current.variables)
     evaluate.report(results, workdir)
     evaluate.measure(config, exp, mesh, current.variables, workdir)
     return results

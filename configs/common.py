@@ -102,6 +102,11 @@ def condition(split, blurred=None, masked=None, **options):
     c.blur = blurred or blur()
     c.mask = masked or mask()
     c.options = ConfigDict(options)  # of the ViT, beside model.options: evit_keep, evit_layers, tome_r
+    c.corruption = (
+        ""  # ImageNet-C's blur of the crop instead of `blur`: gaussian_blur | defocus_blur | motion_blur | …
+    )
+    c.severity = 1  # of that corruption, 1 to 5
+    c.bn_adapt = False  # with BatchNorm statistics of training images that are blurred and masked like these
     return c
 
 
@@ -147,6 +152,9 @@ def default():
     c.loss.mixup = 0.0  # Beta parameter of mixup, one draw per step; 0: off
     c.loss.cutmix = 0.0  # Beta parameter of cutmix; where both are on each step takes one of them
     c.loss.aux = 0.3  # weight of each auxiliary head (GoogLeNet)
+    c.loss.parameters = (
+        0.0  # blur_type: weight of estimating the blur's strength and angle as well; 0: not estimated
+    )
 
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw | sgd (Nesterov off, momentum below)
@@ -173,9 +181,7 @@ def default():
     c.mask_quality.split = "validation"
     c.mask_quality.sigma = (1.0, 2.0, 4.0)  # of the blur inside the regions, pixels; one result for each
 
-    c.bn_adapt_batches = (
-        32  # --mode=bn_adapt: evaluation batches of training images that new statistics come from
-    )
+    c.bn_adapt_batches = 32  # of eval_batch_size, of training images: what bn_adapt takes statistics from
 
     c.log_every = 50  # steps between rows of metrics.jsonl
     c.checkpoint_every = 1000  # steps between checkpoints; one is always written at the end
@@ -208,7 +214,22 @@ def use_source(c, arg):
         for selector in ("laplacian", "random"):
             masked = mask("zero_pixels", selector=selector, drop=drop, threshold=100.0)
             c.eval[f"blurred_drop_{drop}{CONTROL[selector]}"] = condition(split, GAUSSIAN(), masked)
+    if arg.get("curves"):
+        c.eval.update(curves(split))
     return split
+
+
+def curves(split):
+    """Accuracy against blur: Gaussians of fixed σ, whose σ = 0 is `sharp`, and ImageNet-C's blurs at all severities."""
+    conditions = ConfigDict()
+    for sigma in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
+        name = f"sigma_{sigma:g}".replace(".", "p")
+        conditions[name] = condition(split, GAUSSIAN(sigma=(sigma, sigma), kernel_size=33))
+    for name in ("gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"):
+        for severity in range(1, 6):
+            conditions[f"{name}_{severity}"] = condition(split)
+            conditions[f"{name}_{severity}"].update({"corruption": name, "severity": severity})
+    return conditions
 
 
 GAUSSIAN = partial(blur, {"gaussian": 1.0})  # paper 1's test blur: σ ~ U(1, 2), 19 taps
@@ -225,7 +246,10 @@ def cnn(arg, name, *, lr):
     c.dtype = "bfloat16"
     c.batch_size, c.eval_batch_size = 256, 256
     c.optim.name, c.optim.schedule, c.optim.lr, c.optim.weight_decay = "sgd", "step", lr, 1e-4
-    use_source(c, arg)
+    split = use_source(c, arg)
+    if name != "vgg19":  # the one without BatchNorm
+        c.eval.blurred_bn_adapt = condition(split, GAUSSIAN())
+        c.eval.blurred_bn_adapt.bn_adapt = True
     if arg.source == "demo":
         demo(c)
         c.data.image_size = 64

@@ -5,7 +5,8 @@
     python -m bjax.main --config=configs/vgg19.py --mode=eval --config.init_from=vgg19-dcbb9e9d.pth \\
         --config.dtype=float32 --workdir=runs/vgg19_v1
 
-ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the images), bn=false (vgg19_bn).
+ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the images),
+curves=false (accuracy against blur as well: a grid of σ, and ImageNet-C's blurs), bn=false (vgg19_bn).
 
 The recipe is torchvision's of 2017: SGD 0.01, batch 256, decay 1e-4, 90 epochs; 72.38 % top-1 on ImageNet there.
 """
@@ -14,7 +15,7 @@ from configs.common import cnn, parse_arg
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, train="sharp", fraction=100, eval_split="", bn=False)
+    arg = parse_arg(arg, train="sharp", fraction=100, eval_split="", curves=False, bn=False)
     # Nineteen layers without normalisation do not get going within a demo.
     name = "vgg19_bn" if arg.bn or arg.source == "demo" else "vgg19"
     c = cnn(arg, name, lr=0.01)

@@ -84,9 +84,14 @@ def test_every_family_takes_the_shared_momentum():
 
 def test_a_model_without_batch_norm_and_a_split_smaller_than_a_batch_are_refused(data_dir):
     c, exp, source = prepared(data_dir)
-    inputs = exp.conditions["sharp"].inputs
-    with pytest.raises(UserError, match="--mode=bn_adapt: resnet50 has no BatchNorm"):
-        bn_adapt.statistics(c, exp, None, source, {"params": {}}, inputs)
+    assert [name for name, condition in exp.conditions.items() if condition.bn_adapt] == ["blurred_bn_adapt"]
+    bn_adapt.check(c, exp, source, {"x": 0})
+    with pytest.raises(
+        UserError, match=r"config.eval.blurred_bn_adapt.bn_adapt=true: resnet50 has no BatchN"
+    ):
+        bn_adapt.check(c, exp, source, {})
     c.eval_batch_size = 1000
     with pytest.raises(UserError, match=r"config.eval_batch_size=1000: more than the 672 images"):
-        bn_adapt.statistics(c, exp, None, source, {"params": {}, "batch_stats": {"x": 0}}, inputs)
+        bn_adapt.check(c, exp, source, {"x": 0})
+    del exp.conditions["blurred_bn_adapt"]
+    bn_adapt.check(c, exp, source, {})

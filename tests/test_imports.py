@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 # Arrows point down this table. A package stands for all its files; bjax.errors is open to everyone.
 RUN = {"experiment", "step", "state", "optim", "sharding", "checkpoint", "metrics", "config", "data"}
 ALLOWED = {
-    "main": {"train", "evaluate", "experiment", "distributed", "config"},
-    "train": {"evaluate", "distributed", *RUN},
+    "main": {"train", "evaluate", "experiment", "distributed", "config", "metrics"},
+    "train": {"evaluate", "bn_adapt", "distributed", *RUN},
     "evaluate": {"bn_adapt", "bucket", "speed", "mask_quality", *RUN},
     "speed": {"bucket", "experiment", "step", "tokens", "blur", "sharding", "data"},
     "mask_quality": {"experiment", "tokens", "blur", "sharding", "data"},
@@ -18,8 +18,8 @@ ALLOWED = {
     "predict": RUN,
     "report": frozenset(),
     "bn_adapt": {"experiment", "step", "sharding", "data", "models"},
-    "experiment": {"models", "weights", "blur", "tokens", "step"},
-    "step": {"augment", "losses", "tokens", "blur", "sharding", "state"},
+    "experiment": {"models", "weights", "blur", "tokens", "step", "losses", "data"},
+    "step": {"augment", "losses", "tokens", "blur", "sharpness", "sharding", "state"},
     "tokens": {"sharpness"},
     "weights": {"models"},
     "sharpness": {"blur"},

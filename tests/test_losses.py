@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bjax import augment, losses
+from bjax.blur.sample import Params
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -58,3 +59,30 @@ def test_cutmix_labels_follow_the_pasted_area():
         assert box.sum() == rows.sum() * columns.sum()  # one rectangle
         shares.append(own[0])
     assert max(shares) - min(shares) > 0.5
+
+
+def test_the_loss_of_parameters_counts_only_those_of_the_own_kind():
+    rng = np.random.default_rng(0)
+    kind = np.array([0, 1, 2, 3])
+    drawn = Params(*(jnp.asarray(rng.uniform(1, 3, 4), jnp.float32) for _ in Params._fields))
+    exact = np.stack(
+        [
+            drawn.sigma / 2,
+            drawn.length / 10,
+            np.cos(2 * drawn.angle),
+            np.sin(2 * drawn.angle),
+            drawn.radius / 4,
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(losses.blur_parameters(exact, kind, drawn), 0, atol=1e-6)
+    own = np.array([[0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 1]])
+    others = exact + (1 - own)
+    np.testing.assert_allclose(losses.blur_parameters(others, kind, drawn), 0, atol=1e-6)
+    # PyTorch's huber_loss(delta=1): 0.5 up to an error of 1, so 0.5 · number of outputs here
+    np.testing.assert_allclose(
+        losses.blur_parameters(exact + own, kind, drawn), [0, 0.5, 1.5, 0.5], atol=1e-5
+    )
+    decoded = losses.decode_parameters(jnp.asarray(exact))
+    expected = np.stack([drawn.sigma, drawn.length, drawn.angle % np.pi, drawn.radius], axis=1)
+    np.testing.assert_allclose(decoded, expected, rtol=1e-5)

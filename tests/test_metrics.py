@@ -1,6 +1,7 @@
 """Intervals, the results table, and a log that survives kills."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -10,15 +11,34 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm, sem
 
 from bjax import metrics
+from bjax.blur import sample
 
-SQUARES = {"loss_squared": 20.0, "kept_squared": 1.0}
+RNG = np.random.default_rng(0)
+
+
+def answers(n=200, classes=4, **more):
+    """What `step.eval_step` says of n images, made up."""
+    confidence = RNG.uniform(1 / classes, 1, n).astype(np.float32)
+    label = RNG.integers(classes, size=n).astype(np.int32)
+    right = RNG.random(n) < confidence**2  # too sure of itself
+    prediction = np.where(right, label, (label + 1) % classes).astype(np.int32)
+    return {
+        "label": label,
+        "prediction": prediction,
+        "confidence": confidence,
+        "top1": right.astype(np.float32),
+        "top5": np.ones(n, np.float32),
+        "loss": RNG.exponential(1, n).astype(np.float32),
+        "kept": np.full(n, 0.25, np.float32),
+        "sharpness": RNG.exponential(100, n).astype(np.float32),
+        **more,
+    }
 
 
 def test_interval_of_a_mean_is_scipys():
-    x = np.random.default_rng(0).normal(3, 2, 200)
-    found = metrics.mean_interval(x.sum(), (x**2).sum(), len(x))
-    np.testing.assert_allclose(found, norm.interval(0.95, x.mean(), sem(x)), rtol=1e-9)
-    assert metrics.mean_interval(5.0, 25.0, 1) == (5.0, 5.0)
+    x = RNG.normal(3, 2, 200)
+    np.testing.assert_allclose(metrics.mean_interval(x), norm.interval(0.95, x.mean(), sem(x)), rtol=1e-9)
+    assert metrics.mean_interval(np.array([5.0])) == (5.0, 5.0)
 
 
 @given(n=st.integers(1, 5000), share=st.floats(0, 1))
@@ -28,18 +48,87 @@ def test_wilson_is_scipys(n, share):
     np.testing.assert_allclose(metrics.wilson(hits, n), (expected.low, expected.high), atol=1e-12)
 
 
-def test_summary_divides_each_sum_once():
-    sums = {"n": 8.0, "top1": 4.0, "top5": 8.0, "loss": 12.0, "kept": 2.0, "empty": 1.0, **SQUARES}
-    result = metrics.summarise(sums)
-    assert (result["top1"], result["top5"], result["loss"], result["kept"]) == (0.5, 1.0, 1.5, 0.25)
-    assert (result["n"], result["empty"]) == (8, 1)
+def test_summary_is_of_all_images():
+    given = answers(8, top1=np.float32([1, 0, 1, 0, 1, 0, 1, 0]), kept=np.float32([0, 0, 0, 1, 1, 0, 0, 0]))
+    result = metrics.summarise(given)
+    assert (result["top1"], result["top5"], result["kept"]) == (0.5, 1.0, 0.25)
+    assert result["loss"] == pytest.approx(given["loss"].mean())
+    assert (result["n"], result["empty"]) == (8, 6)
     assert result["top1_95"][0] < 0.5 < result["top1_95"][1]
+    json.dumps(result)
+
+
+def test_calibration_error_is_that_of_its_bins():
+    given = answers(500)
+    edges, expected = np.linspace(0, 1, 16), 0.0
+    for low, high in itertools.pairwise(edges):
+        own = (given["confidence"] > low) & (given["confidence"] <= high)
+        if own.any():
+            expected += own.mean() * abs(given["top1"][own].mean() - given["confidence"][own].mean())
+    assert metrics.calibration_error(given["confidence"], given["top1"]) == pytest.approx(expected, rel=1e-5)
+    right = np.ones(4)
+    assert metrics.calibration_error(right, right) == 0  # sure and right
+    assert metrics.calibration_error(right, np.zeros(4)) == 1  # sure and wrong
+
+
+def test_accuracy_at_a_coverage_is_that_of_the_highest_ranked():
+    correct = np.float64([0, 1, 1, 0, 0, 0, 0, 0, 0, 1])
+    ranking = np.float64([1, 9, 8, 7, 2, 2, 2, 2, 2, 0])
+    found = metrics.accuracy_at(correct, ranking)
+    assert found[:3] == [1, 1, pytest.approx(2 / 3)]
+    assert found[-1] == correct.mean()
+
+
+def test_confusion_is_scikit_learns_layout():
+    assert metrics.confusion([0, 0, 1, 3], [0, 2, 1, 0], 4) == [
+        [1, 0, 1, 0],
+        [0, 1, 0, 0],
+        [0, 0, 0, 0],
+        [1, 0, 0, 0],
+    ]
+
+
+def test_blur_kinds_are_those_that_are_drawn():
+    assert metrics.KINDS == sample.KINDS
+
+
+def test_strengths_and_estimates_of_each_kind():
+    label = np.int32([0, 1, 1, 2, 2, 3])
+    given = answers(
+        6,
+        label=label,
+        prediction=np.int32([0, 1, 3, 2, 2, 3]),
+        top1=np.float32([1, 1, 0, 1, 1, 1]),
+        sigma=np.float32([0, 1.1, 3.0, 0, 0, 0]),
+        length=np.float32([0, 0, 0, 8, 16, 0]),
+        angle=np.float32([0, 0, 0, 0.1, 3.0, 0]),
+        radius=np.float32([0, 0, 0, 0, 0, 4]),
+        estimates=np.float32(
+            [[9] * 4, [1, 0, 0, 0], [2, 0, 0, 0], [0, 9, 3.1, 0], [0, 13, 0.1, 0], [0, 0, 0, 4]]
+        ),
+    )
+    blur = sample.BlurSpec(dict.fromkeys(sample.KINDS, 0.25), sigma=(1, 3), length=(7, 17), radius=4)
+    result = metrics.summarise(given, blur)
+    assert result["confusion"][1] == [0, 1, 0, 1]
+    gaussian = result["by_strength"]["gaussian"]
+    assert [(b["low"], b["high"], b["n"], b["top1"]) for b in gaussian] == [
+        (1, 1.5, 1, 1),
+        (1.5, 2, 0, None),
+        (2, 2.5, 0, None),
+        (2.5, 3, 1, 0),
+    ]
+    assert [b["n"] for b in result["by_strength"]["motion"]] == [1, 0, 0, 1]
+    assert result["by_strength"]["defocus"] == [{"low": 4, "high": 4, "n": 1, "top1": 1}]
+    estimates = result["estimates"]
+    assert estimates["sigma"] == {"mae": pytest.approx((0.1 + 1) / 2), "n": 2}
+    assert estimates["length"]["mae"] == pytest.approx(2)
+    # 0.1 and 3.1 rad lie 0.1416 apart on the half circle, 3.0 and 0.1 lie 0.2416 apart.
+    assert estimates["angle"]["mae"] == pytest.approx(np.rad2deg((np.pi - 3 + np.pi - 2.9) / 2), rel=1e-5)
+    assert estimates["radius"] == {"mae": 0, "n": 1}
 
 
 def test_table_lines_up():
-    row = metrics.summarise(
-        {"n": 8.0, "top1": 4.0, "top5": 8.0, "loss": 12.0, "kept": 2.0, "empty": 1.0, **SQUARES}
-    )
+    row = metrics.summarise(answers(8, top1=np.float32([1, 0] * 4)))
     lines = metrics.table({"sharp": row, "a_long_condition": {**row, "n": 50_000}}).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert "50.00" in lines[2]

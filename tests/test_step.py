@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bjax import models, sharding, state, step
+from bjax.blur import imagenet_c
 from bjax.blur.sample import BlurSpec
 from bjax.tokens import MaskSpec
 
@@ -150,17 +151,17 @@ def test_masked_rows_do_not_count():
         "mesh": mesh,
     }
     evaluate = jax.jit(functools.partial(step.eval_step, **options))
-    sums = evaluate(jax.random.key(0), variables, padded)
+    answers = evaluate(jax.random.key(0), variables, padded)
     expected = evaluate(jax.random.key(0), variables, alone)
-    assert sums["n"] == 5
-    for k in sums:
-        np.testing.assert_allclose(sums[k], expected[k], rtol=1e-5, err_msg=k)
+    for k in answers:
+        np.testing.assert_allclose(answers[k][:5], expected[k], rtol=1e-5, err_msg=k)
+    np.testing.assert_array_equal(answers["mask"], padded["mask"])
 
 
 def test_blur_type_is_learned_from_the_draw_not_the_label():
     kinds = BlurSpec({"sharp": 0.25, "gaussian": 0.25, "motion": 0.25, "defocus": 0.25})
     batch = batch_of(64)
-    _, kind = blurred_and_kind(kinds, batch)
+    _, kind, _ = blurred_and_kind(kinds, batch)
     assert set(kind) == {0, 1, 2, 3}
     # A model that always answers 0 is right exactly for the sharp ones, whatever the labels say.
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
@@ -172,15 +173,52 @@ def test_blur_type_is_learned_from_the_draw_not_the_label():
         objective=step.Objective("blur_type", 4),
         mesh=one_device(),
     )
-    sums = jax.jit(evaluate)(jax.random.key(0), variables, batch)
-    assert sums["top1"] == (kind == 0).sum()
+    answers = jax.jit(evaluate)(jax.random.key(0), variables, batch)
+    np.testing.assert_array_equal(answers["label"], kind)
+    np.testing.assert_array_equal(answers["top1"], kind == 0)
+    np.testing.assert_allclose(answers["confidence"], 0.25)
+    drawn = {"gaussian": "sigma", "motion": "length", "defocus": "radius"}
+    for number, name in enumerate(drawn.values(), 1):
+        np.testing.assert_array_equal(answers[name] > 0, kind == number)
+
+
+def test_the_sharpness_of_an_image_is_opencvs_after_the_blur():
+    cv2 = pytest.importorskip("cv2")
+    batch = batch_of(8)
+    blur = BlurSpec({"gaussian": 1}, sigma=1.0, kernel_size=9)
+    options = {"objective": step.Objective("object", CLASSES), "mesh": sharding.make_mesh(8, 1)}
+    batch["image"] = batch["image"][:, :8]  # not square
+    *_, facts = step.prepare(jax.random.key(0), batch, inputs=inputs(blur), **options)
+    plain = step.Inputs(blur, MaskSpec(), 8, (0.0,) * 3, (1.0,) * 3)
+    images, *_ = step.prepare(jax.random.key(0), batch, inputs=plain, **options)
+    for image, found in zip(np.asarray(images), facts["sharpness"], strict=True):
+        grey = cv2.cvtColor(np.uint8(np.round(255 * image)), cv2.COLOR_RGB2GRAY)
+        assert float(found) == pytest.approx(cv2.Laplacian(grey, cv2.CV_64F).var(), rel=1e-5)
+
+
+def test_a_corruption_is_imagenet_cs_of_the_uint8_crop():
+    batch = {k: v[:8] for k, v in batch_of(8).items()}
+    batch["image"] = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    corrupted = step.Inputs(SHARP, MaskSpec(), 8, (0.0,) * 3, (1.0,) * 3, ("defocus_blur", 3))
+    images, _, labels, facts = step.prepare(
+        jax.random.key(0),
+        batch,
+        inputs=corrupted,
+        objective=step.Objective("object", CLASSES),
+        mesh=sharding.make_mesh(8, 1),
+    )
+    for image, source in zip(np.asarray(images), batch["image"], strict=True):
+        expected = imagenet_c.corrupt(jax.random.key(0), source, "defocus_blur", 3)
+        np.testing.assert_allclose(255 * image, expected, atol=1e-4)
+    np.testing.assert_array_equal(labels, batch["label"])
+    assert not facts["sigma"].any()
 
 
 def test_the_draw_of_an_image_depends_on_its_id_alone():
     batch = batch_of(16)
     order = np.random.default_rng(0).permutation(16)
-    images, kinds = blurred_and_kind(MIX, batch)
-    shuffled, shuffled_kinds = blurred_and_kind(MIX, {k: v[order] for k, v in batch.items()})
+    images, kinds, _ = blurred_and_kind(MIX, batch)
+    shuffled, shuffled_kinds, _ = blurred_and_kind(MIX, {k: v[order] for k, v in batch.items()})
     assert len(set(kinds)) == 2
     np.testing.assert_array_equal(shuffled_kinds, kinds[order])
     np.testing.assert_array_equal(shuffled, images[order])
