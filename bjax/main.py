@@ -7,7 +7,6 @@ srun python -m bjax.main --config=configs/vit_mask.py --workdir=runs/in1k    (la
 """
 
 import argparse
-import os
 import re
 import sys
 import traceback
@@ -63,7 +62,7 @@ def _run(argv: list[str]) -> None:
     if args.print_config:
         print(configs.to_json(config), end="")
         return
-    _use_compilation_cache()
+    experiment.keep_compiled()
     distributed.initialize(args.distributed, args.distributed_timeout)
     with metrics.session(workdir, args.mode, writes=jax.process_index() == 0):
         if args.mode == "train":
@@ -119,12 +118,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and stop")
     return p
-
-
-def _use_compilation_cache() -> None:
-    """Compiled steps are kept between runs: a resumed or repeated run starts in seconds. JAX's own variable wins."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "bjax" / "xla"))
 
 
 if __name__ == "__main__":

@@ -221,6 +221,17 @@ def eval_step(
     return assess(variables, *prepared, batch["mask"], model=model, objective=objective, mesh=mesh)
 
 
+def outputs(
+    keys: jax.Array, images: jax.Array, variables: dict, *, model, inputs: Inputs
+) -> tuple[jax.Array, tokens.Tokens | None]:
+    """What the model says of sharp images, on one device: evaluation without blur, labels or a mesh.
+
+    keys: [B], of a random selector. images: uint8[B, H, W, 3]. Returns float32[B, outputs] and the tokens kept.
+    """
+    images, kept = _mask_local(inputs, keys, images.astype(jnp.float32) / 255)
+    return _apply(model, variables, images, kept, train=False), kept
+
+
 def batch_statistics(
     key: jax.Array,
     variables: dict,
@@ -271,16 +282,16 @@ def _blur(keys, images, inputs: Inputs, mesh: Mesh):
 
 def _mask(keys, images, inputs: Inputs, mesh: Mesh):
     """Images in [0, 1] -> normalised images and the tokens kept (None without a mask)."""
+    return _per_image(functools.partial(_mask_local, inputs), mesh)(keys, images)
 
-    def local(keys, images):
-        kept = tokens.select(_stream(keys, 1), images, inputs.mask, inputs.patch_size)
-        mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
-        if inputs.mask.mode == "zero_pixels":
-            fill = mean if inputs.mask.fill == "mean" else 0.0
-            images = tokens.erase(images, kept, inputs.patch_size, fill)
-        return (images - mean) / std, kept
 
-    return _per_image(local, mesh)(keys, images)
+def _mask_local(inputs: Inputs, keys, images):
+    kept = tokens.select(_stream(keys, 1), images, inputs.mask, inputs.patch_size)
+    mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
+    if inputs.mask.mode == "zero_pixels":
+        fill = mean if inputs.mask.fill == "mean" else 0.0
+        images = tokens.erase(images, kept, inputs.patch_size, fill)
+    return (images - mean) / std, kept
 
 
 def _per_image(function: Callable, mesh: Mesh) -> Callable:
