@@ -25,6 +25,7 @@ from bjax import (
     step,
 )
 from bjax import config as configs
+from bjax.blur.sample import KINDS
 from bjax.data import loader
 from bjax.errors import UserError
 
@@ -150,7 +151,7 @@ def _collect(found: dict[str, dict], answers: dict[str, list]) -> None:
 
 
 def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
-    """Evaluates without training and writes results.json.
+    """Evaluates without training; writes results.json, and config.json and classes.json, which tell what they are of.
 
     What is evaluated is the newest checkpoint of `workdir`, or, where there is none, the weights `config.init_from`.
     adapt: evaluate every condition a second time, as NAME_bn_adapt, with BatchNorm statistics of training images that
@@ -173,23 +174,8 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     sources = open_splits(config, exp)
     configs.check_devices(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    tx = optim.build(config.optim, 1)
-    init = functools.partial(
-        state.init, model=exp.model, tx=tx, image_size=config.data.image_size, ema=config.optim.ema > 0
-    )
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    bn_adapt.check(config, exp, source, shapes.batch_stats)
-    plan = sharding.plan(shapes, mesh, config.mesh.rules)
-    if trained:
-        with checkpoint.manager(workdir / "checkpoints", read_only=True) as manager:
-            restored = checkpoint.restore(manager, shapes, plan)
-        what, variables = f"{workdir}, step {int(restored.step)}", restored.variables
-    else:
-        variables = experiment.weights_of(config, shapes)
-        what, variables = (
-            config.init_from,
-            jax.device_put(variables, {k: getattr(plan, k) for k in variables}),
-        )
+    what, variables = variables_of(config, exp, mesh, workdir)
+    bn_adapt.check(config, exp, source, variables.get("batch_stats"))
     if jax.process_index() == 0:
         print(f"evaluates {what}", flush=True)
 
@@ -197,10 +183,43 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         _record(config, exp, workdir)
+    leave_classes(config, source, workdir)
     report(results, workdir, keep_others=bool(config.eval_only))
     if not adapt:
         measure(config, exp, mesh, variables, workdir)
     return results
+
+
+def variables_of(config, exp: experiment.Experiment, mesh, workdir: Path) -> tuple[str, dict]:
+    """The variables of the newest checkpoint in `workdir`, or, where there is none, of the file `config.init_from`.
+
+    The first value says which, for people. Raises UserError where they do not fit the config.
+    """
+    tx = optim.build(config.optim, 1)
+    init = functools.partial(
+        state.init, model=exp.model, tx=tx, image_size=config.data.image_size, ema=config.optim.ema > 0
+    )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    plan = sharding.plan(shapes, mesh, config.mesh.rules)
+    if checkpoint.exists(workdir / "checkpoints"):
+        with checkpoint.manager(workdir / "checkpoints", read_only=True) as manager:
+            restored = checkpoint.restore(manager, shapes, plan)
+        return f"{workdir}, step {int(restored.step)}", restored.variables
+    variables = experiment.weights_of(config, shapes)
+    return config.init_from, jax.device_put(variables, {k: getattr(plan, k) for k in variables})
+
+
+def leave_config(config, workdir: Path) -> None:
+    """Writes config.json, on one process."""
+    if jax.process_index() == 0:
+        metrics.write_text(workdir / "config.json", configs.to_json(config))
+
+
+def leave_classes(config, source: loader.Source, workdir: Path) -> None:
+    """Writes classes.json, the names of the model's classes in their order, for those who have no dataset."""
+    names = KINDS if config.task == "blur_type" else source.class_names
+    if jax.process_index() == 0:
+        metrics.write_text(workdir / "classes.json", json.dumps(names, indent=0, ensure_ascii=False) + "\n")
 
 
 def _of_this_run(config, workdir: Path):

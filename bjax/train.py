@@ -112,8 +112,9 @@ def run(config, workdir: Path) -> dict[str, dict]:
             if weights is not None:
                 current = state.load(current, weights, plan)
         start = int(current.step)
-        if main_process:  # only now: what fails before leaves the workdir free
-            metrics.write_text(workdir / "config.json", configs.to_json(config))
+        # Only now: what fails before leaves the workdir free.
+        evaluate.leave_config(config, workdir)
+        evaluate.leave_classes(config, source, workdir)
         if main_process and start:
             print(f"goes on from step {start} of {total_steps}", flush=True)
 
