@@ -1,5 +1,6 @@
 """Checkpoints by Orbax: written in the background, restored onto whatever devices there are now."""
 
+import logging
 from pathlib import Path
 
 import jax
@@ -7,12 +8,18 @@ import orbax.checkpoint as ocp
 
 from bjax.errors import UserError
 
+# Orbax warns that a manager is read-only, which it was asked to be.
+logging.getLogger("absl").addFilter(lambda x: not str(x.msg).startswith("Given directory is read only"))
+
 
 def manager(directory: str | Path, *, keep: int = 2, read_only: bool = False) -> ocp.CheckpointManager:
     """A manager of `directory`. What a killed process left half written is removed here, unless `read_only`."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
-    )
+    if read_only:
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, max_to_keep=None, save_interval_steps=0
+        )
+    else:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     # The handler is named, because only then are shapes known before anything has been saved or restored.
     return ocp.CheckpointManager(
         Path(directory).absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
