@@ -380,7 +380,3 @@ def main(argv: list[str] | None = None) -> int:
     print(path.read_text(), end="")
     print(f"\nwrote {path}", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

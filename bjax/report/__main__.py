@@ -1,0 +1,7 @@
+"""`python -m bjax.report`, see the package."""
+
+import sys
+
+from bjax.report import main
+
+sys.exit(main())
