@@ -1,15 +1,23 @@
-"""The report: tables and figures from the files of a run, whatever they hold, and its mistakes."""
+"""The report: tables and figures from the files of runs and sweeps, whatever they hold, and its mistakes."""
 
 import ast
+import csv
+import html.parser
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import made_up
+import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 pytest.importorskip("matplotlib")
 
 from bjax import config as configs
 from bjax import metrics, report
+from bjax.report import figures, paper, read, render, stats
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,11 +29,9 @@ def accuracy(name):
     return 0.6 * (0.4 + 0.6 * keep) + gain, keep
 
 
-@pytest.fixture
-def run(tmp_path):
+def grid(workdir):
     """A finished run of the demo's grid, without the run."""
     config = configs.load("configs/vit_mask.py:demo,grid=true")
-    workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "config.json").write_text(configs.to_json(config))
     results, speeds = {}, {}
@@ -46,6 +52,27 @@ def run(tmp_path):
     return workdir
 
 
+@pytest.fixture
+def run(tmp_path):
+    return grid(tmp_path / "run")
+
+
+def written(*folders, out, code=0, **more):
+    """The Markdown of a report on `folders`."""
+    flags = [f"--{key}={value}" for key, value in more.items()]
+    assert report.main([*map(str, folders), f"--out={out}", *flags]) == code
+    return (out / "report.md").read_text()
+
+
+def table(text, after):
+    """Header and rows of the first Markdown table behind the line `after`."""
+    lines = text[text.index(f"\n{after}\n") :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
+    rows = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines[start:end]]
+    return rows[0], rows[2:]
+
+
 def cells(text, *start):
     """The row of a Markdown table that begins with `start`."""
     rows = [
@@ -55,42 +82,376 @@ def cells(text, *start):
     return row
 
 
+# --- masks
+
+
 def test_table_and_figures_of_the_grid(run, tmp_path, capsys):
-    assert report.main([str(run), f"--out={tmp_path}/out"]) == 0
-    text = (tmp_path / "out/report.md").read_text()
+    text = written(run, out=tmp_path / "out")
     assert capsys.readouterr().out == text
     assert cells(text, "kept") == ["kept", "patches that stay", "sharp", "σ = 1", "σ = 2"]
     assert cells(text, "100 %")[1] == "all patches"
     # 0.6 · 0.7 = 0.42 → 94 of 224 → 42.0 %; the Wilson interval is 35.7 to 48.5 %
     assert cells(text, "50 %", "random")[2:] == ["42.0 (36–49)"] * 3
-    assert cells(text, "50 %", "laplacian, sharpest")[2].startswith("**62.1**")
-    assert cells(text, "50 %", "laplacian, blurriest")[3].startswith("_21.9_")
+    assert cells(text, "50 %", "laplacian, sharpest")[2].startswith("**62.1")
+    assert cells(text, "50 %", "laplacian, blurriest")[3].startswith("_21.9")
     assert cells(text, "25 %", "tenengrad, sharpest")[4].startswith("33.")
     assert cells(text, "laplacian")[1] == "75 / 50 / 40"
     assert cells(text, "none")[1] == "– / 0 / 0"
     for name in ("kept", "speed"):
-        file = tmp_path / f"out/run_accuracy_{name}.png"
+        file = tmp_path / f"out/run1_accuracy_{name}.png"
         assert f"({file.name})" in text
         assert file.read_bytes()[:4] == b"\x89PNG" and file.stat().st_size > 20_000
-    assert "Left out" not in text
 
 
-def test_what_a_run_lacks_is_left_out_and_named(run, tmp_path):
+def test_what_runs_lack_is_left_out_and_named(run, tmp_path):
     (run / "speed.json").unlink()
     (run / "mask_quality.json").unlink()
-    report.main([str(run), f"--out={tmp_path}/out"])
-    text = (tmp_path / "out/report.md").read_text()
-    assert text.endswith("Left out, for want of data: accuracy against speed, mask quality.\n")
-    assert not (tmp_path / "out/run_accuracy_speed.png").exists()
+    text = written(run, out=tmp_path / "out")
+    left_out = text.splitlines()[-1]
+    assert left_out.startswith("Sections left out, for want of data: Paper 1")
+    assert "Accuracy against measured speed; Do masks drop what is blurred?" in left_out
+    assert not (tmp_path / "out/run1_accuracy_speed.png").exists()
+    assert "Accuracy against measured speed" not in text.replace(left_out, "")
 
 
-def test_a_run_without_masks_at_a_keep_rate_still_has_a_report(run, tmp_path):
-    results = json.loads((run / "results.json").read_text())
-    (run / "results.json").write_text(json.dumps({"all_sigma0": results["all_sigma0"]}))
-    for name in ("speed", "mask_quality"):
-        (run / f"{name}.json").unlink()
-    assert report.main([str(run), f"--out={tmp_path}/out"]) == 0
-    assert "Left out, for want of data: matched rates" in (tmp_path / "out/report.md").read_text()
+# --- paper 1
+
+
+def test_the_papers_numbers_are_those_of_its_text():
+    """Against the tables as the paper prints them, typed a second time."""
+    printed = {
+        1: "76.13 63.16 72.38 54.12 69.78 55.03",
+        2: "92.86 85.08 90.88 78.19 89.53 79.14",
+        3: "58.69 61.24 46.33 48.19 48.97 51.62",
+        4: "80.12 83.72 71.86 73.55 73.42 76.98",
+        5: "58.04 51.75",
+    }
+    for number, text in printed.items():
+        ours = [x for model in paper.PAPER[number].values() for x in model.values()]
+        assert ours == [float(x) for x in text.split()]
+        if number < 5:
+            assert list(paper.PAPER[number]) == ["resnet50", "vgg19", "googlenet"]
+
+
+def test_tables_1_to_4_put_every_run_into_its_cell(tmp_path):
+    accuracies = {"sharp": 0.6, "blurred": 0.4, "mix": 0.5}
+    for training, top1 in accuracies.items():
+        made_up.run(
+            tmp_path / f"any_{training}",
+            f"configs/resnet50.py:train={training},fraction=20",
+            top1=lambda name, condition, top1=top1: top1 - 0.1 * (name != "sharp"),
+            n=50_000,
+        )
+    given = [("init_from", "weights/resnet50-0676ba61.pth")]
+    made_up.run(tmp_path / "given", "configs/resnet50.py", given, top1=0.76, n=50_000, trained=False)
+    made_up.run(tmp_path / "photos", "configs/googlenet.py:demo", top1=0.5)
+    names = ("any_sharp", "any_blurred", "any_mix", "given", "photos")
+    text = written(*(tmp_path / name for name in names), out=tmp_path / "out")
+
+    header, rows = table(text, "### Table 1. Top-1, trained on sharp images")
+    assert header[:3] == ["model", "trained on", "tested on"]
+    assert header[3] == "sharp test images: paper" and header[8] == "blurred test images: difference"
+    imagenet = "imagenet2012 validation, 50,000"
+    # Wilson of 30,000 and 25,000 in 50,000: ± 0.43 and ± 0.44 %
+    ours = ["76.13", "60.00 (59.6–60.4)", "−16.13", "63.16", "50.00 (49.6–50.4)", "−13.16"]
+    assert rows[0] == ["ResNet50", "imagenet2012, 20 %", imagenet, *ours, "1"]
+    assert rows[1][:5] == ["ResNet50", "resnet50-0676ba61.pth", imagenet, "76.13", "76.00 (75.6–76.4)"]
+    assert rows[1][5] == "−0.13" and rows[1][-1] == "4"
+    assert rows[2] == ["VGG19", "", "", "72.38", "", "", "54.12", "", "", ""]  # no run: no guess
+    # Other images: shown, but no difference.
+    assert rows[3][:6] == ["GoogLeNet", "photos, all", "photos test, 224", "69.78", "50.0 (43.5–56.5)", ""]
+    assert len(rows) == 4
+
+    header, rows = table(text, "### Table 2. Top-5, trained on sharp images")
+    assert rows[0][3:6] == ["92.86", "80.00 (79.6–80.3)", "−12.86"]  # (1 + 0.6) / 2
+
+    header, rows = table(text, "### Table 3. Top-1 on blurred test images")
+    assert header[3] == "trained on blurred: paper"
+    assert header[9] == "trained on sharp (control): ours (95 %)"
+    ours = [
+        "58.69",
+        "30.00 (29.6–30.4)",
+        "−28.69",
+        "61.24",
+        "40.00 (39.6–40.4)",
+        "−21.24",
+        "50.00 (49.6–50.4)",
+    ]
+    assert rows[0] == ["ResNet50", "imagenet2012, 20 %", imagenet, *ours, "2, 3, 1"]
+    assert rows[1] == ["VGG19", "", "", "46.33", "", "", "48.19", "", "", "", ""]
+    assert rows[2][3:9] == ["48.97", "", "", "51.62", "", ""] and rows[2][9] == "50.0 (43.5–56.5)"
+    header, rows = table(text, "### Table 4. Top-5 on blurred test images")
+    assert rows[0][3:6] == ["80.12", "65.00 (64.6–65.4)", "−15.12"]
+    assert "No run here feeds Table 5. Top-1 of the ViT with patches removed." in text
+
+
+def test_table_5_has_both_polarities_their_controls_and_what_is_kept(tmp_path):
+    top1 = {"blurred_drop_below": 0.2, "blurred_drop_above": 0.4}
+    made_up.run(
+        tmp_path / "vit",
+        "configs/vit.py:fraction=20",
+        top1=lambda name, _: top1.get(name.removesuffix("_random"), 0.5) - 0.1 * name.endswith("_random"),
+        n=50_000,
+        more=lambda name, _: {"kept": 0.05 if "below" in name else 0.95} if "drop" in name else {},
+    )
+    _, rows = table(
+        written(tmp_path / "vit", out=tmp_path / "out"), "### Table 5. Top-1 of the ViT with patches removed"
+    )
+    assert [row[3:8] for row in rows] == [
+        ["original", "100.0", "58.04", "50.00 (49.6–50.4)", "−8.04"],
+        ["below 100 removed (blurry)", "5.0", "51.75", "20.00 (19.7–20.4)", "−31.75"],
+        ["as many as below 100, at random", "5.0", "", "10.00 (9.7–10.3)", ""],
+        ["above 100 removed (wording)", "95.0", "51.75", "40.00 (39.6–40.4)", "−11.75"],
+        ["as many as above 100, at random", "95.0", "", "30.00 (29.6–30.4)", ""],
+    ]
+    assert rows[0][:3] == ["ViT-S/16", "sharp: imagenet2012, 20 %", "imagenet2012 validation, 50,000"]
+
+
+def test_cells_go_by_content_not_by_name(tmp_path):
+    """A condition called sharp is blurred, one called blurred has σ 1 to 3, and so has a run trained on blurred."""
+    conditions = made_up.conditions()
+    wrong = {
+        "sharp": conditions["blurred"],
+        "blurred": made_up.gaussian(conditions["sharp"], 1.0, 3.0),
+        "corrupted": {**conditions["sharp"], "corruption": "defocus_blur", "severity": 1},
+        "masked": conditions["blurred_drop_below"],
+    }
+    made_up.run(tmp_path / "one", "configs/resnet50.py", top1=0.6, n=50_000, eval_only=wrong)
+    strong = [("blur.sigma", "1,3")]
+    made_up.run(tmp_path / "two", "configs/resnet50.py:train=blurred", strong, top1=0.5, n=50_000)
+    text = written(tmp_path / "one", tmp_path / "two", out=tmp_path / "out")
+    _, rows = table(text, "### Table 1. Top-1, trained on sharp images")
+    assert rows[0][3:9] == ["76.13", "", "", "63.16", "60.00 (59.6–60.4)", "−3.16"]
+    _, rows = table(text, "### Table 3. Top-1 on blurred test images")
+    assert rows[0][3:9] == ["58.69", "", "", "61.24", "", ""] and rows[0][9] == "60.00 (59.6–60.4)"
+    assert len(rows) == 3
+
+
+def test_seeds_become_one_run_with_a_t_interval(tmp_path):
+    hits = (0.5, 0.6, 0.55)
+    for seed, top1 in enumerate(hits):
+        made_up.run(tmp_path / f"r_{seed}", "configs/resnet50.py", [("seed", str(seed))], top1=top1, n=1000)
+    made_up.run(tmp_path / "again", "configs/resnet50.py", [("seed", "0")], top1=0.9, n=1000)
+    folders = [tmp_path / "r_0", tmp_path / "r_1", tmp_path / "r_2", tmp_path / "again"]
+    text = written(*folders, out=tmp_path / "out")
+    low, high = scipy_stats.t.interval(0.95, 2, np.mean(hits), scipy_stats.sem(hits))
+    _, rows = table(text, "### Table 1. Top-1, trained on sharp images")
+    assert rows[0][4] == f"55.0 ({100 * low:.1f}–{100 * high:.1f})" and rows[0][-1] == "1 ×3"
+    assert cells(text, "1", "r")[-1] == "0, 1, 2"
+    assert f"{tmp_path}/again: config and seed are those of {tmp_path}/r_0" in text
+    header, rows = table(text, "## Model × training blur × test condition")
+    assert header[:3] == ["model", "training blur", "trained on"] and header[3:5] == ["sharp", "σ = 1–2"]
+    assert rows[0][3] == f"55.0 ({100 * low:.1f}–{100 * high:.1f})"
+
+
+# --- sweeps
+
+
+def points(**fixed):
+    """vit_mask's own sweep with two seeds, as sweep.json has it."""
+    for drop in ("below", "above"):
+        for threshold in ("50.0", "100.0", "200.0"):
+            point = {"mask.mode": "zero_pixels", "mask.drop": drop, "mask.threshold": threshold, **fixed}
+            point |= {f"eval.blurred_drop_{drop}{c}.mask.threshold": threshold for c in ("", "_random")}
+            for seed in ("0", "1"):
+                yield {**point, "seed": seed}
+
+
+def test_a_sweep_of_two_axes_is_a_matrix(tmp_path):
+    def top1(name, condition):
+        return {50.0: 0.25, 100.0: 0.5, 200.0: 0.75}[condition["mask"]["threshold"] or 50.0]
+
+    own = [{**p, "mask.keep_rate": "None"} for p in points()]
+    sweep = made_up.sweep(tmp_path / "sweep", "configs/vit_mask.py:demo", own, top1=top1)
+    text = written(sweep, out=tmp_path / "out")
+    header, rows = table(text, "### sweep")
+    assert header == ["condition", "mask.drop", *(f"mask.threshold: {x}" for x in ("50.0", "100.0", "200.0"))]
+    means = {tuple(row[:2]): [cell.split()[0] for cell in row[2:]] for row in rows}
+    assert means["blurred_drop_below", "below"] == ["25.0", "50.0", "75.0"]
+    assert means["blurred_drop_below", "above"] == ["50.0", "50.0", "50.0"]
+    assert "Points: 6; seeds of each: 2; mask.mode = zero_pixels, mask.keep_rate = None for all." in text
+    assert "- blurred_drop_below: mask.threshold = 50.0, 100.0, 200.0" in text
+    assert (tmp_path / "out/sweep1.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_unfinished_points_are_named_and_left_out(tmp_path):
+    own = [{"optim.lr": lr} for lr in ("1e-3", "1e-4", "1e-2", "1", "2", "3")]
+    sweep = made_up.sweep(tmp_path / "sweep", "configs/vit.py:demo", own, top1=0.5)
+    paths = [sweep / f"{i:010x}" for i in range(6)]
+    (paths[1] / "exit").write_text("1")
+    (paths[1] / "log.txt").write_text("step 2\nbjax.main: the loss is nan at step 2\nmore\n")
+    (paths[2] / "exit").unlink()
+    (paths[3] / "exit").write_text("75")
+    (paths[4] / "results.json").unlink()
+    (paths[5] / "results.json").write_text('{"sharp": {"top1": 0.')
+    text = written(sweep, out=tmp_path / "out")
+    for line in (
+        f"- {paths[1]} (optim.lr=1e-4): failed with exit code 1: bjax.main: the loss is nan at step 2",
+        f"- {paths[2]} (optim.lr=1e-2): not finished",
+        f"- {paths[3]} (optim.lr=1): stopped; the same launch.sweep goes on with it",
+        f"- {paths[4]} (optim.lr=2): holds no results.json",
+        f"- {paths[5]}/results.json: is no JSON",
+    ):
+        assert line in text
+    header, rows = table(text, "### sweep")
+    assert header[0] == "sharp" and len(rows) == 1  # one point: no axis is left
+
+
+def test_a_sweep_over_configs_and_training_blurs(tmp_path):
+    own = [
+        {"config": f"configs/{model}.py:demo,train={train}", "seed": seed}
+        for model in ("resnet50", "googlenet")
+        for train in ("sharp", "mix")
+        for seed in ("0", "1", "2")
+    ]
+    sweep = made_up.sweep(tmp_path / "matrix", "configs/resnet50.py:demo", own, top1=0.5)
+    text = written(sweep, out=tmp_path / "out")
+    header, rows = table(text, "### matrix")
+    assert header == ["condition", "config", "train: sharp", "train: mix"]
+    assert rows[0][:2] == ["sharp", "resnet50"] and rows[1][:2] == ["sharp", "googlenet"]
+    assert "(tmp" not in text and (tmp_path / "out/matrix1.png").exists()
+
+
+def test_axes_are_the_keys_that_tell_points_apart():
+    found = read.axes([read.expand(p) for p in points()])
+    assert found == ["mask.drop", "mask.threshold"]
+    assert read.axes([{"a": "1"}]) == [] and read.axes([{"a": "1"}, {"a": "2", "b": "2"}]) == ["a"]
+    assert read.expand({"config": "configs/vgg19.py:demo,train=mix", "seed": "3", "steps": "2"}) == {
+        "config": "vgg19",
+        "source": "demo",
+        "train": "mix",
+        "steps": "2",
+    }
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 40])
+def test_t_interval_is_scipys(n):
+    values = np.random.default_rng(n).uniform(0.3, 0.6, n)
+    expected = scipy_stats.t.interval(0.95, n - 1, values.mean(), scipy_stats.sem(values))
+    assert stats.t_interval(values, within=(-10, 10)) == pytest.approx(expected, abs=1e-12)
+    # 12.706 is the 97.5 % quantile with one degree of freedom, in any table
+    assert stats.t_interval([0.0, 0.2], within=(-9, 9))[1] == pytest.approx(0.1 + 12.706 * 0.1, abs=1e-4)
+    assert stats.t_interval([0.0, 0.2], within=(0, 1)) == [0, 1]
+
+
+def test_wilson_is_that_of_the_metrics():
+    for hits, n in ((0, 5), (5, 5), (94, 224), (1, 50_000)):
+        assert stats.wilson(hits / n, n) == pytest.approx(metrics.wilson(hits, n), abs=1e-12)
+    assert stats.wilson(0.0, 0) == (0, 1)
+
+
+# --- files
+
+
+class Checker(html.parser.HTMLParser):
+    """Every tag that opens closes, ids are unique, links stay inside, nothing is loaded from elsewhere."""
+
+    VOID = ("meta", "img", "br", "hr", "link")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.links, self.images = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        assert tag not in ("script", "link", "iframe", "object"), tag
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs["href"]] if "href" in attrs else []
+        if tag == "img":
+            assert attrs["alt"]
+            self.images.append(attrs["src"])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check(path):
+    text = path.read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == [] and len(set(checker.ids)) == len(checker.ids)
+    assert checker.links and all(link[1:] in checker.ids for link in checker.links)
+    assert all(src.startswith("data:image/png;base64,") for src in checker.images)
+    assert "http:" not in text and "https:" not in text and "url(" not in text
+    return checker
+
+
+def test_the_page_is_one_file_and_holds_every_figure(run, tmp_path):
+    text = written(run, out=tmp_path / "out", title="A <b>bold</b> & | title")
+    checker = check(tmp_path / "out/report.html")
+    assert len(checker.images) == text.count("![") == len(list((tmp_path / "out").glob("*.png"))) == 2
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<h1>A &lt;b&gt;bold&lt;/b&gt; &amp; | title</h1>" in page
+    assert text.startswith("# A &lt;b>bold&lt;/b> &amp; \\| title\n")
+    assert "prefers-color-scheme: dark" in page and "@media print" in page
+
+
+def test_names_are_escaped(tmp_path):
+    made_up.run(tmp_path / "<img src=x>|&", "configs/resnet50.py:demo", top1=0.5)
+    text = written(tmp_path / "<img src=x>|&", out=tmp_path / "out")
+    assert not check(tmp_path / "out/report.html").images
+    _, rows = table(text.replace("\\|", "/"), "## Runs")
+    assert "<img" not in text and rows[0][1] == "&lt;img src=x>/&amp;"
+
+
+def test_the_same_runs_give_the_same_files(run, tmp_path):
+    for out in ("a", "b"):
+        written(run, out=tmp_path / out)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_results_csv_has_a_row_for_every_run_and_condition(tmp_path):
+    for seed in (0, 1):
+        made_up.run(
+            tmp_path / f"v{seed}",
+            "configs/vit.py:demo,train=mix",
+            [("seed", str(seed))],
+            top1=0.5,
+            more=lambda name, _: {"ece": 0.125},
+        )
+    written(tmp_path / "v0", tmp_path / "v1", out=tmp_path / "out")
+    with (tmp_path / "out/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 and {row["seed"] for row in rows} == {"0", "1"}
+    row = next(r for r in rows if r["condition"] == "blurred_drop_above" and r["seed"] == "1")
+    expected = {
+        "model": "vit",
+        "task": "object",
+        "data": "photos",
+        "train_blur": "mix",
+        "split": "test",
+        "n": "224",
+    }
+    expected |= {
+        "sigma_low": "1.0",
+        "sigma_high": "2.0",
+        "mask_mode": "zero_pixels",
+        "mask_selector": "laplacian",
+    }
+    expected |= {
+        "mask_drop": "above",
+        "mask_threshold": "100.0",
+        "mask_keep_rate": "",
+        "top1": "0.5",
+        "ece": "0.125",
+    }
+    assert {key: row[key] for key in expected} == expected
+    low, high = metrics.wilson(112, 224)
+    assert (float(row["top1_low"]), float(row["top1_high"])) == (low, high)
+    assert row["workdir"] == str(tmp_path / "v1") and row["bn_adapt"] == "False"
+
+
+# --- mistakes
+
+
+def damaged(run, name, text):
+    (run / name).write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -98,27 +459,71 @@ def test_a_run_without_masks_at_a_keep_rate_still_has_a_report(run, tmp_path):
     [
         (lambda run: (run / "results.json").unlink(), "run: holds no results.json; finish the run"),
         (lambda run: (run / "config.json").unlink(), "run: holds no config.json"),
-        (lambda run: (run / "speed.json").write_text("{"), "speed.json: is no JSON"),
+        (lambda run: damaged(run, "results.json", '{"sharp": '), "results.json: is no JSON"),
+        (lambda run: damaged(run, "results.json", "[1]"), "results.json: holds no conditions"),
+        (lambda run: damaged(run, "results.json", "\x00"), "results.json: is no JSON"),
+        (lambda run: damaged(run, "config.json", "[]"), "config.json: lacks seed"),
         (
-            lambda run: (run / "results.json").write_text('{"other": {}}'),
+            lambda run: damaged(run, "config.json", '{"seed": 0, "task": "object"}'),
+            "config.json: lacks data.name",
+        ),
+        (
+            lambda run: damaged(run, "results.json", '{"other": {}}'),
             "results.json has other, config.json has not",
+        ),
+        (
+            lambda run: damaged(run, "results.json", '{"all_sigma0": {}}'),
+            "all_sigma0 of results.json or config.json is",
         ),
     ],
 )
-def test_a_mistake_is_one_line(run, tmp_path, capsys, break_it, message):
+def test_a_useless_run_is_named_and_the_others_shown(run, tmp_path, capsys, break_it, message):
+    made_up.run(tmp_path / "other", "configs/resnet50.py:demo", top1=0.5)
     break_it(run)
-    assert report.main([str(run), f"--out={tmp_path}/out"]) == 2
+    assert message in written(run, tmp_path / "other", out=tmp_path / "out")
+    capsys.readouterr()
+    # With nothing left it is a mistake, told in one line.
+    assert report.main([str(run), f"--out={tmp_path}/nothing"]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "nothing").exists()
 
 
-def test_two_runs_of_one_name_are_refused(run, tmp_path, capsys):
-    assert report.main([str(run), str(run), f"--out={tmp_path}/out"]) == 2
-    assert "two runs of this name" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["speed.json", "mask_quality.json", "run.json"])
+def test_a_damaged_extra_costs_its_section_alone(run, tmp_path, name):
+    (run / name).write_text("{")
+    text = written(run, out=tmp_path / "out")
+    assert f"{run / name}: is no JSON" in text
+    assert "Selection or deletion" in text
+
+
+def test_a_damaged_row_costs_that_row_alone(run, tmp_path):
+    results = json.loads((run / "results.json").read_text())
+    results["all_sigma0"] = {"top1": None}
+    results["later"] = results["all_sigma1"]
+    (run / "results.json").write_text(json.dumps(results))
+    text = written(run, out=tmp_path / "out")
+    assert "all_sigma0 of results.json or config.json is incomplete" in text
+    assert "results.json has later, config.json has not" in text
+    assert cells(text, "100 %", "all patches")[2:] == ["", "59.8 (53–66)", "59.8 (53–66)"]
+
+
+def test_no_such_folder_and_a_damaged_sweep(tmp_path, capsys):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/sweep.json").write_text('{"config": "x"}')
+    assert report.main([str(tmp_path / "none"), str(tmp_path / "sweep"), f"--out={tmp_path}/out"]) == 2
+    error = capsys.readouterr().err
+    assert "none: holds no config.json" in error and "sweep/sweep.json: lists no runs" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_run_named_twice_is_shown_once(run, tmp_path):
+    text = written(run, run / ".." / "run", out=tmp_path / "out")
+    assert text.count("### run\n") == 4 and "Left out:" not in text
 
 
 def test_any_two_lines_differ_in_marker_or_dash():
-    assert len({style[:2] for style in report.STYLES}) == len(report.STYLES)
+    assert len({style[:2] for style in figures.STYLES}) == len(figures.STYLES)
 
 
 def test_the_report_imports_nothing_of_jax():
@@ -129,3 +534,9 @@ def test_the_report_imports_nothing_of_jax():
         if hasattr(node, "names")
     }
     assert not any(name.split(".")[0] in ("jax", "flax") for name in names)
+    code = "import sys, bjax.report; sys.exit(any(m.split('.')[0] in ('jax', 'flax') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_slug_is_a_file_name():
+    assert render.slug("a b/c: <d>_") == "a_b_c_d"

@@ -1,0 +1,158 @@
+"""Which runs these are: data, seeds, commit, versions, device, time, configs; and results.csv."""
+
+import csv
+import io
+import json
+
+from bjax.report.read import ADAPTED, Run, leaves
+from bjax.report.render import Details, Table
+
+
+def overview(runs: list[Run]) -> list:
+    """Every run with the number that the tables call it by."""
+    body = [
+        [
+            str(run.number),
+            run.name,
+            run.config["task"].replace("_", " "),
+            run.model,
+            run.trained_on,
+            str(run.config["data"]["image_size"]),
+            ", ".join(map(str, run.seeds)),
+        ]
+        for run in runs
+    ]
+    header = ["", "run", "task", "model", "trained on", "px", "seeds"]
+    caption = "px: side of the images that the model sees. Runs that differ in their seed alone are one."
+    return [Table(header, body, caption, left=5)]
+
+
+def facts(runs: list[Run]) -> list:
+    """Where each run was made, and its whole config."""
+    body = []
+    for run in runs:
+        for workdir, seed in zip(run.workdirs, run.seeds, strict=True):
+            body.append([str(run.number), str(seed), str(workdir)])
+    blocks = [Table(["run", "seed", "folder"], body, left=3)]
+    sessions = [(run, session) for run in runs for session in run.sessions]
+    if sessions:
+        rows = [[str(run.number), *_session(session)] for run, session in sessions]
+        header = ["run", "started", "what", "steps", "minutes", "device", "commit"]
+        caption = "Every time that a run was started: a run that was stopped and went on has several lines."
+        blocks.append(Table(header, rows, caption, left=4))
+        versions = {json.dumps(s.get("versions") or {}, sort_keys=True) for _, s in sessions} - {"{}"}
+        for text in sorted(versions):
+            found = json.loads(text)
+            blocks.append(Details("Versions", "\n".join(f"{k} {v}" for k, v in found.items())))
+    for run in runs:
+        blocks.append(Details(f"Config of run {run.number}, {run.name}", _config(run)))
+    return blocks
+
+
+def _config(run: Run) -> str:
+    """One line for every leaf, and one for every condition: what it comes to, in words."""
+    plain = leaves({k: v for k, v in run.config.items() if k != "eval"})
+    lines = [f"{k} = {v}" for k, v in plain.items()]
+    lines += [
+        f"eval.{row.name} = {row.condition['split']}: {row.label}" for row in run.rows if not row.adapted
+    ]
+    return "\n".join(lines)
+
+
+def _session(session: dict) -> list[str]:
+    first, last = session.get("first_step"), session.get("last_step")
+    seconds = session.get("seconds")
+    processes = session.get("processes") or 1
+    return [
+        str(session.get("started", ""))[:16].replace("T", " "),
+        str(session.get("mode", "")),
+        "" if last is None else f"{first or 0}–{last}",
+        "" if seconds is None else f"{seconds / 60:.1f}",
+        f"{session.get('device', '')}" + (f", {processes} processes" if processes > 1 else ""),
+        str(session.get("commit") or "")[:10],
+    ]
+
+
+RUN_COLUMNS = ("run", "workdir", "task", "model", "model_options", "data", "train_split", "train_blur")
+RUN_COLUMNS += ("init_from", "trained", "image_size", "seed")
+CONDITION_COLUMNS = (
+    "condition",
+    "bn_adapt",
+    "split",
+    "blur",
+    "sigma_low",
+    "sigma_high",
+    "corruption",
+    "severity",
+)
+CONDITION_COLUMNS += (
+    "mask_mode",
+    "mask_selector",
+    "mask_drop",
+    "mask_threshold",
+    "mask_keep_rate",
+    "options",
+)
+METRICS = ("top1", "top5", "loss", "ece", "kept")
+RESULT_COLUMNS = [c for m in METRICS for c in (m, f"{m}_low", f"{m}_high")]
+COLUMNS = [
+    *RUN_COLUMNS,
+    *CONDITION_COLUMNS,
+    "n",
+    *RESULT_COLUMNS,
+    "empty",
+    "skipped",
+    "images_per_second",
+    "tokens",
+]
+
+
+def table(runs: list[Run]) -> str:
+    """results.csv: a row for every run (seeds apart) and condition; shares in 0..1, intervals of 95 %, pixels."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for run in runs:
+        config = run.config
+        own = {
+            "run": run.name,
+            "workdir": run.workdirs[0],
+            "task": config["task"],
+            "model": config["model"]["name"],
+            "model_options": json.dumps(config["model"].get("options", {})),
+            "data": config["data"]["name"],
+            "train_split": config["data"]["train"],
+            "train_blur": run.training,
+            "init_from": config.get("init_from", ""),
+            "trained": run.trained,
+            "image_size": config["data"]["image_size"],
+            "seed": run.seeds[0],
+        }
+        for row in run.rows:
+            low, high = row.sigma or ("", "")
+            name, severity = row.corruption or ("", "")
+            masked = row.mask["mode"] != "none"
+            mask = {
+                f"mask_{k}": row.mask[k] for k in ("selector", "drop", "threshold", "keep_rate") if masked
+            }
+            result = {k: row.result[k] for k in (*METRICS, "n", "empty", "skipped") if k in row.result}
+            for metric in METRICS:
+                if f"{metric}_95" in row.result:
+                    result |= dict(
+                        zip((f"{metric}_low", f"{metric}_high"), row.result[f"{metric}_95"], strict=True)
+                    )
+            speed = {k: row.speed[k] for k in ("images_per_second", "tokens") if k in (row.speed or {})}
+            condition = {
+                "condition": row.name.removesuffix(ADAPTED),
+                "bn_adapt": row.adapted,
+                "split": row.condition["split"],
+                "blur": row.blur,
+                "sigma_low": low,
+                "sigma_high": high,
+                "corruption": name,
+                "severity": severity,
+                "mask_mode": row.mask["mode"],
+                "options": json.dumps(row.condition.get("options", {})),
+            }
+            writer.writerow({**own, **condition, **mask, **result, **speed})
+    return buffer.getvalue()

@@ -1,0 +1,99 @@
+"""Sweeps: what each point of a grid reached, as a matrix where the grid has two axes."""
+
+import json
+
+import numpy as np
+
+from bjax.report import figures
+from bjax.report.paper import accuracy
+from bjax.report.read import Run, axes, leaves
+from bjax.report.render import Figure, Heading, Items, Table, Text
+
+
+def grids(runs: list[Run]) -> list:
+    """Every sweep: its axes, and the results of its points, aggregated over seeds."""
+    blocks = []
+    for number, name in enumerate(dict.fromkeys(run.sweep for run in runs if run.sweep), 1):
+        own = [run for run in runs if run.sweep == name]
+        keys = axes([dict(run.point) for run in own])
+        conditions = list(dict.fromkeys(row.name for run in own for row in run.rows))
+        seeds = sorted({len(run.seeds) for run in own})
+        fixed = [f"{k} = {v}" for k, v in own[0].point if all(dict(run.point).get(k) == v for run in own)]
+        about = f"Points: {len(own)}; seeds of each: {' or '.join(map(str, seeds))}"
+        blocks += [Heading(name, 3), Text(about + (f"; {', '.join(fixed)} for all." if fixed else "."))]
+        differing = [text for c in conditions if (text := _differs(c, own))]
+        blocks += (
+            [Text("Conditions that themselves differ from point to point:"), Items(differing)]
+            if differing
+            else []
+        )
+        values = {key: _sorted(dict(run.point).get(key, "") for run in own) for key in keys}
+        if len(keys) == 2 and min(map(len, values.values())) > 1:
+            blocks += _matrices(own, keys, values, conditions, number)
+        else:
+            blocks.append(_list(own, keys, conditions))
+    return blocks
+
+
+def _list(runs: list[Run], keys: list[str], conditions: list[str]) -> Table:
+    """A row for every point."""
+    body = [
+        [
+            *(dict(run.point).get(k, "") for k in keys),
+            *(accuracy(run.find(c)) for c in conditions),
+            f"{run.number}",
+        ]
+        for run in runs
+    ]
+    return Table([*keys, *conditions, "run"], body, CAPTION.format(_images(runs)), left=len(keys))
+
+
+def _matrices(runs: list[Run], keys: list[str], values: dict, conditions: list[str], number: int) -> list:
+    """A matrix for every condition, and all of them as heat maps."""
+    down, across = sorted(keys, key=lambda k: len(values[k]))
+    at = {(dict(run.point).get(down, ""), dict(run.point).get(across, "")): run for run in runs}
+    maps, body = {}, []
+    for condition in conditions:
+        found = [
+            [at[d, a].find(condition) if (d, a) in at else None for a in values[across]] for d in values[down]
+        ]
+        maps[condition] = np.array(
+            [[100 * row.result["top1"] if row else np.nan for row in line] for line in found]
+        )
+        for d, line in zip(values[down], found, strict=True):
+            body.append([condition, d, *(accuracy(row) for row in line)])
+    header = ["condition", down, *values[across]]
+    groups = (("", 2), (across, len(values[across])))
+    table = Table(header, body, CAPTION.format(_images(runs)), left=2, groups=groups)
+    drawing = figures.heat_maps(maps, values[down], values[across], down, across)
+    caption = (
+        f"Top-1 accuracy in per cent, {_images(runs)} images; one scale for all conditions, dark is high."
+    )
+    return [table, Figure(f"sweep{number}", drawing, caption, f"Top-1 accuracy over {down} and {across}")]
+
+
+CAPTION = (
+    "Top-1 in per cent of {} images, 95 % interval in brackets (one seed: Wilson's, over the images; several: "
+    "Student's t, over the seeds). Empty: no finished run."
+)
+
+
+def _images(runs: list[Run]) -> str:
+    return " or ".join(f"{n:,}" for n in sorted({row.result["n"] for run in runs for row in run.rows}))
+
+
+def _differs(name: str, runs: list[Run]) -> str | None:
+    """What of a condition is another from point to point."""
+    found = [leaves(row.condition) for run in runs if (row := run.find(name))]
+    keys = [k for k in found[0] if len({json.dumps(x.get(k)) for x in found}) > 1]
+    texts = [f"{k} = {', '.join(_sorted(str(x.get(k)) for x in found))}" for k in keys]
+    return f"{name}: {'; '.join(texts)}" if texts else None
+
+
+def _sorted(values) -> list[str]:
+    """Numbers by size; words as they come."""
+    found = list(dict.fromkeys(values))
+    try:
+        return sorted(found, key=float)
+    except ValueError:
+        return found

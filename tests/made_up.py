@@ -1,0 +1,64 @@
+"""Finished runs and sweeps whose numbers are made up, to look at what a report makes of them."""
+
+import copy
+import json
+
+from bjax import config as configs
+from bjax import metrics
+
+
+def run(
+    workdir, spec, overrides=(), *, top1=0.5, n=224, more=None, results=None, trained=True, eval_only=None
+):
+    """A finished run of the config `spec` in `workdir`, without the run.
+
+    top1: of every condition, a share or a function of its name and entry of the config. more: what a row of
+    results.json gets beside the usual, as such a function. eval_only: {name: condition} instead of the config's own.
+    """
+    config = json.loads(configs.to_json(configs.load(spec, list(overrides))))
+    config["eval"] = eval_only if eval_only is not None else config["eval"]
+    workdir.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, condition in config["eval"].items():
+        found[name] = row(top1(name, condition) if callable(top1) else top1, n)
+        found[name] |= more(name, condition) if more else {}
+    (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "results.json").write_text(json.dumps(found if results is None else results))
+    if trained:
+        (workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    return workdir
+
+
+def row(top1, n=224, kept=1.0):
+    """A row of results.json."""
+    hits, also = round(n * top1), round(n * (1 + top1) / 2)
+    sums = {"n": n, "top1": hits, "top5": also, "loss": n * 1.0, "loss_squared": n * 1.25}
+    return metrics.summarise({**sums, "kept": n * kept, "kept_squared": n * kept**2, "empty": 0})
+
+
+def conditions(spec="configs/resnet50.py"):
+    """{name: condition} of a config, as config.json has them."""
+    return copy.deepcopy(json.loads(configs.to_json(configs.load(spec)))["eval"])
+
+
+def gaussian(condition, low, high):
+    """The condition with that Gaussian blur."""
+    made = copy.deepcopy(condition)
+    made["blur"]["kinds"] = {"sharp": 0.0, "gaussian": 1.0, "motion": 0.0, "defocus": 0.0}
+    made["blur"]["sigma"] = [low, high]
+    return made
+
+
+def sweep(out, spec, points, **options):
+    """A sweep as launch.sweep leaves it; points: [{key: text}]. All are finished."""
+    out.mkdir(parents=True, exist_ok=True)
+    index = {"config": spec, "runs": {}}
+    for number, point in enumerate(points):
+        name = f"{number:010x}"
+        index["runs"][name] = point
+        own = point.get("config", spec)
+        run(out / name, own, [(k, v) for k, v in point.items() if k != "config"], **options)
+        (out / name / "exit").write_text("0")
+        (out / name / "log.txt").write_text("written to results.json\n")
+    (out / "sweep.json").write_text(json.dumps(index))
+    return out
