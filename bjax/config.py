@@ -38,6 +38,7 @@ RANGES = {
     "eval_batch_size": (1, None, True),
     "epochs": (0, None, False),
     "steps": (0, None, True),
+    "dead_leaves": (0, 1, True),
     "eval_every": (0, None, True),
     "speed_rounds": (0, None, True),
     "log_every": (1, None, True),

@@ -109,6 +109,10 @@ def build(config, num_classes: int) -> Experiment:
         raise UserError(
             "config.task=blur_type: mixing images hides their blur; set config.loss.mixup and config.loss.cutmix to 0"
         )
+    if config.dead_leaves and config.task != "blur_type":
+        raise UserError(
+            f"config.dead_leaves={config.dead_leaves}: generated images show no object; for config.task=blur_type only"
+        )
     wanted = [name for name in config.eval_only.split(",") if name] or list(config.eval)
     for name in wanted:
         if name not in config.eval:
@@ -134,6 +138,7 @@ def build(config, num_classes: int) -> Experiment:
         num_classes=num_classes,
         accumulate=config.optim.accumulate,
         ema=config.optim.ema,
+        dead_leaves=config.dead_leaves,
         **config.loss,
     )
     quality = {}

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bjax import augment, losses, sharpness, tokens
+from bjax import augment, dead_leaves, losses, sharpness, tokens
 from bjax.blur import imagenet_c, sample
 from bjax.sharding import BATCH
 from bjax.state import State
@@ -45,10 +45,11 @@ class Objective:
     cutmix: float = 0.0
     aux: float = 0.3
     parameters: float = (
-        0.0  # weight of the loss of the blur's parameters; above 0 the model has outputs for them
+        0.0  # weight of estimating the blur's parameters, for which the model then has outputs
     )
     accumulate: int = 1
     ema: float = 0.0
+    dead_leaves: float = 0.0
 
 
 def train_step(
@@ -72,7 +73,11 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     draw_keys, mix_key, dropout_key = jax.random.split(key, 3)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_keys, batch["id"])
-    images, kind, drawn = _blur(keys, batch["image"], inputs, mesh)
+    images = batch["image"]
+    if objective.dead_leaves:
+        leaves = functools.partial(dead_leaves.replace, share=objective.dead_leaves)
+        images = _per_image(leaves, mesh)(_stream(keys, 2), images)
+    images, kind, drawn = _blur(keys, images, inputs, mesh)
     labels = kind if objective.task == "blur_type" else batch["label"]
     targets = losses.targets(labels, objective.num_classes, objective.label_smoothing)
     images, targets = _mix(mix_key, images, targets, objective)

@@ -32,10 +32,24 @@ def get_config(arg=""):
         c.blur = four_kinds()
         c.eval = ConfigDict({"blur_type": condition(split, four_kinds())})
         if arg.source == "demo":
-            c.eval.unseen = condition("unseen", four_kinds())
+            demo(c, arg)
     return c
 
 
-def four_kinds():
+def four_kinds(**changes):
     kinds = dict.fromkeys(("sharp", "gaussian", "motion", "defocus"), 0.25)
-    return blur(kinds, sigma=(1.0, 3.0), noise=(0.0, 0.02))
+    return blur(kinds, **{"sigma": (1.0, 3.0), "noise": (0.0, 0.02), **changes})
+
+
+def demo(c, arg):
+    """Ten photographs to learn from and four others to be tested on, all halved before they are blurred."""
+    strengths = {"sigma": (1.0, 2.0), "radius": (4.0, 8.0), "length": (9.0, 19.0), "noise": (0.0, 0.01)}
+    c.data.train = "detailed" if arg.fraction == 100 else f"detailed[:{arg.fraction}%]"
+    c.data.crop = "resized"
+    c.data.scale = (0.3, 1.0)
+    c.data.resize = 72
+    c.dead_leaves = 0.5
+    c.blur = four_kinds(**strengths)
+    c.eval = ConfigDict({"unseen": condition(arg.eval_split or "unseen", four_kinds(**strengths))})
+    c.steps = 560
+    c.optim.lr, c.optim.weight_decay, c.optim.warmup = 2e-3, 0.05, 30

@@ -20,8 +20,9 @@ ALLOWED = {
     "report": frozenset(),
     "bn_adapt": {"experiment", "step", "sharding", "data", "models"},
     "experiment": {"models", "weights", "blur", "tokens", "step", "losses", "data"},
-    "step": {"augment", "losses", "tokens", "blur", "sharpness", "sharding", "state"},
+    "step": {"augment", "dead_leaves", "losses", "tokens", "blur", "sharpness", "sharding", "state"},
     "tokens": {"sharpness"},
+    "dead_leaves": {"blur"},
     "weights": {"models"},
     "sharpness": {"blur"},
     **dict.fromkeys(

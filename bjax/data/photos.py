@@ -1,9 +1,10 @@
 """The embedded default: crops of the photographs that ship inside scikit-image's wheel, so that nothing is
 downloaded.
 
-Three splits of square crops, 144 px, JPEG. `train` and `test` are crops of the same 14 photographs, from
-two parts of each that are 32 px apart; the label is the photograph. `unseen` holds crops of four further
-photographs, without a label (-1): for tasks whose label is not the photograph, such as the type of a blur.
+Four splits of square crops, 144 px, JPEG. `train` and `test` are crops of the same 14 photographs, from
+two parts of each that are 32 px apart; the label is the photograph. The other two have no label (-1), for
+tasks whose label is not the photograph, such as the type of a blur: `detailed` holds crops from all over
+those ten of the 14 that are sharp themselves, `unseen` crops of four further photographs.
 
 Where crops are cut is a fixed rule. Candidates lie on a grid; of these the half with the most content (the
 sum of absolute grey-level differences between neighbours: skies and walls have little) is kept, and the
@@ -36,12 +37,19 @@ TRAIN = (
     "rocket.jpg",
     "text.png",
 )
+SMOOTH = ("cell.png", "clock_motion.png", "moon.png", "retina.jpg")  # blurred, or with little to blur
 UNSEEN = ("chelsea.png", "gravel.png", "ihc.png", "motorcycle_left.png")
 
 CROP = 144
 GAP = 32
 STRIDE = 4
-CROPS = {"train": 48, "test": 16, "unseen": 48}  # of each photograph
+CROPS = {"train": 48, "test": 16, "detailed": 96, "unseen": 48}  # of each photograph
+FILES = {
+    "train": TRAIN,
+    "test": TRAIN,
+    "detailed": tuple(file for file in TRAIN if file not in SMOOTH),
+    "unseen": UNSEEN,
+}
 JPEG = {"quality": 95, "subsampling": "4:4:4", "optimize": False}
 
 
@@ -51,7 +59,7 @@ with tfds.core.registered.skip_registration():
         """Crops of scikit-image's photographs; the label is the photograph."""
 
         name = "photos"
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version("1.1.0")
 
         def __init__(self, **kwargs):
             super().__init__(file_format="array_record", **kwargs)
@@ -77,7 +85,7 @@ with tfds.core.registered.skip_registration():
             return {split: self._generate_examples(folder, split) for split in CROPS}
 
         def _generate_examples(self, folder, split):
-            for file in UNSEEN if split == "unseen" else TRAIN:
+            for file in FILES[split]:
                 photo = load(folder / file)
                 name = Path(file).stem
                 for top, left in positions(photo, split):
@@ -85,7 +93,7 @@ with tfds.core.registered.skip_registration():
                     data = io.BytesIO()
                     crop.save(data, "JPEG", **JPEG)
                     file_name = f"{name}_{split}_y{top:04d}_x{left:04d}.jpg"
-                    label = -1 if split == "unseen" else name
+                    label = name if split in ("train", "test") else -1
                     yield file_name, {"image": data.getvalue(), "label": label, "file_name": file_name}
 
 
@@ -122,9 +130,9 @@ def region(height, width, split):
     """The part of a photograph that a split may cut from: (top, left, bottom, right).
 
     Along the longer side the last third, and at least a crop and 16 px, belongs to `test`, what lies before
-    the gap to `train`. `unseen` has whole photographs.
+    the gap to `train`. `detailed` and `unseen` have whole photographs.
     """
-    if split == "unseen":
+    if split in ("detailed", "unseen"):
         return 0, 0, height, width
     long = max(height, width)
     border = long - max(long // 3, CROP + 16)
