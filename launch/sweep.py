@@ -322,11 +322,19 @@ class Table:
     def __init__(self, runs: list[Run]):
         self.runs, self.last, self.drawn = runs, {}, 0
         self.terminal = sys.stdout.isatty()
+        points = [dict(run.overrides) for run in runs]
+        # What all have in common tells no two runs apart, and a line is short.
+        self.own = {
+            run: " ".join(f"{k}={v}" for k, v in point.items() if any(p.get(k) != v for p in points))
+            for run, point in zip(runs, points, strict=True)
+        }
 
     def show(self, alive: dict[Run, str]) -> None:
         states = {run: alive.get(run) or run.state for run in self.runs}
         if self.terminal:
-            lines = [f"{states[r]:9} {r.workdir.name}  {r.label}  {r.progress}" for r in self.runs]
+            lines = [
+                f"{states[r]:9} {r.workdir.name}  {r.progress:27}  {self.own[r]}".rstrip() for r in self.runs
+            ]
             lines.append(", ".join(f"{n} {s}" for s, n in counts(states).items()))
             width = os.get_terminal_size().columns
             up = f"\033[{self.drawn}F" if self.drawn else ""
@@ -335,7 +343,7 @@ class Table:
         elif states != self.last:
             for run, state in states.items():
                 if state != self.last.get(run):
-                    print(f"{state:9} {run.workdir.name}  {run.label}  {run.progress}".rstrip(), flush=True)
+                    print(f"{state:9} {run.workdir.name}  {self.own[run]}  {run.progress}".rstrip(), flush=True)
         self.last = states
 
 
