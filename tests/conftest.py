@@ -37,3 +37,31 @@ def compilation_cache(shared_dir):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = path
     jax.config.update("jax_compilation_cache_dir", path)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, data_dir) -> Path:
+    """The workdir of a finished run: a ViT of one block on the embedded photographs, two steps at a high rate."""
+    from bjax.main import main
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    values = TINY | {"data.data_dir": data_dir}
+    flags = [f"--config.{key}={value}" for key, value in values.items()]
+    assert main([f"--config={ROOT}/configs/vit_mask.py:demo", f"--workdir={workdir}", *flags]) == 0
+    return workdir
+
+
+TINY = {
+    "model.options.variant": "Ti/8",
+    "model.options.depth": 1,
+    "model.options.width": 32,
+    "model.options.heads": 2,
+    "data.image_size": 32,
+    "steps": 2,
+    "batch_size": 16,
+    "eval_batch_size": 112,
+    "eval_only": "sharp",
+    "optim.lr": 0.05,
+    "optim.warmup": 0,
+    "optim.ema": 0.5,
+}

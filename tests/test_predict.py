@@ -1,0 +1,353 @@
+"""Photographs that no split holds, against the path that evaluation takes, OpenCV, and by hand."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import skimage
+from PIL import Image
+
+from bjax import checkpoint, experiment, optim, overlay, predict, sharding, state, step
+from bjax import config as configs
+from bjax.blur import sample
+from bjax.data import decode, loader
+from bjax.data.photos import TRAIN, UNSEEN
+from bjax.errors import UserError
+
+PHOTOS = Path(skimage.__file__).parent / "data"
+OUTSIDE = ("chelsea.png", "gravel.png", "ihc.png", "motorcycle_right.png")  # no training split has them
+MASKED = ("blurred_drop_below", "blurred_keep_half")
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_run):
+    return predict.load(tiny_run)
+
+
+def evaluated(workdir, condition, crops):
+    """Logits of crops and patches kept, by the functions of evaluation, with the condition's blur taken out."""
+    config = configs.read(workdir / "config.json")
+    config.eval_only = ""
+    exp = experiment.build(config, 14)
+    inputs, model = exp.conditions[condition].inputs, exp.conditions[condition].model
+    inputs = dataclasses.replace(inputs, blur=sample.SHARP)
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    number = len(crops)
+    batch = {"image": crops, "label": np.zeros(number, np.int32), "id": np.arange(number, dtype=np.uint32)}
+    batch = sharding.put({**batch, "mask": np.ones(number, bool)}, mesh)
+    images, kept, *_ = step.prepare(
+        jax.random.key(0), batch, inputs=inputs, objective=exp.objective, mesh=mesh
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore((workdir / "checkpoints" / "2" / "default").absolute())
+    return step._apply(model, jax.device_get(saved["ema"]), images, kept, train=False), kept
+
+
+@pytest.mark.parametrize("condition", [None, *MASKED])
+def test_a_photograph_is_seen_as_evaluation_sees_it(tiny_run, condition):
+    assert not set(OUTSIDE) & set(TRAIN)
+    predictor = predict.load(tiny_run, condition)
+    found = [predictor(PHOTOS / file) for file in OUTSIDE]
+    crops = [
+        decode.center_crop(np.asarray(Image.open(PHOTOS / f).convert("RGB")), 32, resize=0) for f in OUTSIDE
+    ]
+    logits, kept = evaluated(tiny_run, condition or "sharp", np.stack(crops))
+    expected = np.asarray(jax.nn.softmax(logits))
+    assert expected.max() > 2 / 14  # far from uniform: the comparison can fail
+    for i, (prediction, crop) in enumerate(zip(found, crops, strict=True)):
+        np.testing.assert_allclose(prediction.probabilities, expected[i], atol=1e-6, rtol=0)
+        np.testing.assert_array_equal(prediction.crops, crop[None])
+        keep = np.ones(16, bool) if kept is None else np.asarray(kept.keep[i])
+        np.testing.assert_array_equal(prediction.keep.ravel(), keep)
+        assert prediction.kept == pytest.approx(keep.mean())
+        response = cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_64F)
+        assert prediction.sharpness == pytest.approx(response.var(), rel=1e-6)
+        patches = response.reshape(4, 8, 4, 8).var(axis=(1, 3))
+        np.testing.assert_allclose(prediction.scores[0], patches, rtol=1e-5, atol=1e-3)
+    assert any(p.keep.all() for p in found) == (condition is None)
+
+
+def test_a_folder_of_the_split_repeats_its_accuracy(tiny_run, data_dir, tmp_path, capsys):
+    source = loader.open_split("photos", "test", data_dir=data_dir)
+    (tmp_path / "b").mkdir()
+    labels = {}
+    for i, example in enumerate(source):
+        path = tmp_path / ("b" if i % 2 else "") / example["file_name"]
+        path.write_bytes(example["image"])
+        labels[str(path)] = source.class_names[example["label"]]
+    (tmp_path / "notes.txt").write_text("no photograph")
+    assert predict.main([str(tmp_path), f"--workdir={tiny_run}", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["photo"] for row in rows] == sorted(labels, key=Path)
+    hits = [row["prediction"][0]["class"] == labels[row["photo"]] for row in rows]
+    results = json.loads((tiny_run / "results.json").read_text())
+    assert np.mean(hits) == pytest.approx(results["sharp"]["top1"])
+    in_five = [labels[row["photo"]] in [p["class"] for p in row["prediction"]] for row in rows]
+    assert np.mean(in_five) == pytest.approx(results["sharp"]["top5"])
+
+
+def test_all_photographs_share_one_program(tiny_run):
+    predictor = predict.Predictor(predict.read(tiny_run), batch_size=4)
+    crops = [predictor.crops(PHOTOS / file) for file in (*OUTSIDE, *TRAIN[:3])]
+    found = [*predictor.of_crops(crops), predictor(PHOTOS / OUTSIDE[0])]
+    assert predictor._ask._cache_size() == 1
+    np.testing.assert_array_equal(found[0].probabilities, found[-1].probabilities)
+    assert all(p.probabilities.sum() == pytest.approx(1, abs=1e-5) for p in found)
+
+
+def test_top_lists_the_most_probable_classes(predictor):
+    prediction = predictor(PHOTOS / "chelsea.png")
+    names, shares = zip(*prediction.top(5), strict=True)
+    assert list(shares) == sorted(prediction.probabilities, reverse=True)[:5]
+    assert [prediction.probabilities[prediction.classes.index(n)] for n in names] == list(shares)
+    assert prediction.classes[0] == "astronaut"
+
+
+def test_every_kind_of_file_becomes_the_same_pixels(predictor, tmp_path):
+    photo = np.asarray(Image.open(PHOTOS / "chelsea.png").convert("RGB"))
+    image, grey = Image.fromarray(photo), Image.fromarray(photo).convert("L")
+    expected = predictor(photo)
+
+    def same(path, pixels, atol=0):
+        np.testing.assert_allclose(np.int32(predictor(path).crops), predictor.crops(pixels), atol=atol)
+
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    same(tmp_path / "turned.png", photo)
+    turned.save(tmp_path / "turned.jpg", exif=exif, quality=100, subsampling="4:4:4")
+    same(tmp_path / "turned.jpg", photo, atol=8)
+    same(Image.open(tmp_path / "turned.png"), photo)
+    image.save(tmp_path / "photo.webp", lossless=True)
+    same(tmp_path / "photo.webp", photo)
+    transparent = image.copy()
+    transparent.putalpha(100)
+    transparent.save(tmp_path / "alpha.png")
+    same(tmp_path / "alpha.png", photo)
+    grey.save(tmp_path / "grey.png")
+    same(tmp_path / "grey.png", np.repeat(np.asarray(grey)[..., None], 3, axis=2))
+    Image.fromarray(np.asarray(grey).astype(np.uint16) << 8 | 255).save(tmp_path / "deep.png")
+    same(tmp_path / "deep.png", np.repeat(np.asarray(grey)[..., None], 3, axis=2))
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100, subsampling="4:4:4")
+    same(tmp_path / "cmyk.jpg", photo, atol=12)
+    np.testing.assert_array_equal(predictor(image).probabilities, expected.probabilities)
+    # Upright JPEGs have the pixels that the datasets' decoder gives them.
+    image.save(tmp_path / "photo.jpg", quality=90)
+    same(tmp_path / "photo.jpg", decode.decode((tmp_path / "photo.jpg").read_bytes()))
+    with pytest.raises(ValueError, match=r"float64\[300, 451, 3\], expected uint8"):
+        predictor(photo / 255)
+
+
+def test_a_broken_file_is_named_and_the_rest_goes_on(tiny_run, tmp_path, capsys):
+    for file in OUTSIDE[:2]:
+        shutil.copy(PHOTOS / file, tmp_path)
+    Image.open(PHOTOS / "coffee.png").save(tmp_path / "cut.jpg")
+    data = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.webp").write_text("no photograph")
+    out = tmp_path / "out"
+    assert predict.main([str(tmp_path), f"--workdir={tiny_run}", f"--out={out}"]) == 1
+    said = capsys.readouterr()
+    errors = said.err.splitlines()
+    assert [line.split(": ")[1] for line in errors] == [
+        str(tmp_path / f) for f in ("cut.jpg", "empty.png", "text.webp")
+    ]
+    assert errors[1] == f"bjax.predict: {tmp_path}/empty.png: empty file"
+    lines = said.out.splitlines()
+    assert lines[0].split() == ["photo", "sharpness", "kept", "%", "prediction", "%"]
+    assert len({len(line) for line in lines[:12]}) == 1  # aligned
+    assert [line.split()[0] for line in lines[2:12:5]] == [str(tmp_path / f) for f in OUTSIDE[:2]]
+    assert f"{tiny_run}, step 2" in lines[-1]
+    assert "32 × 32 px" in lines[-1]
+    assert sorted(p.name for p in out.iterdir()) == ["chelsea.png", "gravel.png"]
+
+
+def test_photographs_of_one_name_get_drawings_of_their_own(tiny_run, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    Image.open(PHOTOS / "gravel.png").save(tmp_path / "other" / "chelsea.jpg")
+    photos = [str(PHOTOS / "chelsea.png"), str(tmp_path / "other")]
+    flags = [f"--workdir={tiny_run}", f"--out={tmp_path}/out", "--condition=blurred_drop_below", "--json"]
+    assert predict.main([*photos, *flags]) == 0
+    drawn = [json.loads(line)["overlay"] for line in capsys.readouterr().out.splitlines()]
+    assert drawn == [f"{tmp_path}/out/chelsea.png", f"{tmp_path}/out/chelsea_2.png"]
+    first, second = map(Image.open, drawn)
+    assert first.size == second.size
+    assert np.asarray(first).tolist() != np.asarray(second).tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
+        (["{empty}"], "empty: no .jpg, .jpeg, .png, .webp file in this folder"),
+        (["{photo}", "--workdir=nowhere"], "--workdir=nowhere: holds no config.json"),
+        (
+            ["{photo}", "--condition=blured"],
+            "--condition=blured: no condition of {run} (did you mean blurred?)",
+        ),
+        (["{photo}", "--out={photo}"], "chelsea.png: is a file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tiny_run, tmp_path, capsys):
+    places = {"empty": tmp_path / "empty", "photo": PHOTOS / "chelsea.png", "run": tiny_run}
+    places["empty"].mkdir()
+    arguments = [f"--workdir={tiny_run}", *(a.format(**places) for a in arguments)]
+    assert predict.main(arguments) == 2
+    said = capsys.readouterr()
+    assert message.format(**places) in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not said.out
+
+
+def test_an_unfinished_run_is_named(tiny_run, tmp_path):
+    shutil.copy(tiny_run / "config.json", tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        predict.load(tmp_path)
+
+
+def test_class_names_come_from_the_run_then_from_the_dataset(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    assert predict.read(run).classes == tuple(Path(file).stem for file in TRAIN)
+    (run / "classes.json").write_text(json.dumps([f"class {i}" for i in range(14)]))
+    assert predict.read(run).classes[13] == "class 13"
+    (run / "classes.json").write_text("[")
+    with pytest.raises(UserError, match=r"classes.json: is no JSON"):
+        predict.read(run)
+    (run / "classes.json").unlink()
+    assert predict.read(run).classes[0] == "astronaut"
+    config = configs.read(run / "config.json")
+    config.data.name = "gone"
+    (run / "config.json").write_text(configs.to_json(config))
+    with pytest.raises(UserError, match=r"classes.json: missing, and the dataset.*unknown data set 'gone'"):
+        predict.read(run)
+
+
+def test_a_mask_is_the_conditions_or_none(tiny_run):
+    assert predict.read(tiny_run).inputs.mask.mode == "none"  # training kept a random half
+    random = predict.load(tiny_run, "blurred_keep_half_random")
+    found = [random(PHOTOS / file) for file in OUTSIDE[:2]]
+    assert [p.kept for p in found] == [0.5, 0.5]
+    np.testing.assert_array_equal(found[0].keep, found[1].keep)  # the same places, whatever the photograph
+
+
+def test_a_bucket_keeps_what_attend_keeps(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = configs.read(run / "config.json")
+    found = {}
+    for mode in ("attend", "bucket"):
+        config.eval.blurred_drop_below.mask.mode = mode
+        (run / "config.json").write_text(configs.to_json(config))
+        found[mode] = predict.load(run, "blurred_drop_below")(PHOTOS / "coffee.png")
+    np.testing.assert_array_equal(found["bucket"].probabilities, found["attend"].probabilities)
+    assert 0 < found["bucket"].kept < 1
+
+
+def untrained(tiny_run, workdir, **changes):
+    """A run like `tiny_run`, with these changes and random weights throughout."""
+    config = configs.read(tiny_run / "config.json")
+    for key, value in changes.items():
+        config[key] = value
+    exp = experiment.build(config, 14)
+    key = jax.random.key(0)
+    init = functools.partial(
+        state.init,
+        model=exp.model,
+        tx=optim.build(config.optim, 1),
+        image_size=config.data.image_size,
+        ema=True,
+    )
+    new = jax.jit(init)(key)
+    rng = np.random.default_rng(0)
+    new = new.replace(ema=jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), new.ema))
+    workdir.mkdir()
+    (workdir / "config.json").write_text(configs.to_json(config))
+    with checkpoint.manager(workdir / "checkpoints") as manager:
+        checkpoint.save(manager, 1, new)
+    return workdir
+
+
+def test_the_type_of_blur_is_the_mean_over_detailed_crops(tiny_run, tmp_path):
+    predictor = predict.load(untrained(tiny_run, tmp_path / "run", task="blur_type"))
+    photo = np.asarray(Image.open(PHOTOS / UNSEEN[0]).convert("RGB"))
+    prediction = predictor(photo)
+    assert prediction.classes == ("sharp", "gaussian", "motion", "defocus")
+    assert prediction.crops.shape == (16, 32, 32, 3)
+    np.testing.assert_array_equal(prediction.crops, decode.detailed_crops(photo, 32, 16))
+    each = predictor.of_crops([crop[None] for crop in prediction.crops])
+    np.testing.assert_allclose(
+        prediction.probabilities, np.mean([p.probabilities for p in each], axis=0), atol=1e-6
+    )
+    assert np.std([p.probabilities for p in each], axis=0).max() > 1e-3
+    assert prediction.sharpness == pytest.approx(np.mean([p.sharpness for p in each]), rel=1e-6)
+    # Nothing is rescaled: half the photograph has other pixels, a corner of it the same.
+    small = predictor(photo[:20, :24])
+    assert small.crops.shape == (1, 32, 32, 3)
+    np.testing.assert_array_equal(small.crops[0, 6:26, 4:28], photo[:20, :24])
+
+
+def test_a_drawing_shows_what_was_left_out():
+    crops = np.full((1, 32, 32, 3), 200, np.uint8)
+    scores = np.array([[[1.0, 10.0], [1000.0, 10000.0]]], np.float32)
+    keep = np.array([[[True, False], [True, True]]])
+    drawing = overlay.draw(crops, scores, keep, patch_size=16, title="title", threshold=100.0)
+    pixels = np.asarray(drawing, int)
+    side, left, top = overlay.SIDE, overlay.MARGIN, overlay.MARGIN + overlay.HEAD
+    right = left + side + overlay.GAP
+    quarter = side // 4
+
+    def at(x, row, column):  # off the middle, where the stroke is
+        return pixels[top + quarter // 2 + row * side // 2, x + quarter // 2 + column * side // 2]
+
+    assert at(left, 0, 0).tolist() == at(left, 1, 1).tolist() == [200] * 3
+    assert at(left, 0, 1).tolist() == [50] * 3
+    assert at(right, 0, 0).tolist() == [68, 1, 84]  # both ends of viridis
+    assert at(right, 1, 1).tolist() == [253, 231, 37]
+    light = [at(right, *place) @ (0.299, 0.587, 0.114) for place in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    assert light == sorted(light)  # readable in grey
+    several = overlay.draw(
+        np.repeat(crops, 5, 0),
+        np.repeat(scores, 5, 0),
+        np.repeat(keep, 5, 0),
+        patch_size=16,
+        title="中" * 500,
+    )
+    assert several.width <= drawing.width
+    # A CNN's images need not divide into patches: the rest is drawn, not scored.
+    odd = overlay.draw(crops[:, :30, :30], scores[:, :1, :1], keep[:, :1, :1], patch_size=16, title="")
+    assert np.asarray(odd)[top + side - 4, right + side - 4].tolist() == [255] * 3
+
+
+def test_images_that_patches_do_not_fill_are_scored_where_they_do(tiny_run):
+    run = predict.read(tiny_run)
+    config = run.config.copy_and_resolve_references()
+    config.data.image_size = 35
+
+    class Mean(type(run.model)):
+        def __call__(self, images, **_):
+            return images.mean((1, 2))
+
+    model = Mean(
+        **{
+            f: getattr(run.model, f)
+            for f in ("num_classes", "patch_size", "width", "depth", "heads", "mlp_dim")
+        }
+    )
+    odd = dataclasses.replace(run, config=config, model=model, variables={}, classes=("r", "g", "b"))
+    photo = np.asarray(Image.open(PHOTOS / "chelsea.png").convert("RGB"))
+    prediction = predict.Predictor(odd, 1)(photo)
+    assert prediction.scores.shape == (1, 4, 4)
+    expected = predict.Predictor(run, 1)(prediction.crops[0, :32, :32])
+    np.testing.assert_array_equal(prediction.scores, expected.scores)
+    assert jnp.isfinite(prediction.sharpness)
