@@ -88,14 +88,11 @@ def test_the_artifact_runs_without_the_project(tiny_run, tmp_path, capsys):
 
 # What differs in the program: every way of leaving out, every selector's kind, what decides inside the model.
 VIT = {
-    "none": MaskSpec(),
-    "zero_pixels": MaskSpec("zero_pixels", threshold=100.0, fill="mean"),
+    "zero_pixels": MaskSpec("zero_pixels", selector="centre", keep_rate=0.5, fill="mean"),
     "zero_tokens": MaskSpec("zero_tokens", threshold=100.0, drop="above", scope="patch"),
-    "attend": MaskSpec("attend", selector="tenengrad", keep_rate=0.5),
+    "attend": MaskSpec("attend", selector="inverse", threshold=100.0),
     "gather": MaskSpec("gather", selector="high_frequency", keep_rate=0.5, threshold=1.0),
     "random": MaskSpec("gather", selector="random", keep_rate=0.5),
-    "centre": MaskSpec("gather", selector="centre", keep_rate=0.25),
-    "inverse": MaskSpec("zero_pixels", selector="inverse", threshold=100.0),
     "evit": MaskSpec(),
     "tome": MaskSpec(),
 }

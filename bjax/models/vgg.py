@@ -47,7 +47,7 @@ class VGG(nn.Module):
             x = max_pool(x, 2, 2)
             layer += 1
         # Row, column, channel; torchvision flattens channel, row, column: the import permutes the kernel.
-        x = adaptive_average_pool(x, 7).reshape(len(x), -1)
+        x = adaptive_average_pool(x, 7).reshape(x.shape[0], -1)
         for name in ("classifier_0", "classifier_3"):
             x = nn.relu(dense(self.hidden, dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
