@@ -253,3 +253,26 @@ def test_random_crop_reflects_small_images():
 def test_mirror():
     np.testing.assert_array_equal(decode.mirror(photo()), photo()[:, ::-1])
     np.testing.assert_array_equal(decode.mirror(photo()[3:20, 5:40]), photo()[3:20, 5:40][:, ::-1])
+
+
+def test_detailed_crops_are_the_best_of_a_grid_with_pixels_as_they_are():
+    rng = np.random.default_rng(0)
+    image = np.full((70, 101, 3), 128, np.uint8)
+    image[38:, 69:] = rng.integers(0, 256, (32, 32, 3))  # of 2 × 3 candidates of 32 px, the one in the corner
+    image[:32, :32, 1] = rng.integers(120, 136, (32, 32))  # less of it
+    crops = decode.detailed_crops(image, 32, 16)
+    assert crops.shape == (6, 32, 32, 3)
+    np.testing.assert_array_equal(crops[0], image[38:, 69:])
+    np.testing.assert_array_equal(crops[1], image[:32, :32])
+    np.testing.assert_array_equal(decode.detailed_crops(image, 32, 2), crops[:2])
+    # Where as many crops as fit lie is known: from border to border, at even distances.
+    places = [(y, x) for y in (0, 38) for x in (0, 34, 69)]
+    rest = [image[y : y + 32, x : x + 32] for y, x in places[1:-1]]
+    assert sorted(c.tobytes() for c in crops[2:]) == sorted(c.tobytes() for c in rest)
+
+
+def test_a_single_crop_is_central_and_a_small_image_is_extended_by_reflection():
+    image = np.random.default_rng(0).integers(0, 256, (50, 20, 3), np.uint8)
+    (crop,) = decode.detailed_crops(image, 32, 16)
+    np.testing.assert_array_equal(crop, decode.center_crop(image, 32))
+    np.testing.assert_array_equal(crop[:, 6:26], image[9:41])

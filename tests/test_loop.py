@@ -15,6 +15,7 @@ import pytest
 import test_prepare
 
 from bjax import config as configs
+from bjax import predict
 from bjax.data import loader
 from bjax.data.builder import prepare
 from bjax.main import main
@@ -318,6 +319,10 @@ def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
     assert results["sharp"]["loss"] == pytest.approx(loss / 224, rel=1e-4)
     assert results["sharp_bn_adapt"]["loss"] != results["sharp"]["loss"]
     assert list(results) == [*(n for n in results if "adapt" not in n), *(n for n in results if "adapt" in n)]
+    # What was evaluated can be asked about photographs too.
+    found = predict.read(tmp_path / "run")
+    assert found.what == str(file)
+    assert found.classes == source.class_names
     # What a report needs is left as after a training: the config with what was evaluated, and the facts of the run.
     config = configs.read(tmp_path / "run" / "config.json")
     assert config.init_from == str(file) and list(config.eval) == ["sharp"]

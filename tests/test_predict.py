@@ -72,7 +72,7 @@ def test_a_photograph_is_seen_as_evaluation_sees_it(tiny_run, condition):
         assert prediction.sharpness == pytest.approx(response.var(), rel=1e-6)
         patches = response.reshape(4, 8, 4, 8).var(axis=(1, 3))
         np.testing.assert_allclose(prediction.scores[0], patches, rtol=1e-5, atol=1e-3)
-    assert any(p.keep.all() for p in found) == (condition is None)
+    assert all(p.keep.all() for p in found) == (condition is None)
 
 
 def test_a_folder_of_the_split_repeats_its_accuracy(tiny_run, data_dir, tmp_path, capsys):
