@@ -32,8 +32,21 @@ def run(
 def row(top1, n=224, kept=1.0):
     """A row of results.json."""
     hits, also = round(n * top1), round(n * (1 + top1) / 2)
-    sums = {"n": n, "top1": hits, "top5": also, "loss": n * 1.0, "loss_squared": n * 1.25}
-    return metrics.summarise({**sums, "kept": n * kept, "kept_squared": n * kept**2, "empty": 0})
+    found = {
+        "top1": hits / n,
+        "top1_95": metrics.wilson(hits, n),
+        "top5": also / n,
+        "top5_95": metrics.wilson(also, n),
+    }
+    return {
+        **found,
+        "loss": 1.0,
+        "loss_95": [0.9, 1.1],
+        "n": n,
+        "kept": kept,
+        "kept_95": [kept, kept],
+        "empty": 0,
+    }
 
 
 def conditions(spec="configs/resnet50.py"):

@@ -11,12 +11,14 @@ from pathlib import Path
 import made_up
 import numpy as np
 import pytest
+from scipy import integrate as scipy_integrate
 from scipy import stats as scipy_stats
 
 pytest.importorskip("matplotlib")
 
 from bjax import config as configs
 from bjax import metrics, report
+from bjax.blur import imagenet_c
 from bjax.report import figures, paper, read, render, stats
 
 ROOT = Path(__file__).parents[1]
@@ -37,10 +39,7 @@ def grid(workdir):
     results, speeds = {}, {}
     for name in config.eval:
         top1, keep = accuracy(name)
-        hits = round(224 * top1)
-        sums = {"n": 224, "top1": hits, "top5": 224, "loss": 1.0, "kept": 224 * keep, "empty": 0}
-        sums |= {"loss_squared": 1.0, "kept_squared": 224 * keep**2}
-        results[name] = metrics.summarise(sums)
+        results[name] = made_up.row(top1, kept=keep)
         speeds[name] = {"images_per_second": 400 / (0.1 + keep), "tokens": keep, "flops": keep}
     (workdir / "results.json").write_text(json.dumps(results))
     about = {"how": "made up", "device": "1 x cpu", "batch_size": 128, "rounds": 5}
@@ -149,25 +148,25 @@ def test_tables_1_to_4_put_every_run_into_its_cell(tmp_path):
     text = written(*(tmp_path / name for name in names), out=tmp_path / "out")
 
     header, rows = table(text, "### Table 1. Top-1, trained on sharp images")
-    assert header[:3] == ["model", "trained on", "tested on"]
-    assert header[3] == "sharp test images: paper" and header[8] == "blurred test images: difference"
-    imagenet = "imagenet2012 validation, 50,000"
+    assert header[:2] == ["model", "trained on → tested on"]
+    assert header[2] == "sharp test images: paper" and header[7] == "blurred test images: difference"
+    imagenet = "→ imagenet2012 validation, 50,000"
     # Wilson of 30,000 and 25,000 in 50,000: ± 0.43 and ± 0.44 %
     ours = ["76.13", "60.00 (59.6–60.4)", "−16.13", "63.16", "50.00 (49.6–50.4)", "−13.16"]
-    assert rows[0] == ["ResNet50", "imagenet2012, 20 %", imagenet, *ours, "1"]
-    assert rows[1][:5] == ["ResNet50", "resnet50-0676ba61.pth", imagenet, "76.13", "76.00 (75.6–76.4)"]
-    assert rows[1][5] == "−0.13" and rows[1][-1] == "4"
-    assert rows[2] == ["VGG19", "", "", "72.38", "", "", "54.12", "", "", ""]  # no run: no guess
+    assert rows[0] == ["ResNet50", f"imagenet2012, 20 % {imagenet}", *ours, "1"]
+    assert rows[1][:4] == ["ResNet50", f"resnet50-0676ba61.pth {imagenet}", "76.13", "76.00 (75.6–76.4)"]
+    assert rows[1][4] == "−0.13" and rows[1][-1] == "4"
+    assert rows[2] == ["VGG19", "", "72.38", "", "", "54.12", "", "", ""]  # no run: no guess
     # Other images: shown, but no difference.
-    assert rows[3][:6] == ["GoogLeNet", "photos, all", "photos test, 224", "69.78", "50.0 (43.5–56.5)", ""]
+    assert rows[3][:5] == ["GoogLeNet", "photos, all → photos test, 224", "69.78", "50.0 (43.5–56.5)", ""]
     assert len(rows) == 4
 
     header, rows = table(text, "### Table 2. Top-5, trained on sharp images")
-    assert rows[0][3:6] == ["92.86", "80.00 (79.6–80.3)", "−12.86"]  # (1 + 0.6) / 2
+    assert rows[0][2:5] == ["92.86", "80.00 (79.6–80.3)", "−12.86"]  # (1 + 0.6) / 2
 
     header, rows = table(text, "### Table 3. Top-1 on blurred test images")
-    assert header[3] == "trained on blurred: paper"
-    assert header[9] == "trained on sharp (control): ours (95 %)"
+    assert header[2] == "trained on blurred: paper"
+    assert header[8] == "trained on sharp (control): ours (95 %)"
     ours = [
         "58.69",
         "30.00 (29.6–30.4)",
@@ -177,11 +176,11 @@ def test_tables_1_to_4_put_every_run_into_its_cell(tmp_path):
         "−21.24",
         "50.00 (49.6–50.4)",
     ]
-    assert rows[0] == ["ResNet50", "imagenet2012, 20 %", imagenet, *ours, "2, 3, 1"]
-    assert rows[1] == ["VGG19", "", "", "46.33", "", "", "48.19", "", "", "", ""]
-    assert rows[2][3:9] == ["48.97", "", "", "51.62", "", ""] and rows[2][9] == "50.0 (43.5–56.5)"
+    assert rows[0] == ["ResNet50", f"imagenet2012, 20 % {imagenet}", *ours, "2, 3, 1"]
+    assert rows[1] == ["VGG19", "", "46.33", "", "", "48.19", "", "", "", ""]
+    assert rows[2][2:8] == ["48.97", "", "", "51.62", "", ""] and rows[2][8] == "50.0 (43.5–56.5)"
     header, rows = table(text, "### Table 4. Top-5 on blurred test images")
-    assert rows[0][3:6] == ["80.12", "65.00 (64.6–65.4)", "−15.12"]
+    assert rows[0][2:5] == ["80.12", "65.00 (64.6–65.4)", "−15.12"]
     assert "No run here feeds Table 5. Top-1 of the ViT with patches removed." in text
 
 
@@ -221,9 +220,9 @@ def test_cells_go_by_content_not_by_name(tmp_path):
     made_up.run(tmp_path / "two", "configs/resnet50.py:train=blurred", strong, top1=0.5, n=50_000)
     text = written(tmp_path / "one", tmp_path / "two", out=tmp_path / "out")
     _, rows = table(text, "### Table 1. Top-1, trained on sharp images")
-    assert rows[0][3:9] == ["76.13", "", "", "63.16", "60.00 (59.6–60.4)", "−3.16"]
+    assert rows[0][2:8] == ["76.13", "", "", "63.16", "60.00 (59.6–60.4)", "−3.16"]
     _, rows = table(text, "### Table 3. Top-1 on blurred test images")
-    assert rows[0][3:9] == ["58.69", "", "", "61.24", "", ""] and rows[0][9] == "60.00 (59.6–60.4)"
+    assert rows[0][2:8] == ["58.69", "", "", "61.24", "", ""] and rows[0][8] == "60.00 (59.6–60.4)"
     assert len(rows) == 3
 
 
@@ -236,7 +235,7 @@ def test_seeds_become_one_run_with_a_t_interval(tmp_path):
     text = written(*folders, out=tmp_path / "out")
     low, high = scipy_stats.t.interval(0.95, 2, np.mean(hits), scipy_stats.sem(hits))
     _, rows = table(text, "### Table 1. Top-1, trained on sharp images")
-    assert rows[0][4] == f"55.0 ({100 * low:.1f}–{100 * high:.1f})" and rows[0][-1] == "1 ×3"
+    assert rows[0][3] == f"55.0 ({100 * low:.1f}–{100 * high:.1f})" and rows[0][-1] == "1 ×3"
     assert cells(text, "1", "r")[-1] == "0, 1, 2"
     assert f"{tmp_path}/again: config and seed are those of {tmp_path}/r_0" in text
     header, rows = table(text, "## Model × training blur × test condition")
@@ -265,7 +264,7 @@ def test_a_sweep_of_two_axes_is_a_matrix(tmp_path):
     sweep = made_up.sweep(tmp_path / "sweep", "configs/vit_mask.py:demo", own, top1=top1)
     text = written(sweep, out=tmp_path / "out")
     header, rows = table(text, "### sweep")
-    assert header == ["condition", "mask.drop", *(f"mask.threshold: {x}" for x in ("50.0", "100.0", "200.0"))]
+    assert header == ["condition", "mask.drop", "mask.threshold: 50.0", "100.0", "200.0"]
     means = {tuple(row[:2]): [cell.split()[0] for cell in row[2:]] for row in rows}
     assert means["blurred_drop_below", "below"] == ["25.0", "50.0", "75.0"]
     assert means["blurred_drop_below", "above"] == ["50.0", "50.0", "50.0"]
@@ -307,7 +306,7 @@ def test_a_sweep_over_configs_and_training_blurs(tmp_path):
     sweep = made_up.sweep(tmp_path / "matrix", "configs/resnet50.py:demo", own, top1=0.5)
     text = written(sweep, out=tmp_path / "out")
     header, rows = table(text, "### matrix")
-    assert header == ["condition", "config", "train: sharp", "train: mix"]
+    assert header == ["condition", "config", "train: sharp", "mix"]
     assert rows[0][:2] == ["sharp", "resnet50"] and rows[1][:2] == ["sharp", "googlenet"]
     assert "(tmp" not in text and (tmp_path / "out/matrix1.png").exists()
 
@@ -322,6 +321,255 @@ def test_axes_are_the_keys_that_tell_points_apart():
         "train": "mix",
         "steps": "2",
     }
+
+
+# --- curves
+
+
+def fixed_sigmas(top1, sigmas=(0.0, 1.0, 2.0, 4.0)):
+    """Conditions of a fixed σ each, and what `made_up.run` needs to give them `top1`."""
+    sharp = made_up.conditions()["sharp"]
+    own = {f"at_{s:g}": made_up.gaussian(sharp, s, s) if s else sharp for s in sigmas}
+    values = dict(zip(own, top1, strict=True))
+    return {"eval_only": own, "top1": lambda name, _: values[name], "n": 1000}
+
+
+def test_curves_over_sigma_have_the_area_under_them(tmp_path):
+    def ece(name, _):
+        return {"ece": {"at_0": 0.02, "at_1": 0.04, "at_2": 0.08, "at_4": 0.1}[name]}
+
+    made_up.run(tmp_path / "run", "configs/resnet50.py", **fixed_sigmas((0.8, 0.6, 0.4, 0.2)), more=ece)
+    text = written(tmp_path / "run", out=tmp_path / "out")
+    header, rows = table(text, "## Accuracy and calibration against Gaussian σ")
+    assert header[2:] == ["top-1 accuracy in per cent at σ, pixels: 0", "1", "2", "4", "area", "run"]
+    # (0.7 · 1 + 0.5 · 1 + 0.3 · 2) / 4
+    assert rows == [["ResNet50", "sharp", "80.0", "60.0", "40.0", "20.0", "45.0", "1"]]
+    second = text[text.index("sigma1_top1_1.png") :]
+    header, rows = table(second, second.splitlines()[2])
+    # (0.03 + 0.06 + 0.18) / 4 = 0.0675
+    assert rows[0][2:] == ["2.0", "4.0", "8.0", "10.0", "6.8", "1"]
+    x, y = [0.0, 0.5, 3.0], [1.0, 0.25, 0.5]
+    assert stats.area(x, y) == pytest.approx(scipy_integrate.trapezoid(y, x) / 3)
+
+
+def test_two_fixed_sigmas_are_no_curve(tmp_path):
+    made_up.run(tmp_path / "run", "configs/resnet50.py", **fixed_sigmas((0.8, 0.6), (0.0, 1.0)))
+    assert "Accuracy and calibration" in written(tmp_path / "run", out=tmp_path / "out").splitlines()[-1]
+
+
+BLURS = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur")
+
+
+def corrupted(names=BLURS, severities=range(1, 6)):
+    sharp = made_up.conditions()["sharp"]
+    return {f"{c}_{s}": {**sharp, "corruption": c, "severity": s} for c in names for s in severities}
+
+
+def test_imagenet_c_gives_the_corruption_errors_of_the_benchmark(tmp_path):
+    errors = {
+        "defocus_blur": 0.5,
+        "glass_blur": 0.6,
+        "motion_blur": 0.55,
+        "zoom_blur": 0.4,
+        "gaussian_blur": 0.3,
+    }
+
+    def top1(_, condition):
+        return 1 - errors[condition["corruption"]] - 0.02 * (condition["severity"] - 3)
+
+    options = {"eval_only": corrupted(), "top1": top1, "n": 50_000}
+    made_up.run(tmp_path / "run", "configs/resnet50.py", **options)
+    made_up.run(tmp_path / "other", "configs/resnet50.py:imagenette", **options)
+    text = written(tmp_path / "run", tmp_path / "other", out=tmp_path / "out")
+    _, rows = table(text, "## ImageNet-C: error against severity")
+    found = {(row[2], row[3]): row[4:] for row in rows}
+    # CE by hand: 100 · 0.5 / 0.81988 = 60.98
+    assert found["imagenet2012", "defocus blur"] == [
+        "46.0",
+        "48.0",
+        "50.0",
+        "52.0",
+        "54.0",
+        "50.0",
+        "61.0",
+        "1",
+    ]
+    assert found["imagenet2012", "gaussian blur"][5:7] == ["30.0", ""]
+    expected = imagenet_c.mean_corruption_error({c: [errors[c]] * 5 for c in stats.ALEXNET})
+    assert found["imagenet2012", "blur mCE"][6] == f"{100 * expected:.1f}"
+    assert found["imagenette", "defocus blur"][5:7] == ["50.0", ""]
+    assert ("imagenette", "blur mCE") not in found
+    assert "on other images there is no CE" in text
+
+
+def test_a_corruption_that_lacks_a_severity_has_no_mean(tmp_path):
+    made_up.run(
+        tmp_path / "run", "configs/resnet50.py", eval_only=corrupted(BLURS[:1], (1, 2, 3, 5)), top1=0.5
+    )
+    _, rows = table(written(tmp_path / "run", out=tmp_path / "out"), "## ImageNet-C: error against severity")
+    assert [row[4:] for row in rows] == [["50.0", "50.0", "50.0", "", "50.0", "", "", "1"]]
+
+
+@pytest.mark.parametrize("by_mode", [True, False])
+def test_bn_adapt_stands_beside_what_it_adapts(tmp_path, by_mode):
+    """Written by --mode=bn_adapt (NAME_bn_adapt in results.json alone) or as a condition of the config."""
+    options = fixed_sigmas((0.8, 0.6, 0.4), (0.0, 1.0, 2.0))
+    run = made_up.run(tmp_path / "run", "configs/resnet50.py", **options)
+    results, config = (json.loads((run / f"{name}.json").read_text()) for name in ("results", "config"))
+    for name in list(results):
+        results[f"{name}_bn_adapt"] = made_up.row(results[name]["top1"] + 0.1, 1000)
+        if not by_mode:
+            config["eval"][f"{name}_bn_adapt"] = {**config["eval"][name], "bn_adapt": True}
+    damaged(run, "results.json", json.dumps(results))
+    damaged(run, "config.json", json.dumps(config))
+    text = written(run, out=tmp_path / "out")
+    _, rows = table(text, "## Accuracy and calibration against Gaussian σ")
+    assert [row[1:5] for row in rows] == [
+        ["sharp", "80.0", "60.0", "40.0"],
+        ["sharp, bn_adapt", "90.0", "70.0", "50.0"],
+    ]
+    _, rows = table(text, "### Table 1. Top-1, trained on sharp images")
+    assert rows[0][3].startswith("80.0")  # never the adapted one
+
+
+def test_abstention_has_what_the_results_have(tmp_path):
+    share = [i / 10 for i in range(1, 11)]
+
+    def coverage(name, _):
+        if name != "sharp":
+            return {}
+        values = [1 - s / 2 for s in share]
+        return {"coverage": {"share": share, "confidence": values, "sharpness": [x - 0.1 for x in values]}}
+
+    made_up.run(tmp_path / "run", "configs/resnet50.py", top1=0.5, n=1000, more=coverage)
+    header, rows = table(
+        written(tmp_path / "run", out=tmp_path / "out"), "## Abstention: accuracy against coverage"
+    )
+    assert header[4:10:3] == ["top-1 %, by confidence: 80 %", "top-1 %, by sharpness: 80 %"]
+    expected = ["50.0 (46.9–53.1)", "60.0", "75.0", "90.0", "50.0", "65.0", "80.0", "1"]
+    assert [row[2:] for row in rows] == [["sharp", *expected]]
+
+
+# --- blur types
+
+
+CONFUSION = [[40, 5, 3, 2], [4, 30, 6, 10], [0, 0, 50, 0], [10, 20, 0, 20]]
+BINS = [{"low": 1.0, "high": 2.0, "n": 40, "top1": 0.5}, {"low": 2.0, "high": 3.0, "n": 0, "top1": None}]
+
+
+def of_blur_types(name, _):
+    strengths = {
+        "gaussian": BINS,
+        "motion": [{"low": 7.0, "high": 17.0, "n": 10, "top1": 1.0}],
+        "defocus": [],
+    }
+    found = {"confusion": CONFUSION, "by_strength": strengths}
+    return {**found, "estimates": {"sigma": {"mae": 0.25, "n": 50}, "angle": {"mae": 12.5, "n": 40}}}
+
+
+def test_blur_types(tmp_path):
+    made_up.run(tmp_path / "run", "configs/densenet121.py:demo", top1=0.7, n=200, more=of_blur_types)
+    text = written(tmp_path / "run", out=tmp_path / "out")
+    header, rows = table(text, "## Paper 2: its accuracy beside ours")
+    assert rows[0][-2] == "97.8" and rows[0][1] == "DenseNet-121"
+    blurs = "σ 1–3, L 7–17, R 2–6, noise up to 0.02"
+    assert rows[1] == [
+        "blur_type",
+        "DenseNet-121",
+        "photos test",
+        blurs,
+        "64 × 64",
+        "200",
+        "70.0 (63.3–75.9)",
+        "1",
+    ]
+    assert rows[2][2] == "photos unseen"
+
+    after = text[text.index("run1_confusion.png") :]
+    _, rows = table(after, after.splitlines()[2])
+    by_hand = {  # precision 40 / 54, recall 40 / 50, F1 80 / 104; and so on
+        "sharp": ["40", "5", "3", "2", "74.1", "80.0", "76.9"],
+        "gaussian": ["4", "30", "6", "10", "54.5", "60.0", "57.1"],
+        "motion": ["0", "0", "50", "0", "84.7", "100.0", "91.7"],
+        "defocus": ["10", "20", "0", "20", "62.5", "40.0", "48.8"],
+    }
+    assert {row[1]: row[2:] for row in rows[:4]} == by_hand
+    assert len(rows) == 8 and rows[4][0] == "unseen"
+
+    after = text[text.index("run1_strength.png") :]
+    _, rows = table(after, after.splitlines()[2])
+    low, high = metrics.wilson(20, 40)
+    first = ["blur_type", "gaussian", "σ", "1–2", "40", f"50.0 ({100 * low:.0f}–{100 * high:.0f})"]
+    assert rows[0] == first and [row[1] for row in rows] == ["gaussian"] * 2 + ["motion"] * 2
+    _, rows = table(text, "## Blur types: errors of the estimates")
+    assert rows[:2] == [
+        ["DenseNet-121", "blur_type", "σ, pixels", "50", "0.25", "1"],
+        ["DenseNet-121", "blur_type", "angle, degrees", "40", "12.50", "1"],
+    ]
+    for name in ("confusion", "strength"):
+        assert (tmp_path / f"out/run1_{name}.png").exists()
+
+
+def test_blur_types_over_seeds_are_pooled(tmp_path):
+    for seed in (0, 1):
+        made_up.run(
+            tmp_path / f"r{seed}",
+            "configs/densenet121.py:demo",
+            [("seed", str(seed))],
+            top1=0.6 + 0.1 * seed,
+            n=200,
+            more=lambda name, c, seed=seed: {
+                "confusion": [[seed + 1] * 4] * 4,
+                "by_strength": {
+                    "gaussian": [{"low": 1.0, "high": 3.0, "n": 10 + 20 * seed, "top1": 0.2 + 0.4 * seed}]
+                },
+                "estimates": {"sigma": {"mae": 1.0 + seed, "n": 10 + 20 * seed}},
+            },
+        )
+    text = written(tmp_path / "r0", tmp_path / "r1", out=tmp_path / "out")
+    after = text[text.index("run1_confusion.png") :]
+    assert table(after, after.splitlines()[2])[1][0][2:6] == ["3"] * 4
+    after = text[text.index("run1_strength.png") :]
+    assert table(after, after.splitlines()[2])[1][0][4:] == [
+        "40",
+        "50.0 (35–65)",
+    ]  # (10 · 0.2 + 30 · 0.6) / 40
+    assert table(text, "## Blur types: errors of the estimates")[1][0][3:5] == ["40", "1.75"]
+
+
+def test_rates_of_a_class_that_never_occurs():
+    rates = stats.per_class([[0, 0], [0, 3]])
+    assert rates[0] == {"precision": None, "recall": None, "f1": None, "n": 0}
+    assert rates[1] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "n": 3}
+
+
+# --- facts
+
+
+def test_facts_tell_where_a_run_was_made(tmp_path):
+    run = made_up.run(tmp_path / "run", "configs/resnet50.py:demo", top1=0.5)
+    session = {
+        "started": "2026-11-20T13:53:39+00:00",
+        "seconds": 90.0,
+        "mode": "train",
+        "commit": "51a10b6aa012+",
+    }
+    session |= {"versions": {"python": "3.11.2", "jax": "0.10.2"}, "device": "8 × H200", "processes": 2}
+    damaged(run, "run.json", json.dumps({"sessions": [session, {**session, "mode": "eval", "commit": None}]}))
+    text = written(run, out=tmp_path / "out")
+    _, rows = table(text, "## Facts")
+    assert rows == [["1", "0", str(run)]]
+    assert cells(text, "run", "started")[2:] == ["what", "steps", "minutes", "device", "commit"]
+    assert cells(text, "1", "2026-11-20 13:53", "train")[3:] == [
+        "",
+        "1.5",
+        "8 × H200, 2 processes",
+        "51a10b6aa012+",
+    ]
+    assert "python 3.11.2\njax 0.10.2" in text.replace(
+        "jax 0.10.2\npython 3.11.2", "python 3.11.2\njax 0.10.2"
+    )
+    assert "optim.lr = 0.001\n" in text and "eval.blurred = test: σ = 1–2\n" in text
 
 
 # --- numbers
@@ -384,7 +632,7 @@ def check(path):
 def test_the_page_is_one_file_and_holds_every_figure(run, tmp_path):
     text = written(run, out=tmp_path / "out", title="A <b>bold</b> & | title")
     checker = check(tmp_path / "out/report.html")
-    assert len(checker.images) == text.count("![") == len(list((tmp_path / "out").glob("*.png"))) == 2
+    assert len(checker.images) == text.count("![") == len(list((tmp_path / "out").glob("*.png"))) == 3
     page = (tmp_path / "out/report.html").read_text()
     assert "<h1>A &lt;b&gt;bold&lt;/b&gt; &amp; | title</h1>" in page
     assert text.startswith("# A &lt;b>bold&lt;/b> &amp; \\| title\n")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bjax.errors import UserError
-from bjax.report import facts, masks, paper, read, render, sweeps
+from bjax.report import blur_type, curves, facts, masks, paper, read, render, sweeps
 from bjax.report.read import Run
 from bjax.report.render import Heading, Items, Text
 
@@ -26,10 +26,17 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Paper 1: its tables beside ours": paper.tables,
     "Model × training blur × test condition": paper.matrix,
     "Sweeps": sweeps.grids,
+    "Accuracy and calibration against Gaussian σ": curves.sigma_curves,
+    "ImageNet-C: error against severity": curves.imagenet_c,
+    "Abstention: accuracy against coverage": curves.abstention,
     "Selection or deletion: top-1 accuracy at matched keep rates": masks.matched_rates,
     "Accuracy against kept fraction": masks.accuracy_against_kept,
     "Accuracy against measured speed": masks.accuracy_against_speed,
     "Do masks drop what is blurred?": masks.mask_quality,
+    "Paper 2: its accuracy beside ours": blur_type.headline,
+    "Blur types: what is taken for what": blur_type.confusion,
+    "Blur types: accuracy against strength": blur_type.strengths,
+    "Blur types: errors of the estimates": blur_type.estimates,
     "Facts": facts.facts,
 }
 

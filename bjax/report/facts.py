@@ -4,7 +4,7 @@ import csv
 import io
 import json
 
-from bjax.report.read import ADAPTED, Run, leaves
+from bjax.report.read import Run, leaves
 from bjax.report.render import Details, Table
 
 
@@ -69,7 +69,7 @@ def _session(session: dict) -> list[str]:
         "" if last is None else f"{first or 0}–{last}",
         "" if seconds is None else f"{seconds / 60:.1f}",
         f"{session.get('device', '')}" + (f", {processes} processes" if processes > 1 else ""),
-        str(session.get("commit") or "")[:10],
+        str(session.get("commit") or ""),
     ]
 
 
@@ -143,7 +143,7 @@ def table(runs: list[Run]) -> str:
                     )
             speed = {k: row.speed[k] for k in ("images_per_second", "tokens") if k in (row.speed or {})}
             condition = {
-                "condition": row.name.removesuffix(ADAPTED),
+                "condition": row.name,
                 "bn_adapt": row.adapted,
                 "split": row.condition["split"],
                 "blur": row.blur,

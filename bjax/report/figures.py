@@ -1,6 +1,7 @@
 """The report's figures, with matplotlib; any of them survives a photocopier."""
 
 import dataclasses
+import textwrap
 
 import numpy as np
 
@@ -35,22 +36,32 @@ class Line:
     kind: str = "line"
 
 
-def lines(panels: dict[str, list[Line]], x_label: str, y_label: str, *, x_ticks=None, x_zero=False, top=None):
+def lines(
+    panels: dict[str, list[Line]],
+    x_label: str,
+    y_label: str,
+    *,
+    x_ticks=None,
+    x_zero=False,
+    share_x=True,
+    top=None,
+):
     """A panel for every title, a style for every label, one legend above. y in per cent.
 
-    x_ticks: (positions, names), for an axis of names. x_zero: begin at 0. top: end of the y axis.
+    x_ticks: (positions, names), for an axis of names. x_zero: begin at 0. share_x: one scale for all panels.
+    top: end of the y axis.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     width = 3.1 if columns > 1 else 5.2
     figure = _figure_class()(figsize=(1.2 + width * columns, 1.4 + 2.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=x_ticks is None, sharey=True, squeeze=False)
+    axes = figure.subplots(rows, columns, sharex=share_x and x_ticks is None, sharey=True, squeeze=False)
     labels = dict.fromkeys(line.label for ls in panels.values() for line in ls if line.kind == "line")
     style = {label: STYLES[i % len(STYLES)] for i, label in enumerate(labels)}
     for panel, (title, drawn) in zip(axes.flat, panels.items(), strict=False):
         for line in drawn:
             _draw(panel, line, style.get(line.label))
-        panel.set_title(title, fontsize=11)
+        panel.set_title(textwrap.fill(title, 30 if columns > 1 else 60), fontsize=10)
         panel.grid(color="0.92", linewidth=0.8)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
@@ -62,9 +73,10 @@ def lines(panels: dict[str, list[Line]], x_label: str, y_label: str, *, x_ticks=
     lowest = min(min(line.low or line.y) for ls in panels.values() for line in ls)
     axes.flat[0].set_ylim(bottom=max(0, 10 * (lowest // 10) - 5), top=top)
     if x_zero:
-        axes.flat[0].set_xlim(left=0)
-    figure.supxlabel(x_label, fontsize=11)
-    figure.supylabel(y_label, fontsize=11)
+        # A little more than 0, for the markers there.
+        axes.flat[0].set_xlim(left=-0.03 * max(max(line.x) for ls in panels.values() for line in ls))
+    figure.supxlabel(x_label, fontsize=10)
+    figure.supylabel(y_label, fontsize=10)
     handles = {}
     for panel in axes.flat:
         found, names = panel.get_legend_handles_labels()
@@ -77,6 +89,7 @@ def lines(panels: dict[str, list[Line]], x_label: str, y_label: str, *, x_ticks=
         loc="outside upper center",
         ncols=min(fit, len(handles)),
         frameon=False,
+        fontsize=9,
     )
     return figure
 

@@ -9,7 +9,7 @@ from bjax.report.render import Figure, Heading, Mark, Table
 INSIDE = ("EViT", "ToMe")
 
 
-def _each(runs: list[Run], section: Callable[[Run], list]) -> list:
+def each(runs: list[Run], section: Callable[[Run], list]) -> list:
     """The blocks of every run that has some, under its name."""
     blocks = []
     for run in runs:
@@ -20,7 +20,7 @@ def _each(runs: list[Run], section: Callable[[Run], list]) -> list:
 
 def matched_rates(runs: list[Run]) -> list:
     """Accuracy of every choice of patches at the same keep rate: selection beside mere deletion."""
-    return _each(runs, _matched_rates)
+    return each(runs, _matched_rates)
 
 
 def _matched_rates(run: Run) -> list:
@@ -29,7 +29,8 @@ def _matched_rates(run: Run) -> list:
         for r in run.rows
         if r.keep_rate is not None and r.keep_rate < 1 and r.mask["threshold"] is None and not r.adapted
     ]
-    if not masked:
+    rates = {r.keep_rate for r in masked}
+    if not masked or (run.sweep and len(rates) == 1):  # a sweep's own tables have that one
         return []
     blurs = _unique(r.blur for r in run.rows if any(m.blur == r.blur for m in masked))
     at = {(r.keep_rate, r.method, r.blur): r for r in masked}
@@ -37,7 +38,7 @@ def _matched_rates(run: Run) -> list:
     body = []
     if whole:
         body.append(["100 %", "all patches", *(_accuracy(whole.get(b), None) for b in blurs)])
-    for rate in sorted({r.keep_rate for r in masked}, reverse=True):
+    for rate in sorted(rates, reverse=True):
         for method in _unique(r.method for r in masked if r.keep_rate == rate):
             cells = [
                 _accuracy(
@@ -56,7 +57,7 @@ def _matched_rates(run: Run) -> list:
 
 def accuracy_against_kept(runs: list[Run]) -> list:
     """The same as curves, with EViT and ToMe at their mean share of tokens."""
-    return _each(runs, _accuracy_against_kept)
+    return each(runs, _accuracy_against_kept)
 
 
 def _accuracy_against_kept(run: Run) -> list:
@@ -84,7 +85,7 @@ def _accuracy_against_kept(run: Run) -> list:
 
 def accuracy_against_speed(runs: list[Run]) -> list:
     """Accuracy against measured images per second."""
-    return _each(runs, _accuracy_against_speed)
+    return each(runs, _accuracy_against_speed)
 
 
 def _accuracy_against_speed(run: Run) -> list:
@@ -106,7 +107,7 @@ def _accuracy_against_speed(run: Run) -> list:
 
 def mask_quality(runs: list[Run]) -> list:
     """Precision and recall of what masks drop, where parts of the image are blurred."""
-    return _each(runs, _mask_quality)
+    return each(runs, _mask_quality)
 
 
 def _mask_quality(run: Run) -> list:

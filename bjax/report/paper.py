@@ -7,7 +7,7 @@ its config says (model, blur of the training images and of a condition, mask), n
 import json
 
 from bjax.report import figures
-from bjax.report.read import IRRELEVANT, PAPER_SIGMA, Row, Run
+from bjax.report.read import IRRELEVANT, PAPER_SIGMA, Row, Run, firsts
 from bjax.report.render import Figure, Heading, Table, Text
 
 # {table: {model: {column: per cent}}}; 1 and 3 are top-1, 2 and 4 top-5, 5 is "classification accuracy"
@@ -116,17 +116,17 @@ def _baseline(runs: list[Run], number: int, metric: str) -> list:
                 "blurred": next(filter(is_blurred, rows), None),
             }
             numbers = [x for test in TESTED for x in _cell(paper[test], run, cells[test], metric)]
-            body.append([run.model, run.origin, _tested(run, rows), *numbers, _number(run)])
+            body.append([run.model, _images(run, rows), *numbers, number_text(run)])
             used = True
         if not lines:
-            body.append([NAMES[name], "", "", *(x for t in TESTED for x in (f"{paper[t]:.2f}", "", "")), ""])
-    header = ["model", "trained on", "tested on", *CELL, *CELL, "run"]
-    groups = (("", 3), *((title, 3) for title in TESTED.values()), ("", 1))
+            body.append([NAMES[name], "", *(x for t in TESTED for x in (f"{paper[t]:.2f}", "", "")), ""])
+    header = ["model", "trained on → tested on", *CELL, *CELL, "run"]
+    groups = (("", 2), *((title, 3) for title in TESTED.values()), ("", 1))
     caption = (
         f"Paper 1, table {number}: pretrained models, trained on all sharp images of ImageNet. Blurred: Gaussian "
         "of 19 taps, σ uniform in 1 to 2 pixels."
     )
-    return [Table(header, body, caption, left=3, groups=groups)] if used else []
+    return [Table(header, body, caption, left=2, groups=groups)] if used else []
 
 
 def _by_training(runs: list[Run], number: int, metric: str) -> list:
@@ -146,19 +146,19 @@ def _by_training(runs: list[Run], number: int, metric: str) -> list:
                 run, row = chosen[0]
                 numbers = [x for t in ("blurred", "mix") for x in _cell(paper[t], *cells[t], metric)]
                 control = _cell(None, *cells["sharp"], metric)[1]
-                which = ", ".join(_number(run) for run, _ in chosen)
-                body.append([run.model, run.origin, _tested(run, [row]), *numbers, control, which])
+                which = ", ".join(number_text(run) for run, _ in chosen)
+                body.append([run.model, _images(run, [row]), *numbers, control, which])
                 used = True
         if not alike:
             empty = [x for t in ("blurred", "mix") for x in (f"{paper[t]:.2f}", "", "")]
-            body.append([NAMES[name], "", "", *empty, "", ""])
-    header = ["model", "images", "tested on", *CELL, *CELL, "ours (95 %)", "runs"]
-    groups = (("", 3), (TRAINED["blurred"], 3), (TRAINED["mix"], 3), (TRAINED["sharp"], 1), ("", 1))
+            body.append([NAMES[name], "", *empty, "", ""])
+    header = ["model", "trained on → tested on", *CELL, *CELL, "ours (95 %)", "runs"]
+    groups = (("", 2), (TRAINED["blurred"], 3), (TRAINED["mix"], 3), (TRAINED["sharp"], 1), ("", 1))
     caption = (
         f"Paper 1, table {number}: from random weights, on 20 % of ImageNet. The paper compares with baselines trained "
         "on all of it; the control, sharp images of the same share and everything else alike, is ours."
     )
-    return [Table(header, body, caption, left=3, groups=groups)] if used else []
+    return [Table(header, body, caption, left=2, groups=groups)] if used else []
 
 
 def _patches_removed(runs: list[Run]) -> list:
@@ -176,7 +176,7 @@ def _patches_removed(runs: list[Run]) -> list:
                 kept = f"{100 * row.result['kept']:.1f}" if "kept" in row.result else ""
                 cell = _cell(None if control else number, run, row, "top1")
                 who = [run.model, run.trained_on, _tested(run, [row])]
-                body.append([*who, what, kept, *cell, _number(run)])
+                body.append([*who, what, kept, *cell, number_text(run)])
     header = ["model", "trained on", "tested on", "patches", "kept %", *CELL, "run"]
     caption = (
         "Paper 1, table 5, which names neither the ViT's size nor its training. It removes patches “above 100”, "
@@ -242,11 +242,15 @@ def signed(x: float, digits: int) -> str:
     return f"{x:+.{digits}f}".replace("-", "−")
 
 
+def _images(run: Run, rows: list[Row]) -> str:
+    return f"{run.origin} → {_tested(run, rows)}"
+
+
 def _tested(run: Run, rows: list[Row]) -> str:
     return f"{run.config['data']['name']} {rows[0].condition['split']}, {rows[0].result['n']:,}"
 
 
-def _number(run: Run) -> str:
+def number_text(run: Run) -> str:
     return f"{run.number}" + (f" ×{len(run.seeds)}" if len(run.seeds) > 1 else "")
 
 
@@ -268,7 +272,7 @@ def matrix(runs: list[Run]) -> list:
         if run.config["task"] == "object":
             by_data.setdefault(run.config["data"]["name"], []).append(run)
     for number, (data, own) in enumerate(by_data.items(), 1):
-        rows = {run.number: [row for row in run.rows if _in_matrix(row)] for run in own}
+        rows = {run.number: [row for row in run.rows if in_matrix(row)] for run in own}
         splits = {row.condition["split"] for found in rows.values() for row in found}
         name = {True: lambda row: f"{row.condition['split']}: {row.label}", False: lambda row: row.label}[
             len(splits) > 1
@@ -281,14 +285,14 @@ def matrix(runs: list[Run]) -> list:
         body = []
         for run in own:
             for adapted in (False, True):
-                found = {name(row): row for row in rows[run.number] if row.adapted == adapted}
+                found = firsts([row for row in rows[run.number] if row.adapted == adapted], name)
                 if found:
                     what = [
                         run.model,
                         run.regimen + (", bn_adapt" if adapted else ""),
                         run.origin,
                     ]
-                    body.append([*what, *(accuracy(found.get(c)) for c in columns), _number(run)])
+                    body.append([*what, *(accuracy(found.get(c)) for c in columns), number_text(run)])
         n = sorted({row.result["n"] for found in rows.values() for row in found})
         if len(by_data) > 1:
             blocks.append(Heading(data, 3))
@@ -311,7 +315,7 @@ def matrix(runs: list[Run]) -> list:
     return blocks
 
 
-def _in_matrix(row: Row) -> bool:
+def in_matrix(row: Row) -> bool:
     """Not the grids that other sections show: fixed σ, corruptions, matched keep rates, EViT and ToMe."""
     fixed = row.sigma is not None and row.sigma[0] == row.sigma[1] != 0
     masked = row.mask["mode"] != "none"
@@ -331,9 +335,9 @@ def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) ->
             continue
         by_condition = {}
         for training, run in found.items():
-            for row in rows[run.number]:
-                if row.whole and not row.adapted:
-                    by_condition.setdefault(name(row), []).append((trainings.index(training), row))
+            whole = firsts([row for row in rows[run.number] if row.whole and not row.adapted], name)
+            for label, row in whole.items():
+                by_condition.setdefault(label, []).append((trainings.index(training), row))
         panel = []
         for i, (label, points) in enumerate(by_condition.items()):
             shift = 0.08 * (i - (len(by_condition) - 1) / 2)

@@ -45,7 +45,8 @@ class Row:
 
     @property
     def adapted(self) -> bool:
-        return self.name.endswith(ADAPTED)
+        """Whether BatchNorm statistics were taken anew, from images blurred like the condition's."""
+        return bool(self.condition.get("bn_adapt"))
 
     @property
     def mask(self) -> dict:
@@ -180,6 +181,14 @@ class Run:
         return next((row for row in self.rows if row.name == name), None)
 
 
+def firsts(rows: list[Row], key) -> dict:
+    """{key(row): row}: of rows that are alike in it the first."""
+    found = {}
+    for row in rows:
+        found.setdefault(key(row), row)
+    return found
+
+
 def kinds_of(blur: dict) -> dict[str, float]:
     """The kinds of blur that occur, in the order of sharp, gaussian, motion, defocus."""
     order = ("sharp", "gaussian", "motion", "defocus")
@@ -309,7 +318,9 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
     speeds = (files.get("speed.json") or {}).get("conditions", {})
     rows = []
     for name, result in results.items():
-        condition = config["eval"].get(name, config["eval"].get(name.removesuffix(ADAPTED)))
+        condition = config["eval"].get(name)
+        if condition is None and name.endswith(ADAPTED) and name.removesuffix(ADAPTED) in config["eval"]:
+            condition = {**config["eval"][name.removesuffix(ADAPTED)], "bn_adapt": True}
         if condition is None:
             notes.append(
                 f"{workdir}: results.json has {name}, config.json has not; evaluate again with --mode=eval"

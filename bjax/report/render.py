@@ -60,6 +60,11 @@ class Figure:
     caption: str
     alt: str
 
+    @property
+    def width(self) -> int:
+        """On a page, pixels: letters of all figures are then of one size."""
+        return round(96 * self.drawing.get_figwidth())
+
     @functools.cached_property
     def png(self) -> bytes:
         buffer = io.BytesIO()
@@ -110,8 +115,13 @@ def _markdown(block, out: Path) -> str:
 
 def _markdown_table(table: Table) -> str:
     """Columns are padded: it reads well as text too."""
-    titles = [title for title, columns in table.groups for _ in range(columns)] or [""] * len(table.header)
-    header = [f"{t}: {h}" if t and h else t or h for t, h in zip(titles, table.header, strict=True)]
+    header, place = list(table.header), 0
+    for title, columns in table.groups:
+        # Markdown has one header: every column carries its group's title where its own would be ambiguous.
+        for i in range(place, place + columns):
+            if title and (i == place or table.header.count(table.header[i]) > 1):
+                header[i] = f"{title}: {header[i]}"
+        place += columns
     body = [[_md(_marked(cell)) for cell in row] for row in (header, *table.rows)]
     widths = [max(3, *(len(row[i]) for row in body)) for i in range(len(header))]
     lines = []
@@ -156,7 +166,7 @@ p, ul { max-width: 46rem; margin: .7rem 0; }
 a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; }
 nav { margin: 1.6rem 0 0; padding: .9rem 1.1rem; background: var(--tint); border-radius: 6px; }
-nav ol { margin: 0; padding-left: 1.3rem; columns: 18rem auto; }
+nav ol { margin: 0; padding-left: 1.3rem; columns: 20rem auto; column-gap: 3rem; }
 nav li { break-inside: avoid; }
 figure { margin: 1.2rem 0 1.8rem; }
 figcaption { max-width: 46rem; margin-top: .5rem; color: var(--soft); font-size: .88rem; line-height: 1.45; }
@@ -228,7 +238,7 @@ def _html(block) -> str:
         case Figure():
             data = base64.b64encode(block.png).decode()
             return (
-                f'<figure><img alt="{html.escape(block.alt)}" src="data:image/png;base64,{data}">'
+                f'<figure><img alt="{html.escape(block.alt)}" width="{block.width}" src="data:image/png;base64,{data}">'
                 f"<figcaption>{html.escape(block.caption)}</figcaption></figure>"
             )
         case Details():

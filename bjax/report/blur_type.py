@@ -1,0 +1,138 @@
+"""Telling kinds of blur apart: paper 2's headline, confusion, rates per class, accuracy against strength, estimates.
+
+Thi et al. 2024: A Deep Learning-Based Method for Blur Image Classification Using DenseNet-121 Architecture.
+"""
+
+import numpy as np
+
+from bjax.report import figures, stats
+from bjax.report.masks import each
+from bjax.report.paper import accuracy, number_text
+from bjax.report.read import Row, Run, kinds_of
+from bjax.report.render import Figure, Table
+
+PAPER_ACCURACY = 97.8  # per cent, of its abstract
+CLASSES = ("sharp", "gaussian", "motion", "defocus")
+STRENGTHS = {"gaussian": "σ", "motion": "length", "defocus": "radius"}  # pixels
+UNITS = {
+    "sigma": "σ, pixels",
+    "length": "length, pixels",
+    "angle": "angle, degrees",
+    "radius": "radius, pixels",
+}
+
+
+def headline(runs: list[Run]) -> list:
+    """Paper 2's accuracy beside ours."""
+    body = [["paper 2", "DenseNet-121", "its own, not published", "", "", "", f"{PAPER_ACCURACY:.1f}", ""]]
+    for run in _own(runs):
+        size = run.config["data"]["image_size"]
+        for row in run.rows:
+            split = f"{run.config['data']['name']} {row.condition['split']}"
+            cells = [row.name, run.model, split, _strengths(row), f"{size} × {size}", f"{row.result['n']:,}"]
+            body.append([*cells, accuracy(row), number_text(run)])
+    header = ["", "model", "test images", "blur", "crop, pixels", "images", "accuracy %", "run"]
+    caption = (
+        "Accuracy on four kinds of blur, 95 % interval in brackets. The paper publishes neither its images nor how "
+        "strong its blurs are, and milder blurs and smaller crops are harder: its number is a landmark, no comparison "
+        "of like with like, so no difference is given."
+    )
+    return [Table(header, body, caption, left=4)] if len(body) > 1 else []
+
+
+def confusion(runs: list[Run]) -> list:
+    """What is taken for what, and precision, recall and F1 of every class."""
+    return each(_own(runs), _confusion)
+
+
+def _confusion(run: Run) -> list:
+    rows = [row for row in run.rows if "confusion" in row.result]
+    if not rows:
+        return []
+    drawing = figures.confusion({row.name: np.array(row.result["confusion"]) for row in rows}, list(CLASSES))
+    n = ", ".join(f"{row.name}: {sum(map(sum, row.result['confusion'])):,} images" for row in rows)
+    caption = f"Share of each true kind, and counts. {n}" + (
+        f", over {len(run.seeds)} seeds." if len(run.seeds) > 1 else "."
+    )
+    blocks = [
+        Figure(f"run{run.number}_confusion", drawing, caption, "Confusion matrices of the kinds of blur")
+    ]
+    body = []
+    for row in rows:
+        rates = stats.per_class(row.result["confusion"])
+        for name, counts, rate in zip(CLASSES, row.result["confusion"], rates, strict=True):
+            values = [
+                "" if rate[k] is None else f"{100 * rate[k]:.1f}" for k in ("precision", "recall", "f1")
+            ]
+            body.append([row.name, name, *map(str, counts), *values])
+    header = ["condition", "true", *CLASSES, "precision", "recall", "F1"]
+    groups = (("", 2), ("predicted, images", 4), ("per cent", 3))
+    blocks.append(Table(header, body, left=2, groups=groups))
+    return blocks
+
+
+def strengths(runs: list[Run]) -> list:
+    """Accuracy against how strong the blur is, a panel for every kind."""
+    return each(_own(runs), _by_strength)
+
+
+def _by_strength(run: Run) -> list:
+    rows = [row for row in run.rows if row.result.get("by_strength")]
+    body, panels = [], {}
+    for kind, strength in STRENGTHS.items():
+        for row in rows:
+            bins = [b for b in row.result["by_strength"].get(kind, ()) if b["n"] and b["top1"] is not None]
+            if not bins:
+                continue
+            ends = [stats.wilson(b["top1"], b["n"]) for b in bins]
+            low, high = ([100 * end[i] for end in ends] for i in (0, 1))
+            middle = [(b["low"] + b["high"]) / 2 for b in bins]
+            line = figures.Line(row.name, middle, [100 * b["top1"] for b in bins], low, high)
+            panels.setdefault(f"{kind}: {strength}, pixels", []).append(line)
+            for b, end in zip(bins, ends, strict=True):
+                value = "{:.1f} ({:.0f}–{:.0f})".format(100 * b["top1"], *(100 * e for e in end))
+                body.append([row.name, kind, strength, f"{b['low']:g}–{b['high']:g}", f"{b['n']:,}", value])
+    if not panels:
+        return []
+    drawing = figures.lines(
+        panels, "strength of the blur, pixels", "recognised as their kind, %", share_x=False, top=102
+    )
+    caption = "Share of the images of a kind that are recognised, by the strength drawn; bars: 95 % Wilson intervals."
+    header = ["condition", "kind", "strength", "pixels", "images", "recognised %"]
+    return [
+        Figure(
+            f"run{run.number}_strength", drawing, caption, "Share recognised against the strength of the blur"
+        ),
+        Table(header, body, left=3),
+    ]
+
+
+def estimates(runs: list[Run]) -> list:
+    """Errors of the estimated parameters, of runs with a regression head."""
+    body = []
+    for run in _own(runs):
+        for row in run.rows:
+            for name, found in (row.result.get("estimates") or {}).items():
+                error = "" if found["mae"] is None else f"{found['mae']:.2f}"
+                body.append(
+                    [run.model, row.name, UNITS.get(name, name), f"{found['n']:,}", error, number_text(run)]
+                )
+    caption = "Mean absolute error over the images whose blur has that parameter; of the angle modulo 180°, 90 at most."
+    return (
+        [Table(["model", "condition", "parameter", "images", "error", "run"], body, caption, left=3)]
+        if body
+        else []
+    )
+
+
+def _own(runs: list[Run]) -> list[Run]:
+    return [run for run in runs if run.config["task"] == "blur_type"]
+
+
+def _strengths(row: Row) -> str:
+    """The kinds of blur in a condition with the ranges of their strengths."""
+    blur = row.condition["blur"]
+    ranges = {"gaussian": ("σ", "sigma"), "motion": ("L", "length"), "defocus": ("R", "radius")}
+    parts = ["{} {:g}–{:g}".format(ranges[k][0], *blur[ranges[k][1]]) for k in kinds_of(blur) if k in ranges]
+    noise = blur.get("noise") or (0, 0)
+    return ", ".join(parts + ([f"noise up to {noise[1]:g}"] if any(noise) else []))

@@ -1,0 +1,241 @@
+"""Sections on how strong a blur is: Gaussian σ, ImageNet-C, and what abstaining gains."""
+
+from bjax.report import figures, stats
+from bjax.report.paper import accuracy, in_matrix, number_text
+from bjax.report.read import Row, Run, firsts
+from bjax.report.render import Figure, Heading, Table
+
+LINES = len(figures.STYLES)  # of a panel
+PANELS = 6  # of a figure
+ANSWERED = (0.8, 0.5, 0.2)  # shares in the table
+RANKINGS = ("confidence", "sharpness")  # what decides which images are answered first
+
+
+def sigma_curves(runs: list[Run]) -> list:
+    """Accuracy and calibration error against the σ of a Gaussian, on the run's own grid, and the area under them."""
+    series = {}  # (data, split, grid): [(run, adapted, rows)]
+    for run in runs:
+        if run.config["task"] != "object":
+            continue
+        for (split, adapted), rows in _by(run, _has_one_sigma).items():
+            at = firsts(rows, lambda row: row.sigma[0])
+            grid = tuple(sorted(at))
+            if len(grid) >= 3:
+                key = run.config["data"]["name"], split, grid
+                series.setdefault(key, []).append((run, adapted, [at[s] for s in grid]))
+    blocks = []
+    for number, ((data, split, grid), found) in enumerate(series.items(), 1):
+        images = f"{data} {split}, {_images(row for _, _, rows in found for row in rows)} images"
+        if len(series) > 1:
+            blocks.append(Heading(f"{data} {split}, σ up to {grid[-1]:g}", 3))
+        for metric, title in (("top1", "top-1 accuracy"), ("ece", "calibration error")):
+            own = [x for x in found if all(metric in row.result for row in x[2])]
+            if not own:
+                continue
+            body = []
+            for run, adapted, rows in own:
+                values = [100 * row.result[metric] for row in rows]
+                under = f"{stats.area(grid, values):.1f}"
+                body.append(
+                    [
+                        run.model,
+                        _training(run, adapted),
+                        *(f"{v:.1f}" for v in values),
+                        under,
+                        number_text(run),
+                    ]
+                )
+            header = ["model", "trained on", *(f"{s:g}" for s in grid), "area", "run"]
+            groups = (("", 2), (f"{title} in per cent at σ, pixels", len(grid)), ("", 2))
+            caption = (
+                f"{images}. Area: under the line through these points (trapezoids) over the length of the axis, that "
+                f"is the mean over σ from {grid[0]:g} to {grid[-1]:g}; comparable on the same grid alone."
+            )
+            if metric == "ece":
+                caption += " Expected calibration error: 15 bins of equal width, of the largest probability."
+            blocks.append(Table(header, body, caption, left=2, groups=groups))
+            panels = _panels(own, lambda rows, m=metric: _line(rows, [row.sigma[0] for row in rows], m))
+            for part, some in enumerate(_chunks(panels), 1):
+                drawing = figures.lines(some, "σ of the Gaussian, pixels", f"{title}, %", x_zero=True)
+                caption = f"{title.capitalize()} of {images}; bars: 95 % intervals where there are any."
+                blocks.append(
+                    Figure(f"sigma{number}_{metric}_{part}", drawing, caption, f"{title} against σ")
+                )
+    return blocks
+
+
+def imagenet_c(runs: list[Run]) -> list:
+    """Errors under ImageNet-C's blurs by severity, and the corruption errors that AlexNet's make of them."""
+    series = []
+    for run in runs:
+        if run.config["task"] == "object":
+            for (_, adapted), rows in _by(run, lambda row: row.corruption is not None).items():
+                series.append((run, adapted, rows))
+    if not series:
+        return []
+    body, comparable = [], False
+    for run, adapted, rows in series:
+        who, known = [run.model, _training(run, adapted), run.config["data"]["name"]], {}
+        for name in dict.fromkeys(row.corruption[0] for row in rows):
+            at = {row.corruption[1]: 1 - row.result["top1"] for row in rows if row.corruption[0] == name}
+            errors = [at[s] for s in range(1, 6) if s in at]
+            mean = f"{20 * sum(errors):.1f}" if len(errors) == 5 else ""
+            ce = (
+                stats.corruption_error(name, errors) if run.config["data"]["name"] == "imagenet2012" else None
+            )
+            known[name] = ce
+            cells = [f"{100 * at[s]:.1f}" if s in at else "" for s in range(1, 6)]
+            body.append(
+                [
+                    *who,
+                    name.replace("_", " "),
+                    *cells,
+                    mean,
+                    "" if ce is None else f"{ce:.1f}",
+                    number_text(run),
+                ]
+            )
+        every = [known.get(name) for name in stats.ALEXNET]
+        if None not in every:
+            comparable = True
+            body.append([*who, "blur mCE", *[""] * 6, f"{sum(every) / len(every):.1f}", number_text(run)])
+    header = ["model", "trained on", "images", "corruption", *"12345", "mean", "CE", "run"]
+    groups = (("", 4), ("top-1 error in per cent at severity", 5), ("", 3))
+    caption = (
+        f"ImageNet-C's blurs, {_images(row for *_, rows in series for row in rows)} images. CE: the mean error over "
+        "AlexNet's, in per cent (Hendrycks and Dietterich 2019); blur mCE: its mean over defocus, glass, motion and "
+        "zoom. Gaussian blur is one of the benchmark's extras, without AlexNet's error."
+    )
+    if not comparable or any(run.config["data"]["name"] != "imagenet2012" for run, *_ in series):
+        caption += (
+            " AlexNet's errors are those on ImageNet's thousand classes: on other images there is no CE."
+        )
+    blocks = [Table(header, body, caption, left=4, groups=groups)]
+    panels = {}
+    for name in dict.fromkeys(row.corruption[0] for *_, rows in series for row in rows):
+        for start in range(0, len(series), LINES):
+            title = name.replace("_", " ") + (f" ({start // LINES + 1})" if len(series) > LINES else "")
+            panels[title] = []
+            for run, adapted, rows in series[start : start + LINES]:
+                own = sorted((r for r in rows if r.corruption[0] == name), key=lambda r: r.corruption[1])
+                if own:
+                    line = _line(own, [r.corruption[1] for r in own], "top1", error=True)
+                    panels[title].append(
+                        figures.Line(f"{run.number}: {run.model}, {_training(run, adapted)}", *line)
+                    )
+    for part, some in enumerate(_chunks(panels), 1):
+        drawing = figures.lines(some, "severity", "top-1 error, %")
+        caption = "Top-1 error against ImageNet-C's severity; bars: 95 % intervals."
+        blocks.append(Figure(f"imagenet_c{part}", drawing, caption, "Top-1 error against severity"))
+    return blocks
+
+
+def abstention(runs: list[Run]) -> list:
+    """Accuracy on the images that are answered, when confidence or sharpness decides which."""
+    found = {}
+    for run in runs:
+        rows = [row for row in run.rows if "coverage" in row.result and row.whole and in_matrix(row)]
+        if rows:
+            found[run.number] = run, list(firsts(rows, _condition).values())
+    if not found:
+        return []
+    body, panels = [], {}
+    for run, rows in found.values():
+        title = f"{run.number}: {run.model}, {run.regimen}"
+        panels[title] = []
+        for row in rows:
+            coverage, at = row.result["coverage"], {}
+            shares = coverage["share"]
+            for ranking in (r for r in RANKINGS if r in coverage):
+                values = [100 * x for x in coverage[ranking]]
+                at |= {(ranking, round(s, 3)): f"{v:.1f}" for s, v in zip(shares, values, strict=True)}
+                label = f"{_condition(row)}: by {ranking}"
+                panels[title].append(figures.Line(label, [100 * s for s in shares], values))
+            cells = [at.get((ranking, s), "") for ranking in RANKINGS for s in ANSWERED]
+            body.append(
+                [run.model, _training(run, row.adapted), row.label, accuracy(row), *cells, number_text(run)]
+            )
+    shares = [f"{100 * s:g} %" for s in ANSWERED]
+    header = ["model", "trained on", "test images", "all (95 %)", *shares, *shares, "run"]
+    groups = (("", 4), *((f"top-1 %, by {ranking}", len(ANSWERED)) for ranking in RANKINGS), ("", 1))
+    caption = (
+        f"{_images(row for _, rows in found.values() for row in rows)} images. The share with the largest probability, "
+        "or with the largest variance of the Laplacian, is answered; on the rest the classifier abstains."
+    )
+    blocks = [Table(header, body, caption, left=3, groups=groups)]
+    for part, some in enumerate(_chunks(panels), 1):
+        drawing = figures.lines(some, "images answered, %", "top-1 accuracy of these, %", x_zero=True)
+        blocks.append(
+            Figure(f"abstention{part}", drawing, "Accuracy on what is answered.", "Accuracy against coverage")
+        )
+    return blocks
+
+
+def _condition(row: Row) -> str:
+    return f"{row.label}{', bn_adapt' if row.adapted else ''}"
+
+
+def _has_one_sigma(row: Row) -> bool:
+    noise = any(row.condition["blur"].get("noise") or ())
+    return row.sigma is not None and row.sigma[0] == row.sigma[1] and not noise
+
+
+def _by(run: Run, wanted) -> dict[tuple[str, bool], list[Row]]:
+    """The rows without a mask that are `wanted`, by split and by whether BatchNorm was adapted."""
+    found = {}
+    for row in run.rows:
+        if row.whole and wanted(row):
+            found.setdefault((row.condition["split"], row.adapted), []).append(row)
+    return found
+
+
+def _training(run: Run, adapted: bool) -> str:
+    return (run.regimen if run.trained else run.origin) + (", bn_adapt" if adapted else "")
+
+
+def _line(rows: list[Row], x: list[float], metric: str, *, error: bool = False) -> tuple:
+    """x, y, low, high in per cent; error: of one minus the metric."""
+
+    def percent(value):
+        return 100 * (1 - value if error else value)
+
+    y = [percent(row.result[metric]) for row in rows]
+    if any(f"{metric}_95" not in row.result for row in rows):
+        return x, y, None, None
+    ends = [sorted(percent(v) for v in row.result[f"{metric}_95"]) for row in rows]
+    return x, y, [low for low, _ in ends], [high for _, high in ends]
+
+
+def _panels(series: list, line) -> dict[str, list[figures.Line]]:
+    """A panel for every model and its images, a line for every training and for bn_adapt."""
+    panels = {}
+    for run, adapted, rows in series:
+        panel = panels.setdefault(" · ".join((run.model, run.origin)), {})
+        name = _training(run, adapted) if run.trained else "as given" + (", bn_adapt" if adapted else "")
+        if name in panel:
+            name = f"{name} (run {run.number})"
+        panel[name] = figures.Line(name, *line(rows))
+    parts = {}
+    for title, panel in panels.items():
+        drawn = list(panel.values())
+        for start in range(0, len(drawn), LINES):
+            parts[title + (f" ({start // LINES + 1})" if len(drawn) > LINES else "")] = drawn[
+                start : start + LINES
+            ]
+    return parts
+
+
+def _chunks(panels: dict) -> list[dict]:
+    """As many panels as a figure has room for; the lines of a figure are few enough to tell apart."""
+    chunks, labels = [{}], set()
+    for title, drawn in panels.items():
+        more = labels | {line.label for line in drawn}
+        if len(chunks[-1]) == PANELS or len(more) > LINES:
+            chunks.append({})
+            more = {line.label for line in drawn}
+        chunks[-1][title], labels = drawn, more
+    return [chunk for chunk in chunks if chunk]
+
+
+def _images(rows) -> str:
+    return " or ".join(f"{n:,}" for n in sorted({row.result["n"] for row in rows}))
