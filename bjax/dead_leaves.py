@@ -37,7 +37,7 @@ def draw(key, size):
 
     Args:
       key: `[B]` typed keys (`jax.random.key`), one per image; an image depends on its key alone.
-      size: side of the images, pixels, at least 32 (the smallest leaf is then a pixel wide).
+      size: side of the images, pixels, at least 16 (the smallest leaf is then half a pixel wide).
 
     Returns:
       float32 `[B, size, size, 3]` in [0, 1].
@@ -46,8 +46,8 @@ def draw(key, size):
       ValueError: keys that are not a batch of typed keys, a smaller size.
     """
     convolve.check_keys(key, key.size)
-    if size < 32:
-        raise ValueError(f"size={size}: must be at least 32")
+    if size < 16:
+        raise ValueError(f"size={size}: must be at least 16")
     return _draw(key, size)
 
 
@@ -67,8 +67,8 @@ def replace(key, images, share):
     """
     batch, height, width, _ = images.shape
     convolve.check_keys(key, batch)
-    if height != width or height < 32:
-        raise ValueError(f"images: {height} x {width} must be square, with a side of at least 32")
+    if height != width or height < 16:
+        raise ValueError(f"images: {height} x {width} must be square, with a side of at least 16")
 
     def leaves(key):
         return jnp.round(_paint(key, height) * 255).astype(jnp.uint8)

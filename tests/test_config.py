@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bjax import config, experiment
+from bjax.data import loader
 from bjax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +75,7 @@ def test_overrides_take_the_type_of_the_field():
         ("optim.ema=1", ["optim.ema=1", "less than 1"]),
         ("mesh.rules=(('[','fsdp'),)", ["mesh.rules", "regular expression"]),
         ("mesh.rules=(('a',),)", ["mesh.rules", "regular expression"]),
+        ("dead_leaves=1.5", ["dead_leaves=1.5", "at least 0 and at most 1"]),
         ("optim.accumulate=7", ["batch_size=64", "accumulate=7"]),
     ],
 )
@@ -103,6 +105,7 @@ def test_a_wrong_override_is_told_in_one_line(override, parts):
         (["model.options.depth=six"], ["config.model.options.depth=six", "a number"]),
         (["model.options.dropout=2"], ["config.model.options.dropout=2", "[0, 1)"]),
         (["model.name=resnet5"], ["config.model.name=resnet5", "resnet50"]),
+        (["dead_leaves=0.5"], ["config.dead_leaves=0.5", "config.task=blur_type"]),
         (["model.options.varant=S/16"], ["config.model.options", "variant"]),
         (["model.options.variant=XL/16"], ["config.model.options.variant", "S/16"]),
     ],
@@ -113,6 +116,22 @@ def test_an_impossible_combination_is_told_in_one_line(overrides, parts):
     assert "\n" not in str(e.value)
     for part in parts:
         assert part in str(e.value)
+
+
+def test_the_blur_type_demo_is_tested_on_photographs_that_it_does_not_train_on(data_dir):
+    c = config.load(f"{ROOT / 'configs' / 'densenet121.py'}:demo")
+    built = experiment.build(c, num_classes=14)
+    assert built.objective.num_classes == 4
+    assert list(built.conditions) == ["unseen"]
+    assert built.conditions["unseen"].inputs.blur == built.train.blur
+
+    def photographs(split):
+        examples = loader.open_split(c.data.name, split, data_dir=data_dir)
+        return {example["file_name"].split(f"_{split}_")[0] for example in examples}
+
+    train, unseen = photographs(c.data.train), photographs(c.eval.unseen.split)
+    assert len(train) == 10 and len(unseen) == 4
+    assert not train & unseen
 
 
 def test_a_cnn_takes_only_erased_pixels():

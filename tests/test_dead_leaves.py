@@ -112,8 +112,8 @@ def test_replace_takes_its_share_and_leaves_the_rest_as_it_is():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"size=16: must be at least 32"):
-        dead_leaves.draw(keys(1), 16)
+    with pytest.raises(ValueError, match=r"size=8: must be at least 16"):
+        dead_leaves.draw(keys(1), 8)
     with pytest.raises(ValueError, match=r"key"):
         dead_leaves.draw(jax.random.key(0), 64)
     with pytest.raises(ValueError, match=r"images: 32 x 48"):

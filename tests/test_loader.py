@@ -278,7 +278,8 @@ def test_home_is_resolved(tmp_path, monkeypatch, data_dir):
 )
 def test_a_split_that_does_not_exist(data_dir, split):
     with pytest.raises(
-        UserError, match=r"^data set photos: split .* there are train, test, unseen, and parts such as"
+        UserError,
+        match=r"^data set photos: split .* there are train, test, detailed, unseen, and parts such as",
     ):
         loader.open_split("photos", split, data_dir=data_dir)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage
+from PIL import Image
 
 from bjax.data import decode, loader, photos
 from bjax.data.builder import prepare
@@ -32,7 +34,7 @@ def examples(data_dir):
 def place(example):
     """(photograph, top, left) of a crop, from its name."""
     name, top, left = re.fullmatch(
-        r"(\w+)_(?:train|test|unseen)_y(\d+)_x(\d+)\.jpg", example["file_name"]
+        r"(\w+)_(?:train|test|detailed|unseen)_y(\d+)_x(\d+)\.jpg", example["file_name"]
     ).groups()
     return name, int(top), int(left)
 
@@ -47,6 +49,8 @@ def test_at_least_14_photographs_to_learn_and_4_unseen(examples):
     assert names["test"] == names["train"]
     assert len(names["unseen"]) >= 4
     assert not names["unseen"] & names["train"]
+    assert len(names["detailed"]) == 10
+    assert names["detailed"] < names["train"]
     scenes = Counter(
         name.removesuffix("_left").removesuffix("_right") for name in names["train"] | names["unseen"]
     )
@@ -60,7 +64,8 @@ def test_labels_are_the_photographs(examples, data_dir):
         assert counts == dict.fromkeys(range(len(classes)), photos.CROPS[split])
         for example in examples[split]:
             assert place(example)[0] == classes[example["label"]]
-    assert {example["label"] for example in examples["unseen"]} == {-1}
+    for split in ("detailed", "unseen"):
+        assert {example["label"] for example in examples[split]} == {-1}
 
 
 def test_train_and_test_are_disjoint_with_a_gap(examples):
@@ -74,8 +79,21 @@ def test_train_and_test_are_disjoint_with_a_gap(examples):
 
 
 def test_no_crop_is_stored_twice(examples):
-    places = [place(example) for split in examples for example in examples[split]]
-    assert len(set(places)) == len(places)
+    for together in (("train", "test", "unseen"), ("detailed", "unseen")):
+        places = [place(example) for split in together for example in examples[split]]
+        assert len(set(places)) == len(places)
+
+
+def test_detailed_photographs_are_sharper_than_those_left_out():
+    """By the variance of the Laplacian, halved as for the blur-type demo."""
+
+    def sharpness(file):
+        with Image.open(photos.photographs() / file) as image:
+            grey = np.asarray(image.convert("L").reduce(2), np.float64)
+        return scipy.ndimage.laplace(grey).var()
+
+    least = min(sharpness(file) for file in photos.FILES["detailed"])
+    assert max(sharpness(file) for file in photos.SMOOTH) < least / 4
 
 
 def test_crops_show_what_their_names_say(examples):
@@ -109,7 +127,8 @@ def test_regions_cover_the_photograph_but_for_the_gap(shape):
     assert train[along] == 0
     assert test[along] - train[along + 2] == 32
     assert test[along + 2] == shape[along]
-    assert photos.region(*shape, "unseen") == (0, 0, *shape)
+    for split in ("detailed", "unseen"):
+        assert photos.region(*shape, split) == (0, 0, *shape)
 
 
 def run(code, data_dir):
@@ -135,7 +154,7 @@ def test_several_processes_at_once_write_the_same_bytes(data_dir, tmp_path):
         assert printed == "672\n", errors
     assert not list(tmp_path.rglob("incomplete.*"))
     # Another process is what shows it: orders that depend on Python's hashes stay the same within one.
-    assert len(records(data_dir)) == 3
+    assert len(records(data_dir)) == len(photos.CROPS)
     assert records(tmp_path) == records(data_dir)
 
 

@@ -508,7 +508,7 @@ def test_module_runs_as_a_command(tmp_path):
     command = [sys.executable, "-m", "bjax.data.prepare", "photos", f"--data_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("photos: 672 train, 224 test, 192 unseen, 14 classes in ")
+    assert done.stdout.startswith("photos: 672 train, 224 test, 960 detailed, 192 unseen, 14 classes in ")
     command = [sys.executable, "-m", "bjax.data.prepare", "imagenet2012", f"--manual_dir={tmp_path}"]
     done = subprocess.run([*command, f"--data_dir={tmp_path}"], capture_output=True, text=True)
     assert done.returncode == 2
