@@ -19,7 +19,7 @@ pytest.importorskip("matplotlib")
 from bjax import config as configs
 from bjax import metrics, report
 from bjax.blur import imagenet_c
-from bjax.report import figures, paper, read, render, stats
+from bjax.report import figures, masks, paper, read, render, stats
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +54,12 @@ def grid(workdir):
 @pytest.fixture
 def run(tmp_path):
     return grid(tmp_path / "run")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A finished run of the demo, which draws nothing."""
+    return made_up.run(tmp_path / "run", "configs/vit_mask.py:demo", top1=0.5)
 
 
 def written(*folders, out, code=0, **more):
@@ -470,7 +476,7 @@ def of_blur_types(name, _):
 def test_blur_types(tmp_path):
     made_up.run(tmp_path / "run", "configs/densenet121.py:demo", top1=0.7, n=200, more=of_blur_types)
     text = written(tmp_path / "run", out=tmp_path / "out")
-    header, rows = table(text, "## Paper 2: its accuracy beside ours")
+    _, rows = table(text, "## Paper 2: its accuracy beside ours")
     assert rows[0][-2] == "97.8" and rows[0][1] == "DenseNet-121"
     blurs = "σ 1–3, L 7–17, R 2–6, noise up to 0.02"
     assert rows[1] == [
@@ -648,6 +654,7 @@ def test_names_are_escaped(tmp_path):
 
 
 def test_the_same_runs_give_the_same_files(run, tmp_path):
+    (run / "speed.json").unlink()
     for out in ("a", "b"):
         written(run, out=tmp_path / out)
     for file in (tmp_path / "a").iterdir():
@@ -695,6 +702,79 @@ def test_results_csv_has_a_row_for_every_run_and_condition(tmp_path):
     assert row["workdir"] == str(tmp_path / "v1") and row["bn_adapt"] == "False"
 
 
+# --- the gallery
+
+
+def add_gallery(run, number=3):
+    """A gallery.npz as bjax.gallery writes it, of made-up photographs."""
+    rng = np.random.default_rng(0)
+    names = ("sharp", "blurred_drop_below", "blurred_drop_above")
+    content = {"conditions": np.array(names)}
+    for name in names:
+        score = np.float32(10 ** rng.uniform(0, 3.5, (number, 4, 4)))
+        kept = {"sharp": score > 0, "blurred_drop_below": score >= 100, "blurred_drop_above": score <= 100}[
+            name
+        ]
+        content |= {
+            f"{name}/image": rng.integers(0, 255, (number, 64, 64, 3), np.uint8),
+            f"{name}/kept": kept,
+        }
+        content |= {f"{name}/score": score, f"{name}/label": np.arange(number, dtype=np.int32)}
+        content |= {
+            f"{name}/prediction": np.int32([0] * number),
+            f"{name}/confidence": np.float32([0.5] * number),
+        }
+    np.savez_compressed(run / "gallery.npz", **content)
+    return run
+
+
+def test_the_gallery_shows_what_masks_drop(small, tmp_path):
+    (add_gallery(small) / "classes.json").write_text(json.dumps(["cat", "a dog of a very long name"]))
+    text = written(small, out=tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").glob("run1_gallery*"))
+    assert names == ["run1_gallery_blurred_drop_above.png", "run1_gallery_blurred_drop_below.png"]
+    assert "blurred_drop_below, σ = 1–2: below 100 dropped: 3 images spread evenly over photos test." in text
+    (one,), _ = read.load([small])
+    shown = one.gallery["blurred_drop_below"]
+    kept = [f"{100 * x.mean():.0f} % kept" for x in shown["kept"]]
+    assert masks.title(one, shown, 0, True) == f"cat\nright, 50 %\n{kept[0]}"
+    assert masks.title(one, shown, 1, True) == f"a dog of a very l…\nnot cat, 50 %\n{kept[1]}"
+    assert masks.title(one, shown, 2, False) == "class 2\nnot cat, 50 %"
+
+
+def test_crosses_and_shadows_are_on_the_patches_that_are_dropped():
+    image = np.full((1, 32, 32, 3), 200, np.uint8)
+    kept = np.array([[[True, False], [False, True]]])
+    drawn = figures.gallery(image, kept, np.full((1, 2, 2), 50.0), ["a"], 100.0)
+    above = drawn.axes[0]
+    shown = above.images[0].get_array()
+    assert (shown[:16, :16] == 200).all() and (shown[:16, 16:] == 50).all() and (shown[16:, :16] == 50).all()
+    x, y = above.lines[0].get_data()
+    assert sorted(zip(x.tolist(), y.tolist(), strict=True)) == [(7.5, 23.5), (23.5, 7.5)]
+
+
+def test_a_damaged_gallery_is_named(small, tmp_path):
+    (small / "gallery.npz").write_bytes(b"PK\x03\x04 and no more")
+    text = written(small, out=tmp_path / "out")
+    assert f"{small}/gallery.npz: is damaged" in text
+    np.savez(small / "gallery.npz", conditions=np.array(["sharp"]))
+    assert "gallery.npz: is damaged" in written(small, out=tmp_path / "out")
+
+
+def test_many_galleries_are_shown_in_part(tmp_path):
+    runs = []
+    for i in range(6):
+        runs.append(
+            made_up.run(
+                tmp_path / f"r{i}", "configs/vit_mask.py:demo", [("optim.lr", f"{i + 1}e-4")], top1=0.5
+            )
+        )
+        add_gallery(runs[-1], 1)
+    text = written(*runs, out=tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("run*_gallery*"))) == 8
+    assert "Those of runs 5, 6 are in gallery.npz of their folders." in text
+
+
 # --- mistakes
 
 
@@ -720,40 +800,41 @@ def damaged(run, name, text):
             "results.json has other, config.json has not",
         ),
         (
-            lambda run: damaged(run, "results.json", '{"all_sigma0": {}}'),
-            "all_sigma0 of results.json or config.json is",
+            lambda run: damaged(run, "results.json", '{"sharp": {}}'),
+            "sharp of results.json or config.json is",
         ),
     ],
 )
-def test_a_useless_run_is_named_and_the_others_shown(run, tmp_path, capsys, break_it, message):
+def test_a_useless_run_is_named_and_the_others_shown(small, tmp_path, capsys, break_it, message):
     made_up.run(tmp_path / "other", "configs/resnet50.py:demo", top1=0.5)
-    break_it(run)
-    assert message in written(run, tmp_path / "other", out=tmp_path / "out")
+    break_it(small)
+    assert message in written(small, tmp_path / "other", out=tmp_path / "out")
     capsys.readouterr()
     # With nothing left it is a mistake, told in one line.
-    assert report.main([str(run), f"--out={tmp_path}/nothing"]) == 2
+    assert report.main([str(small), f"--out={tmp_path}/nothing"]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "nothing").exists()
 
 
-@pytest.mark.parametrize("name", ["speed.json", "mask_quality.json", "run.json"])
-def test_a_damaged_extra_costs_its_section_alone(run, tmp_path, name):
-    (run / name).write_text("{")
-    text = written(run, out=tmp_path / "out")
-    assert f"{run / name}: is no JSON" in text
+@pytest.mark.parametrize("name", ["speed.json", "mask_quality.json", "run.json", "classes.json"])
+def test_a_damaged_extra_costs_its_section_alone(small, tmp_path, name):
+    (small / name).write_text("{")
+    text = written(small, out=tmp_path / "out")
+    assert f"{small / name}: is no JSON" in text
     assert "Selection or deletion" in text
 
 
-def test_a_damaged_row_costs_that_row_alone(run, tmp_path):
-    results = json.loads((run / "results.json").read_text())
-    results["all_sigma0"] = {"top1": None}
-    results["later"] = results["all_sigma1"]
-    (run / "results.json").write_text(json.dumps(results))
-    text = written(run, out=tmp_path / "out")
-    assert "all_sigma0 of results.json or config.json is incomplete" in text
+def test_a_damaged_row_costs_that_row_alone(small, tmp_path):
+    results = json.loads((small / "results.json").read_text())
+    results["sharp"] = {"top1": None}
+    results["later"] = results["blurred"]
+    (small / "results.json").write_text(json.dumps(results))
+    text = written(small, out=tmp_path / "out")
+    assert "sharp of results.json or config.json is incomplete" in text
     assert "results.json has later, config.json has not" in text
-    assert cells(text, "100 %", "all patches")[2:] == ["", "59.8 (53–66)", "59.8 (53–66)"]
+    header, rows = table(text, "## Model × training blur × test condition")
+    assert header[3] == "σ = 1–2" and rows[0][3] == "50.0 (43.5–56.5)"
 
 
 def test_no_such_folder_and_a_damaged_sweep(tmp_path, capsys):
@@ -765,9 +846,9 @@ def test_no_such_folder_and_a_damaged_sweep(tmp_path, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_a_run_named_twice_is_shown_once(run, tmp_path):
-    text = written(run, run / ".." / "run", out=tmp_path / "out")
-    assert text.count("### run\n") == 4 and "Left out:" not in text
+def test_a_run_named_twice_is_shown_once(small, tmp_path):
+    text = written(small, small / ".." / "run", out=tmp_path / "out")
+    assert text.count("### run (run 1)\n") == 1 and "Left out:" not in text
 
 
 def test_any_two_lines_differ_in_marker_or_dash():

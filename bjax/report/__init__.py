@@ -33,6 +33,7 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Accuracy against kept fraction": masks.accuracy_against_kept,
     "Accuracy against measured speed": masks.accuracy_against_speed,
     "Do masks drop what is blurred?": masks.mask_quality,
+    "Gallery": masks.gallery,
     "Paper 2: its accuracy beside ours": blur_type.headline,
     "Blur types: what is taken for what": blur_type.confusion,
     "Blur types: accuracy against strength": blur_type.strengths,

@@ -8,11 +8,10 @@ import numpy as np
 from bjax.report import figures, stats
 from bjax.report.masks import each
 from bjax.report.paper import accuracy, number_text
-from bjax.report.read import Row, Run, kinds_of
+from bjax.report.read import BLUR_TYPES, Row, Run, kinds_of
 from bjax.report.render import Figure, Table
 
 PAPER_ACCURACY = 97.8  # per cent, of its abstract
-CLASSES = ("sharp", "gaussian", "motion", "defocus")
 STRENGTHS = {"gaussian": "σ", "motion": "length", "defocus": "radius"}  # pixels
 UNITS = {
     "sigma": "σ, pixels",
@@ -49,7 +48,9 @@ def _confusion(run: Run) -> list:
     rows = [row for row in run.rows if "confusion" in row.result]
     if not rows:
         return []
-    drawing = figures.confusion({row.name: np.array(row.result["confusion"]) for row in rows}, list(CLASSES))
+    drawing = figures.confusion(
+        {row.name: np.array(row.result["confusion"]) for row in rows}, list(BLUR_TYPES)
+    )
     n = ", ".join(f"{row.name}: {sum(map(sum, row.result['confusion'])):,} images" for row in rows)
     caption = f"Share of each true kind, and counts. {n}" + (
         f", over {len(run.seeds)} seeds." if len(run.seeds) > 1 else "."
@@ -60,12 +61,12 @@ def _confusion(run: Run) -> list:
     body = []
     for row in rows:
         rates = stats.per_class(row.result["confusion"])
-        for name, counts, rate in zip(CLASSES, row.result["confusion"], rates, strict=True):
+        for name, counts, rate in zip(BLUR_TYPES, row.result["confusion"], rates, strict=True):
             values = [
                 "" if rate[k] is None else f"{100 * rate[k]:.1f}" for k in ("precision", "recall", "f1")
             ]
             body.append([row.name, name, *map(str, counts), *values])
-    header = ["condition", "true", *CLASSES, "precision", "recall", "F1"]
+    header = ["condition", "true", *BLUR_TYPES, "precision", "recall", "F1"]
     groups = (("", 2), ("predicted, images", 4), ("per cent", 3))
     blocks.append(Table(header, body, left=2, groups=groups))
     return blocks

@@ -170,7 +170,7 @@ def confusion(matrices: dict[str, np.ndarray], classes: list[str]):
 
 def _cells(panel, values, text, scale) -> None:
     panel.imshow(np.ma.masked_invalid(values), cmap=COLOURS, aspect="auto", **scale)
-    middle = (scale["vmin"] + scale["vmax"]) / 2
+    middle = scale["vmin"] + 0.6 * (scale["vmax"] - scale["vmin"])
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > middle else "black"
         panel.text(column, row, text[row][column], ha="center", va="center", fontsize=9, color=colour)

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 from bjax.report import figures
-from bjax.report.read import Row, Run
-from bjax.report.render import Figure, Heading, Mark, Table
+from bjax.report.read import BLUR_TYPES, Row, Run
+from bjax.report.render import Figure, Heading, Mark, Table, Text, slug
 
 INSIDE = ("EViT", "ToMe")
+GALLERIES = 4  # runs whose photographs are shown
+CONDITIONS = 4  # of each of them
 
 
 def each(runs: list[Run], section: Callable[[Run], list]) -> list:
@@ -14,7 +16,7 @@ def each(runs: list[Run], section: Callable[[Run], list]) -> list:
     blocks = []
     for run in runs:
         if own := section(run):
-            blocks += [Heading(run.name, 3), *own]
+            blocks += [Heading(f"{run.name} (run {run.number})", 3), *own]
     return blocks
 
 
@@ -131,6 +133,58 @@ def _mask_quality(run: Run) -> list:
         "share blurred as its precision and the share dropped as its recall."
     )
     return [Table(["mask", *(f"σ = {sigma}" for sigma in sigmas)], body, caption)]
+
+
+def gallery(runs: list[Run]) -> list:
+    """Photographs with what masks drop, the scores that decide it, and what the model said."""
+    with_one = [run for run in runs if run.gallery]
+    blocks = each(with_one[:GALLERIES], _gallery)
+    if len(with_one) > GALLERIES:
+        others = ", ".join(str(run.number) for run in with_one[GALLERIES:])
+        blocks.append(Text(f"Those of runs {others} are in gallery.npz of their folders."))
+    return blocks
+
+
+def _gallery(run: Run) -> list:
+    rows = [row for row in run.rows if row.name in run.gallery]
+    # What is dropped says more than what is not; a run without masks shows its first conditions.
+    chosen = [row for row in rows if row.mask["mode"] != "none"][:CONDITIONS] or rows[: CONDITIONS // 2]
+    blocks = []
+    for row in chosen:
+        shown = run.gallery[row.name]
+        number = len(shown["image"])
+        titles = [title(run, shown, i, row.mask["mode"] != "none") for i in range(number)]
+        threshold = row.mask["threshold"] if row.mask["mode"] != "none" else None
+        drawing = figures.gallery(shown["image"], shown["kept"], shown["score"], titles, threshold)
+        caption = (
+            f"{row.name}, {row.label}: {number} images spread evenly over {run.config['data']['name']} "
+            f"{row.condition['split']}. Above: blurred as in the evaluation; patches that are left out are dark and "
+            "crossed. Below: the variance of each patch's Laplacian, bright is sharp"
+            + (f"; the line: {threshold:g}." if threshold else ".")
+        )
+        name = f"run{run.number}_gallery_{slug(row.name)}"
+        blocks.append(
+            Figure(name, drawing, caption, f"Photographs under {row.name}, with patches and scores")
+        )
+    return blocks
+
+
+def title(run: Run, shown: dict, i: int, masked: bool) -> str:
+    """True class; whether the answer is right, or else the answer; how sure, and how much was kept."""
+    label, answer = (_class(run, int(shown[k][i])) for k in ("label", "prediction"))
+    right = shown["label"][i] == shown["prediction"][i]
+    said = (
+        f"right, {100 * shown['confidence'][i]:.0f} %"
+        if right
+        else f"not {answer}, {100 * shown['confidence'][i]:.0f} %"
+    )
+    return "\n".join([label, said, *([f"{100 * shown['kept'][i].mean():.0f} % kept"] if masked else [])])
+
+
+def _class(run: Run, number: int) -> str:
+    names = run.classes or (BLUR_TYPES if run.config["task"] == "blur_type" else ())
+    name = names[number] if number < len(names) else f"class {number}"
+    return name if len(name) <= 18 else f"{name[:17]}…"
 
 
 def _accuracy(row: Row | None, random: Row | None) -> str | Mark:

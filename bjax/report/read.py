@@ -4,7 +4,10 @@ import dataclasses
 import json
 import math
 import re
+import zipfile
 from pathlib import Path
+
+import numpy as np
 
 from bjax.errors import UserError
 from bjax.report import stats
@@ -27,6 +30,8 @@ IRRELEVANT = (
     "mesh",
     "speed_rounds",
 )
+BLUR_TYPES = ("sharp", "gaussian", "motion", "defocus")  # in the order of labels and confusion matrices
+GALLERY = ("image", "kept", "score", "label", "prediction", "confidence")
 NEEDED = ("seed", "task", "data.name", "data.train", "data.image_size", "model.name", "blur", "eval")
 TRAINING = {"sharp": {"sharp": 1.0}, "blurred": {"gaussian": 1.0}, "mix": {"sharp": 0.5, "gaussian": 0.5}}
 CONTROLS = ("random", "centre", "inverse")  # selectors without sharp and blurry ends
@@ -130,6 +135,8 @@ class Run:
     speed: dict | None = None
     quality: dict | None = None
     sessions: tuple[dict, ...] = ()
+    classes: tuple[str, ...] = ()  # names, where the run left them
+    gallery: dict[str, dict[str, np.ndarray]] | None = None  # {condition: arrays}, see bjax/gallery.py
     sweep: str = ""  # the sweep it belongs to
     point: tuple[tuple[str, str], ...] = ()  # its overrides there, without the seed
     number: int = 0  # in the report
@@ -191,8 +198,7 @@ def firsts(rows: list[Row], key) -> dict:
 
 def kinds_of(blur: dict) -> dict[str, float]:
     """The kinds of blur that occur, in the order of sharp, gaussian, motion, defocus."""
-    order = ("sharp", "gaussian", "motion", "defocus")
-    return {k: blur["kinds"][k] for k in order if blur["kinds"].get(k)}
+    return {k: blur["kinds"][k] for k in BLUR_TYPES if blur["kinds"].get(k)}
 
 
 def blur_text(blur: dict) -> str:
@@ -310,9 +316,9 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
         raise UserError(f"{workdir}/results.json: holds no conditions; evaluate again with --mode=eval")
 
     notes, files = [], {}
-    for name in ("speed.json", "mask_quality.json", "run.json"):
+    for name in ("speed.json", "mask_quality.json", "run.json", "classes.json", "gallery.npz"):
         try:
-            files[name] = _json(workdir / name)
+            files[name] = (_arrays if name == "gallery.npz" else _json)(workdir / name)
         except UserError as error:
             notes.append(str(error))
     speeds = (files.get("speed.json") or {}).get("conditions", {})
@@ -346,6 +352,8 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
         speed=files.get("speed.json"),
         quality=files.get("mask_quality.json"),
         sessions=sessions,
+        classes=tuple(files.get("classes.json") or ()),
+        gallery=files.get("gallery.npz"),
         **more,
     )
     return run, notes
@@ -358,6 +366,18 @@ def _json(path: Path):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no JSON ({error}); evaluate the run again with --mode=eval") from None
+
+
+def _arrays(path: Path) -> dict[str, dict[str, np.ndarray]] | None:
+    """gallery.npz by condition."""
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            names = file["conditions"].tolist()
+            return {name: {k: file[f"{name}/{k}"] for k in GALLERY} for name in names}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: is damaged ({error}); evaluate the run again with --mode=eval") from None
 
 
 def _leaf(config, key: str):
@@ -451,6 +471,7 @@ def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
                 rows=rows,
                 speed=next((run.speed for run in group if run.speed), None),
                 quality=next((run.quality for run in group if run.quality), None),
+                gallery=next((run.gallery for run in group if run.gallery), None),
                 sessions=tuple(session for run in group for session in run.sessions),
                 sweep=first.sweep,
                 point=first.point,
