@@ -40,6 +40,7 @@ RANGES = {
     "steps": (0, None, True),
     "dead_leaves": (0, 1, True),
     "eval_every": (0, None, True),
+    "gallery": (0, None, True),
     "speed_rounds": (0, None, True),
     "log_every": (1, None, True),
     "checkpoint_every": (1, None, True),

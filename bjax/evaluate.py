@@ -16,6 +16,7 @@ from bjax import (
     bucket,
     checkpoint,
     experiment,
+    gallery,
     mask_quality,
     metrics,
     optim,
@@ -252,7 +253,7 @@ def _record(config, exp: experiment.Experiment, workdir: Path) -> None:
 
 
 def measure(config, exp: experiment.Experiment, mesh, variables: dict, workdir: Path) -> None:
-    """Writes what `config` asks for beside the results: speed.json (no run repeats it) and mask_quality.json."""
+    """Writes what `config` asks for beside the results: speed.json (no run repeats it), mask_quality, gallery."""
     found = {}
     if config.speed_rounds:
         found["speed.json"] = speed.measure(config, exp, mesh, variables)
@@ -261,6 +262,10 @@ def measure(config, exp: experiment.Experiment, mesh, variables: dict, workdir: 
     if jax.process_index() == 0:
         for name, content in found.items():
             metrics.write_text(workdir / name, json.dumps(content, indent=2) + "\n")
+    if config.gallery:
+        shown = gallery.collect(jax.random.key(SEED), config, exp, mesh, variables)
+        if jax.process_index() == 0:
+            gallery.write(workdir / "gallery.npz", shown)
 
 
 def report(results: dict[str, dict], workdir: Path, *, keep_others: bool = False) -> None:

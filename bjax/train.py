@@ -41,6 +41,7 @@ FREE += (
     "eval_batch_size",
     "eval_every",
     "bn_adapt_batches",
+    "gallery",
     "speed_rounds",
     "mask_quality",
 )

@@ -176,6 +176,7 @@ def default():
     c.eval_batch_size = 512  # images per evaluation step, over all devices
     c.eval_every = 10_000  # steps between evaluations during training; 0: only at the end
 
+    c.gallery = 0  # images of each of the first conditions kept as they were seen, in gallery.npz; 0: none
     c.speed_rounds = 0  # rounds in which every condition is timed at the end, for speed.json; 0: not at all
     c.mask_quality = ConfigDict()  # what masks find of blurred regions, for mask_quality.json
     c.mask_quality.masks = ConfigDict()  # {name: mask(...)}; none: not measured
@@ -272,3 +273,4 @@ def demo(c):
     c.log_every = 25
     c.checkpoint_every = 50
     c.eval_every = 0
+    c.gallery = 6

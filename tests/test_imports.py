@@ -11,9 +11,10 @@ RUN = {"experiment", "step", "state", "optim", "sharding", "checkpoint", "metric
 ALLOWED = {
     "main": {"train", "evaluate", "experiment", "distributed", "config", "metrics"},
     "train": {"evaluate", "bn_adapt", "distributed", *RUN},
-    "evaluate": {"bn_adapt", "bucket", "speed", "mask_quality", "blur", *RUN},
+    "evaluate": {"bn_adapt", "bucket", "speed", "mask_quality", "gallery", "blur", *RUN},
     "speed": {"bucket", "experiment", "step", "tokens", "blur", "sharding", "data"},
     "mask_quality": {"experiment", "tokens", "blur", "sharding", "data"},
+    "gallery": {"experiment", "step", "tokens", "sharpness", "sharding", "data"},
     "bucket": {"step", "tokens", "sharding"},
     "predict": {"evaluate", "overlay", "blur", "sharpness", "tokens", *RUN},
     "export": {"predict", *RUN},
