@@ -2,7 +2,7 @@
 
 from bjax.report import figures, stats
 from bjax.report.paper import accuracy, in_matrix, number_text
-from bjax.report.read import Row, Run, firsts
+from bjax.report.read import Row, Run, firsts, in_order
 from bjax.report.render import Figure, Heading, Table
 
 LINES = len(figures.STYLES)  # of a panel
@@ -14,7 +14,7 @@ RANKINGS = ("confidence", "sharpness")  # what decides which images are answered
 def sigma_curves(runs: list[Run]) -> list:
     """Accuracy and calibration error against the σ of a Gaussian, on the run's own grid, and the area under them."""
     series = {}  # (data, split, grid): [(run, adapted, rows)]
-    for run in runs:
+    for run in in_order(runs):
         if run.config["task"] != "object":
             continue
         for (split, adapted), rows in _by(run, _has_one_sigma).items():
@@ -67,7 +67,7 @@ def sigma_curves(runs: list[Run]) -> list:
 def imagenet_c(runs: list[Run]) -> list:
     """Errors under ImageNet-C's blurs by severity, and the corruption errors that AlexNet's make of them."""
     series = []
-    for run in runs:
+    for run in in_order(runs):
         if run.config["task"] == "object":
             for (_, adapted), rows in _by(run, lambda row: row.corruption is not None).items():
                 series.append((run, adapted, rows))
@@ -133,7 +133,7 @@ def imagenet_c(runs: list[Run]) -> list:
 def abstention(runs: list[Run]) -> list:
     """Accuracy on the images that are answered, when confidence or sharpness decides which."""
     found = {}
-    for run in runs:
+    for run in in_order(runs):
         rows = [row for row in run.rows if "coverage" in row.result and row.whole and in_matrix(row)]
         if rows:
             found[run.number] = run, list(firsts(rows, _condition).values())

@@ -212,16 +212,24 @@ def gallery(images, kept, scores, titles: list[str], threshold: float | None):
         above.set_title(titles[i], fontsize=8)
         drawn = below.imshow(shown[i], cmap="gray", **scale)
         if threshold:
-            over = (scores[i] >= threshold).astype(float)
-            if 0 < over.mean() < 1:
-                below.contour(over, levels=[0.5], colors="#c2571a", linewidths=1.2)
+            for ends in _edges(scores[i] >= threshold):
+                below.plot(*ends, color="#c2571a", linewidth=1.4, solid_capstyle="projecting")
         for panel in (above, below):
             panel.set_xticks([])
             panel.set_yticks([])
     bar = figure.colorbar(drawn, ax=axes[1, :], location="right", fraction=0.03, pad=0.01)
     ticks = range(-1, int(scale["vmax"]) + 1)
-    bar.set_ticks(list(ticks), labels=[f"$10^{{{t}}}$" for t in ticks])
+    bar.set_ticks(list(ticks), labels=[f"$10^{{{t}}}$" for t in ticks], fontsize=8)
+    bar.set_label("variance of the Laplacian", fontsize=8)
     return figure
+
+
+def _edges(inside) -> list[tuple[list[float], list[float]]]:
+    """Where cells of bool[h, w] have a neighbour unlike them: (x, x), (y, y) of each side between two."""
+    rows, columns = np.nonzero(inside[:, 1:] != inside[:, :-1])
+    found = [([c + 0.5, c + 0.5], [r - 0.5, r + 0.5]) for r, c in zip(rows, columns, strict=True)]
+    rows, columns = np.nonzero(inside[1:] != inside[:-1])
+    return found + [([c - 0.5, c + 0.5], [r + 0.5, r + 0.5]) for r, c in zip(rows, columns, strict=True)]
 
 
 def _figure_class():

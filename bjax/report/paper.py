@@ -7,7 +7,7 @@ its config says (model, blur of the training images and of a condition, mask), n
 import json
 
 from bjax.report import figures
-from bjax.report.read import IRRELEVANT, PAPER_SIGMA, Row, Run, firsts
+from bjax.report.read import IRRELEVANT, PAPER_SIGMA, Row, Run, firsts, in_order
 from bjax.report.render import Figure, Heading, Table, Text
 
 # {table: {model: {column: per cent}}}; 1 and 3 are top-1, 2 and 4 top-5, 5 is "classification accuracy"
@@ -280,8 +280,7 @@ def matrix(runs: list[Run]) -> list:
         columns = list(dict.fromkeys(name(row) for found in rows.values() for row in found))
         if not columns:
             continue
-        order = ["sharp", "blurred", "mix"]
-        own = sorted(own, key=lambda r: (r.model, order.index(r.training) if r.training in order else 3))
+        own = in_order(own)
         body = []
         for run in own:
             for adapted in (False, True):

@@ -188,6 +188,14 @@ class Run:
         return next((row for row in self.rows if row.name == name), None)
 
 
+def in_order(runs: list[Run]) -> list[Run]:
+    """By model, and by training blur as in paper 1: the same blur has the same style in every figure."""
+    order = list(TRAINING)
+    return sorted(
+        runs, key=lambda r: (r.model, order.index(r.training) if r.training in order else len(order))
+    )
+
+
 def firsts(rows: list[Row], key) -> dict:
     """{key(row): row}: of rows that are alike in it the first."""
     found = {}

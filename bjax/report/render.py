@@ -189,7 +189,7 @@ pre { overflow-x: auto; padding: .8rem 1rem; background: var(--tint); border-rad
 @media (max-width: 40rem) { body { padding: 1.2rem .9rem 3rem; font-size: 15px; } th, td { padding: .3rem .5rem; } }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --tint: #fff; }
   body { max-width: none; padding: 0; font-size: 10pt; } nav { display: none; } h2, h3 { break-after: avoid; }
-  figure, tr, img { break-inside: avoid; } .scroll { overflow: visible; } table { font-size: 7.5pt; }
+  tr, img { break-inside: avoid; } .scroll { overflow: visible; } table { font-size: 7.5pt; }
   th, td { padding: .2rem .35rem; white-space: normal; } a { color: inherit; } }
 """
 
