@@ -29,7 +29,7 @@ def collect(
     whole image where patches do not tile it); NAME/label and NAME/prediction int32[K]; NAME/confidence float32[K], the
     largest probability. Conditions that adapt BatchNorm are not among them: their weights are others.
     """
-    conditions = {k: c for k, c in exp.conditions.items() if not getattr(c, "bn_adapt", False)}
+    conditions = {k: c for k, c in exp.conditions.items() if not c.bn_adapt}
     names = list(conditions)[:CONDITIONS]
     found = {"conditions": np.array(names)}
     for name in names:

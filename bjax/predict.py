@@ -34,7 +34,7 @@ from flax import linen as nn
 from PIL import Image
 from tqdm import tqdm
 
-from bjax import checkpoint, evaluate, experiment, metrics, overlay, sharding, sharpness, step, tokens
+from bjax import checkpoint, evaluate, experiment, losses, metrics, overlay, sharding, sharpness, step, tokens
 from bjax import config as configs
 from bjax.blur import sample
 from bjax.data import decode, loader
@@ -84,6 +84,8 @@ class Prediction:
         np.ndarray
     )  # float32[n, rows, columns]: of each patch, by the mask's measure or Laplacian variance
     keep: np.ndarray  # bool[n, rows, columns]: the patches that the mask keeps
+    # Of the most probable kind of blur, where the run estimates them: sigma, length, radius in px, angle in degrees.
+    estimates: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def top(self, number: int) -> list[tuple[str, float]]:
         """The most probable classes, with their probabilities."""
@@ -213,9 +215,9 @@ class Predictor:
         whole = jnp.full(len(images), jnp.nan)
         if size <= 1024:  # the largest patch that can be scored
             whole = sharpness.laplacian_variance(images.astype(jnp.float32) / 255, size)[:, 0, 0]
-        return probabilities(self.run, outputs), scores, keep, whole
+        return probabilities(self.run, outputs), scores, keep, whole, outputs[:, len(self.run.classes) :]
 
-    def _prediction(self, crops, shares, scores, keep, whole) -> Prediction:
+    def _prediction(self, crops, shares, scores, keep, whole, estimates) -> Prediction:
         return Prediction(
             classes=self.run.classes,
             probabilities=shares.mean(axis=0),
@@ -224,7 +226,19 @@ class Predictor:
             crops=crops,
             scores=scores,
             keep=keep,
+            estimates=self._estimates(int(shares.mean(axis=0).argmax()), estimates.mean(axis=0)),
         )
+
+    def _estimates(self, kind: int, outputs: np.ndarray) -> dict[str, float]:
+        """outputs: those beyond the classes. Averaged over crops before they are decoded: angles have no mean."""
+        if not len(outputs):
+            return {}
+        values = np.array(losses.decode_parameters(outputs[None])[0], float)
+        values[2] = np.rad2deg(values[2])
+        own = metrics.PARAMETERS.items()
+        return {
+            name: float(v) for (name, of), v in zip(own, values, strict=True) if of == self.run.classes[kind]
+        }
 
 
 def load(workdir: str | Path, condition: str | None = None, *, batch_size: int | None = None) -> Predictor:
@@ -358,6 +372,10 @@ def _rows(path: Path, prediction: Prediction) -> list[tuple[str, ...]]:
     """A row for each of the most probable classes; what is said of the photograph stands in the first."""
     of_photo = (str(path), _number(prediction.sharpness), f"{100 * prediction.kept:.1f}")
     top = prediction.top(5)
+    units = {"angle": "°"}
+    found = ", ".join(f"{k} {v:.1f} {units.get(k, 'px')}" for k, v in prediction.estimates.items())
+    if found:
+        top[0] = (f"{top[0][0]} ({found})", top[0][1])
     return [
         (*(of_photo if i == 0 else ("",) * 3), name, f"{100 * share:.1f}")
         for i, (name, share) in enumerate(top)
@@ -368,6 +386,7 @@ def _record(path: Path, prediction: Prediction, drawn: Path | None) -> dict:
     record = {
         "photo": str(path),
         "prediction": [{"class": name, "probability": share} for name, share in prediction.top(5)],
+        "estimates": prediction.estimates,
         "sharpness": prediction.sharpness,
         "kept": prediction.kept,
         "crops": len(prediction.crops),

@@ -20,5 +20,6 @@ def get_config(arg=""):
     name = "vgg19_bn" if arg.bn or arg.source == "demo" else "vgg19"
     c = cnn(arg, name, lr=0.01)
     if arg.source == "demo":
-        c.model.options.hidden = 256
+        c.model.options.hidden, c.model.options.dropout = 256, 0.0
+        c.optim.lr = 3e-4
     return c

@@ -343,7 +343,9 @@ class Table:
         elif states != self.last:
             for run, state in states.items():
                 if state != self.last.get(run):
-                    print(f"{state:9} {run.workdir.name}  {self.own[run]}  {run.progress}".rstrip(), flush=True)
+                    print(
+                        f"{state:9} {run.workdir.name}  {self.own[run]}  {run.progress}".rstrip(), flush=True
+                    )
         self.last = states
 
 

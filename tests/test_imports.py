@@ -16,7 +16,7 @@ ALLOWED = {
     "mask_quality": {"experiment", "tokens", "blur", "sharding", "data"},
     "gallery": {"experiment", "step", "tokens", "sharpness", "sharding", "data"},
     "bucket": {"step", "tokens", "sharding"},
-    "predict": {"evaluate", "overlay", "blur", "sharpness", "tokens", *RUN},
+    "predict": {"evaluate", "overlay", "blur", "losses", "sharpness", "tokens", *RUN},
     "export": {"predict", *RUN},
     "report": frozenset(),
     "bn_adapt": {"experiment", "step", "sharding", "data", "models"},

@@ -15,7 +15,7 @@ import pytest
 import skimage
 from PIL import Image
 
-from bjax import checkpoint, experiment, optim, overlay, predict, sharding, state, step
+from bjax import checkpoint, experiment, metrics, optim, overlay, predict, sharding, state, step
 from bjax import config as configs
 from bjax.blur import sample
 from bjax.data import decode, loader
@@ -263,7 +263,7 @@ def untrained(tiny_run, workdir, **changes):
     """A run like `tiny_run`, with these changes and random weights throughout."""
     config = configs.read(tiny_run / "config.json")
     for key, value in changes.items():
-        config[key] = value
+        configs.override(config, key, str(value))
     exp = experiment.build(config, 14)
     key = jax.random.key(0)
     init = functools.partial(
@@ -300,6 +300,21 @@ def test_the_type_of_blur_is_the_mean_over_detailed_crops(tiny_run, tmp_path):
     small = predictor(photo[:20, :24])
     assert small.crops.shape == (1, 32, 32, 3)
     np.testing.assert_array_equal(small.crops[0, 6:26, 4:28], photo[:20, :24])
+
+
+def test_estimates_are_those_of_the_predicted_kind(tiny_run, tmp_path):
+    workdir = untrained(tiny_run, tmp_path / "run", task="blur_type", **{"loss.parameters": 1})
+    predictor = predict.load(workdir)
+    assert predictor.run.classes == ("sharp", "gaussian", "motion", "defocus")
+    assert predictor._estimates(0, np.ones(5)) == {}
+    assert predictor._estimates(1, np.ones(5)) == {"sigma": 2.0}
+    # cos 2θ = 0 and sin 2θ = 1: a line at 45°
+    assert predictor._estimates(2, np.array([0, 1.5, 0, 1, 0])) == pytest.approx({"length": 15, "angle": 45})
+    assert predictor._estimates(3, np.ones(5)) == {"radius": 4.0}
+    prediction = predictor(PHOTOS / UNSEEN[0])
+    assert prediction.probabilities.shape == (4,)
+    kind = prediction.top(1)[0][0]
+    assert set(prediction.estimates) == {k for k, of in metrics.PARAMETERS.items() if of == kind}
 
 
 def test_a_drawing_shows_what_was_left_out():
