@@ -19,7 +19,7 @@ pytest.importorskip("matplotlib")
 from bjax import config as configs
 from bjax import metrics, report
 from bjax.blur import imagenet_c
-from bjax.report import figures, masks, paper, read, render, stats
+from bjax.report import figures, masks, paper, read, render, shapes, stats
 
 ROOT = Path(__file__).parents[1]
 
@@ -788,12 +788,12 @@ def damaged(run, name, text):
         (lambda run: (run / "results.json").unlink(), "run: holds no results.json; finish the run"),
         (lambda run: (run / "config.json").unlink(), "run: holds no config.json"),
         (lambda run: damaged(run, "results.json", '{"sharp": '), "results.json: is no JSON"),
-        (lambda run: damaged(run, "results.json", "[1]"), "results.json: holds no conditions"),
+        (lambda run: damaged(run, "results.json", "[1]"), "results.json: all of it is missing or damaged"),
         (lambda run: damaged(run, "results.json", "\x00"), "results.json: is no JSON"),
-        (lambda run: damaged(run, "config.json", "[]"), "config.json: lacks seed"),
+        (lambda run: damaged(run, "config.json", "[]"), "config.json: all of it is missing or damaged"),
         (
             lambda run: damaged(run, "config.json", '{"seed": 0, "task": "object"}'),
-            "config.json: lacks data.name",
+            "config.json: data is missing or damaged",
         ),
         (
             lambda run: damaged(run, "results.json", '{"other": {}}'),
@@ -801,7 +801,7 @@ def damaged(run, name, text):
         ),
         (
             lambda run: damaged(run, "results.json", '{"sharp": {}}'),
-            "sharp of results.json or config.json is",
+            "run: sharp: n is missing or damaged",
         ),
     ],
 )
@@ -831,10 +831,74 @@ def test_a_damaged_row_costs_that_row_alone(small, tmp_path):
     results["later"] = results["blurred"]
     (small / "results.json").write_text(json.dumps(results))
     text = written(small, out=tmp_path / "out")
-    assert "sharp of results.json or config.json is incomplete" in text
+    assert ": sharp: n is missing or damaged; evaluate again" in text
     assert "results.json has later, config.json has not" in text
     header, rows = table(text, "## Model × training blur × test condition")
     assert header[3] == "σ = 1–2" and rows[0][3] == "50.0 (43.5–56.5)"
+
+
+def places(node, path=()):
+    """The path of everything inside `node`."""
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inside:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["config", "results", "run", "speed", "mask_quality", "classes"])
+def test_nothing_in_a_file_makes_it_crash(tmp_path, capsys, monkeypatch, name):
+    """Any value replaced by one of another kind: the report is written, or ends in one line."""
+    monkeypatch.setattr(render.Figure, "png", b"")  # drawn, but not to pixels
+    run = grid(tmp_path / "run")
+    config, results = (json.loads((run / f"{n}.json").read_text()) for n in ("config", "results"))
+    some = {n: config["eval"][n] for n in list(config["eval"])[:4]}
+    of_types = made_up.run(tmp_path / "types", "configs/densenet121.py:demo", top1=0.5, more=of_blur_types)
+    types = [json.loads((of_types / f"{n}.json").read_text()) for n in ("config", "results")]
+    config["eval"] = some | types[0]["eval"]
+    config["task"] = "blur_type" if name == "results" else "object"
+    content = {n: results[n] for n in some} | types[1]
+    content["blur_type"]["coverage"] = {"share": [0.5, 1.0], "confidence": [0.75, 0.5]}
+    session = {
+        "started": "2026",
+        "seconds": 1.0,
+        "mode": "train",
+        "versions": {"jax": "1"},
+        "device": "1",
+        "processes": 1,
+    }
+    texts = {"config": config, "results": content, "run": {"sessions": [session]}, "classes": ["cat"]}
+    for n in ("speed", "mask_quality"):
+        texts[n] = json.loads((run / f"{n}.json").read_text())
+    for n, text in texts.items():
+        damaged(run, f"{n}.json", json.dumps(text))
+    rng = np.random.default_rng(0)
+    spots = list(places(texts[name]))
+    for number in rng.permutation(len(spots))[:25]:
+        *parents, last = spots[number]
+        changed = json.loads(json.dumps(texts[name]))
+        node = changed
+        for key in parents:
+            node = node[key]
+        node[last] = (None, "x", -1.5, [], {}, [1], {"a": 1}, True)[rng.integers(8)]
+        damaged(run, f"{name}.json", json.dumps(changed))
+        code = report.main([str(run), f"--out={tmp_path}/out"])
+        error = capsys.readouterr().err
+        assert code == 0 or (code == 2 and len(error.splitlines()) == 1), (spots[number], error)
+
+
+def test_misfit_names_the_first_place():
+    shape = {"a": int, "b?": [float], "c?": [str, str], "*": {"*": (int, type(None))}}
+    for value, place in (
+        ({"a": 1}, None),
+        ({"a": 1, "b": [], "c": ["x", "y"], "d": {"e": None}}, None),
+        ({}, "a"),
+        ([], "all of it"),
+        ({"a": True}, "a"),
+        ({"a": 1, "b": [1.0, "x"]}, "b.1"),
+        ({"a": 1, "c": ["x"]}, "c"),
+        ({"a": 1, "d": {"e": 1, "f": "x"}}, "d.f"),
+    ):
+        assert shapes.misfit(value, shape) == place
 
 
 def test_no_such_folder_and_a_damaged_sweep(tmp_path, capsys):
@@ -842,7 +906,7 @@ def test_no_such_folder_and_a_damaged_sweep(tmp_path, capsys):
     (tmp_path / "sweep/sweep.json").write_text('{"config": "x"}')
     assert report.main([str(tmp_path / "none"), str(tmp_path / "sweep"), f"--out={tmp_path}/out"]) == 2
     error = capsys.readouterr().err
-    assert "none: holds no config.json" in error and "sweep/sweep.json: lists no runs" in error
+    assert "none: holds no config.json" in error and "sweep/sweep.json: runs is missing or damaged" in error
     assert len(error.splitlines()) == 1
 
 

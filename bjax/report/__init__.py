@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bjax.errors import UserError
-from bjax.report import blur_type, curves, facts, masks, paper, read, render, sweeps
-from bjax.report.read import Run
+from bjax.report import blur_type, curves, facts, masks, paper, read, render, seeds, sweeps
 from bjax.report.render import Heading, Items, Text
+from bjax.report.runs import Run
 
 SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Runs": facts.overview,
@@ -50,7 +50,7 @@ def write(folders: list[Path], out: Path, title: str = "Report") -> str:
     single, notes = read.load(folders)
     if not single:
         raise UserError("nothing to report: " + "; ".join(notes))
-    runs, doubles = read.merge(single)
+    runs, doubles = seeds.merge(single)
     notes += doubles
     blocks, empty = [], []
     if notes:

@@ -8,8 +8,8 @@ import numpy as np
 from bjax.report import figures, stats
 from bjax.report.masks import each
 from bjax.report.paper import accuracy, number_text
-from bjax.report.read import BLUR_TYPES, Row, Run, kinds_of
 from bjax.report.render import Figure, Table
+from bjax.report.runs import BLUR_TYPES, Row, Run, kinds_of
 
 PAPER_ACCURACY = 97.8  # per cent, of its abstract
 STRENGTHS = {"gaussian": "σ", "motion": "length", "defocus": "radius"}  # pixels

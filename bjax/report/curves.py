@@ -2,8 +2,8 @@
 
 from bjax.report import figures, stats
 from bjax.report.paper import accuracy, in_matrix, number_text
-from bjax.report.read import Row, Run, firsts, in_order
 from bjax.report.render import Figure, Heading, Table
+from bjax.report.runs import Row, Run, firsts, in_order
 
 LINES = len(figures.STYLES)  # of a panel
 PANELS = 6  # of a figure

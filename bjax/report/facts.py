@@ -4,8 +4,8 @@ import csv
 import io
 import json
 
-from bjax.report.read import Run, leaves
 from bjax.report.render import Details, Table
+from bjax.report.runs import Run, leaves
 
 
 def overview(runs: list[Run]) -> list:

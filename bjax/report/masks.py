@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from bjax.report import figures
-from bjax.report.read import BLUR_TYPES, Row, Run
 from bjax.report.render import Figure, Heading, Mark, Table, Text, slug
+from bjax.report.runs import BLUR_TYPES, Row, Run
 
 INSIDE = ("EViT", "ToMe")
 GALLERIES = 4  # runs whose photographs are shown
@@ -113,11 +113,16 @@ def mask_quality(runs: list[Run]) -> list:
 
 
 def _mask_quality(run: Run) -> list:
-    if not run.quality:
+    sigmas = list(run.quality or ())
+    names = (
+        [name for name in run.quality[sigmas[0]] if all(name in run.quality[s] for s in sigmas)]
+        if sigmas
+        else []
+    )
+    if not names:
         return []
-    sigmas = list(run.quality)
     body = []
-    for name in run.quality[sigmas[0]]:
+    for name in names:
         cells = [run.quality[sigma][name] for sigma in sigmas]
         rates = [
             " / ".join(
@@ -126,7 +131,7 @@ def _mask_quality(run: Run) -> list:
             for c in cells
         ]
         body.append([name, *rates])
-    first = next(iter(run.quality[sigmas[0]].values()))
+    first = run.quality[sigmas[0]][names[0]]
     caption = (
         f"Images with blurred rectangles, {first['patches']:,} patches, {100 * first['blurred']:.0f} % of them "
         "blurred. Precision / recall / share dropped, in per cent. A choice that knows nothing of the blur has the "

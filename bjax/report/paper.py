@@ -4,11 +4,9 @@ Kim, Kim, Han: Image Classification of Blurred Images Without Deblurring. Which 
 its config says (model, blur of the training images and of a condition, mask), never from a name.
 """
 
-import json
-
-from bjax.report import figures
-from bjax.report.read import IRRELEVANT, PAPER_SIGMA, Row, Run, firsts, in_order
+from bjax.report import figures, seeds
 from bjax.report.render import Figure, Heading, Table, Text
+from bjax.report.runs import PAPER_SIGMA, Row, Run, firsts, in_order
 
 # {table: {model: {column: per cent}}}; 1 and 3 are top-1, 2 and 4 top-5, 5 is "classification accuracy"
 PAPER = {
@@ -137,7 +135,7 @@ def _by_training(runs: list[Run], number: int, metric: str) -> list:
         for run in runs:
             if _family(run) == name and run.training in TRAINED:
                 for _, rows in _splits(run, is_blurred):
-                    key = _but_blur(run), rows[0].condition["split"]
+                    key = seeds.identity(run.config, "blur", "eval"), rows[0].condition["split"]
                     alike.setdefault(key, {}).setdefault(run.training, []).append((run, rows[0]))
         for found in alike.values():
             for i in range(max(map(len, found.values()))):
@@ -252,13 +250,6 @@ def _tested(run: Run, rows: list[Row]) -> str:
 
 def number_text(run: Run) -> str:
     return f"{run.number}" + (f" ×{len(run.seeds)}" if len(run.seeds) > 1 else "")
-
-
-def _but_blur(run: Run) -> str:
-    """The config without the blur of the training images: runs that agree in it are one row."""
-    without = {k: v for k, v in run.config.items() if k not in ("blur", "eval", *IRRELEVANT)}
-    without["data"] = {k: v for k, v in run.config["data"].items() if f"data.{k}" not in IRRELEVANT}
-    return json.dumps(without, sort_keys=True)
 
 
 # --- the matrix

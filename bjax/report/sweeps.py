@@ -6,8 +6,9 @@ import numpy as np
 
 from bjax.report import figures
 from bjax.report.paper import accuracy
-from bjax.report.read import Run, axes, leaves
+from bjax.report.read import axes
 from bjax.report.render import Figure, Heading, Items, Table, Text
+from bjax.report.runs import Run, leaves
 
 
 def grids(runs: list[Run]) -> list:
