@@ -39,6 +39,7 @@ RANGES = {
     "epochs": (0, None, False),
     "steps": (0, None, True),
     "dead_leaves": (0, 1, True),
+    "dead_leaves_steps": (0, None, True),
     "eval_every": (0, None, True),
     "gallery": (0, None, True),
     "speed_rounds": (0, None, True),

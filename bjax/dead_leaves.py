@@ -15,15 +15,13 @@ from jax import lax
 
 from bjax.blur import convolve
 
-SMALLEST = (
-    1 / 64,
-    1 / 8,
-)  # radius, as a share of the image's side: drawn per image, for fine and for coarse ones
+# Radii, as shares of the image's side. The smallest is drawn per image: some are fine and some are coarse.
+SMALLEST = (1 / 64, 1 / 8)
 LARGEST = 1 / 2
 LAYERS = 3  # how often the discs cover an image at least
 TEXTURE = 0.1  # standard deviation of each of the noise fields inside a leaf
 # Colours of photographs: any brightness, warm against cold less varied, green against magenta least; the standard
-# deviations are medians of the colour photographs in scikit-image.
+# deviations are near the medians of the colour photographs in scikit-image.
 CHROMA = np.array([[1, 0, -1], [1, -2, 1]], np.float32) / np.sqrt([[2], [6]], dtype=np.float32)
 CHROMA_STD = (0.12, 0.05)
 
@@ -57,18 +55,20 @@ def replace(key, images, share):
     Args:
       key: `[B]` typed keys, one per image.
       images: uint8 `[B, H, H, 3]`.
-      share: in [0, 1]; static.
+      share: in [0, 1], scalar or `[B]`.
 
     Returns:
       uint8 `[B, H, H, 3]`.
 
     Raises:
-      ValueError: images that are not square, or too small for `draw`.
+      ValueError: images that are not square, or too small for `draw`; a batch of shares of another length.
     """
     batch, height, width, _ = images.shape
     convolve.check_keys(key, batch)
     if height != width or height < 16:
         raise ValueError(f"images: {height} x {width} must be square, with a side of at least 16")
+
+    share = convolve.per_image("share", share, batch)
 
     def leaves(key):
         return jnp.round(_paint(key, height) * 255).astype(jnp.uint8)
@@ -118,7 +118,8 @@ def _paint(key, size):
         return x["colour"] + sum(x["weights"][i] * noise[i] for i in range(3))[..., None]
 
     def paint(image, x):
-        dy, dx = ((lambda d: jnp.minimum(d, size - d))(jnp.abs(place - x["centre"][i])) for i in range(2))
+        apart = jnp.abs(place - x["centre"][:, None])
+        dy, dx = jnp.minimum(apart, size - apart)  # the shorter way around
         distance = jnp.sqrt(dy[:, None] ** 2 + dx[None] ** 2)
         cover = jnp.clip(x["radius"] - distance + 0.5, 0, 1)[..., None]
         return image + cover * (leaf(x) - image), None

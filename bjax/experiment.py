@@ -139,6 +139,7 @@ def build(config, num_classes: int) -> Experiment:
         accumulate=config.optim.accumulate,
         ema=config.optim.ema,
         dead_leaves=config.dead_leaves,
+        dead_leaves_steps=config.dead_leaves_steps,
         **config.loss,
     )
     quality = {}

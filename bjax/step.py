@@ -50,6 +50,7 @@ class Objective:
     accumulate: int = 1
     ema: float = 0.0
     dead_leaves: float = 0.0
+    dead_leaves_steps: int = 0
 
 
 def train_step(
@@ -75,8 +76,9 @@ def train_step(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_keys, batch["id"])
     images = batch["image"]
     if objective.dead_leaves:
-        leaves = functools.partial(dead_leaves.replace, share=objective.dead_leaves)
-        images = _per_image(leaves, mesh)(_stream(keys, 2), images)
+        on = (state.step < objective.dead_leaves_steps) | (objective.dead_leaves_steps == 0)
+        share = jnp.full(len(images), objective.dead_leaves) * on
+        images = _per_image(dead_leaves.replace, mesh)(_stream(keys, 2), images, share)
     images, kind, drawn = _blur(keys, images, inputs, mesh)
     labels = kind if objective.task == "blur_type" else batch["label"]
     targets = losses.targets(labels, objective.num_classes, objective.label_smoothing)

@@ -48,7 +48,7 @@ def demo(c, arg):
     c.data.crop = "resized"
     c.data.scale = (0.3, 1.0)
     c.data.resize = 72
-    c.dead_leaves = 0.5
+    c.dead_leaves, c.dead_leaves_steps = 0.5, 480
     c.blur = four_kinds(**strengths)
     c.eval = ConfigDict({"unseen": condition(arg.eval_split or "unseen", four_kinds(**strengths))})
     c.steps = 560

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 import bjax.blur
-from bjax import augment, sharpness, tokens
+from bjax import augment, dead_leaves, sharpness, tokens
 
 IMAGES = ("images", "image")
 MODULES = (
@@ -15,6 +15,7 @@ MODULES = (
     bjax.blur.sample,
     bjax.blur.varying,
     augment,
+    dead_leaves,
     sharpness,
     tokens,
 )

@@ -100,7 +100,7 @@ def test_brightness_varies_most_and_green_against_magenta_least():
 
 def test_replace_takes_its_share_and_leaves_the_rest_as_it_is():
     black = jnp.zeros((64, 32, 32, 3), jnp.uint8)
-    replace = jax.jit(dead_leaves.replace, static_argnames="share")
+    replace = jax.jit(dead_leaves.replace)
     out = np.asarray(replace(keys(64), black, share=0.25))
     assert out.dtype == np.uint8
     replaced = (out != 0).any(axis=(1, 2, 3))
