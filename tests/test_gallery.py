@@ -1,11 +1,13 @@
 """The gallery shows what evaluation saw: the same blur, the same patches, the same answers."""
 
+import dataclasses
 import json
 
 import pytest
 
 pytest.importorskip("skimage")
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,13 +106,22 @@ def test_scores_decide_what_is_kept(found):
     np.testing.assert_allclose(found["blurred/score"], again, rtol=0.02, atol=0.5)
 
 
+class Mean(nn.Module):
+    """A classifier that compiles at once."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        return nn.Dense(14)(images.mean(axis=(1, 2)))
+
+
 def test_patches_that_do_not_tile_the_image(ready, data_dir):
+    """A CNN's images may have any size where no condition masks them."""
     values = {"data.data_dir": data_dir, "gallery": "2", "data.image_size": "70", "eval_batch_size": "32"}
-    c = configs.load(
-        "configs/resnet50.py:demo", [*values.items(), ("model.name", "resnet18"), ("eval_only", "blurred")]
-    )
+    c = configs.load("configs/resnet50.py:demo", [*values.items(), ("eval_only", "blurred")])
     exp = experiment.build(c, 14)
-    variables = exp.model.init(jax.random.key(0), jnp.zeros((1, 70, 70, 3)))
+    condition = dataclasses.replace(exp.conditions["blurred"], model=Mean())
+    exp = dataclasses.replace(exp, conditions={"blurred": condition})
+    variables = Mean().init(jax.random.key(0), jnp.zeros((1, 70, 70, 3)))
     found = gallery.collect(jax.random.key(0), c, exp, ready[2], variables)
     assert found["blurred/kept"].shape == found["blurred/score"].shape == (2, 1, 1)
 
