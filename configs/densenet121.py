@@ -3,15 +3,30 @@
     python -m bjax.main --config=configs/densenet121.py:demo          blur types on the embedded photographs, CPU
     python -m bjax.main --config=configs/densenet121.py               blur types on ImageNet's images
     python -m bjax.main --config=configs/densenet121.py --config.init_from=densenet121-a639ec97.pth \\
-        --config.init_new_head=true                                   fine-tuned from object classes
+        --config.init_new_head=true --config.optim.lr=0.01 --config.epochs=5     fine-tuned from object classes
     python -m bjax.main --config=configs/densenet121.py:task=object --mode=eval \\
         --config.init_from=densenet121-a639ec97.pth --workdir=runs/densenet121_v1      object classes, only evaluated
 
 ARGS: demo | imagenette, task=blur_type|object, train=sharp|blurred|mix (of task=object), fraction=100 (per cent of
 the images).
 
-The recipe is torchvision's for object classes (SGD 0.1, batch 256, decay 1e-4, 90 epochs; 74.43 % top-1 there). Paper 2
-states no hyper-parameters and no blur strengths: four kinds with equal probability, light noise on all of them.
+The recipe is torchvision's for object classes (SGD 0.1, batch 256, decay 1e-4, 90 epochs; 74.43 % top-1 there).
+Paper 2 states no hyper-parameters and no blur strengths: four kinds with equal probability, light noise on all of
+them, σ 1 to 3, L 7 to 17 and R 2 to 6 pixels on crops of 224 with pixels as they are. The rate and length for
+fine-tuning are a start, not measured.
+
+The demo has 64-pixel crops of ten photographs, reduced up to twofold first so that sharp ones are sharp, and is
+tested on crops of four others. Its blurs are σ 1 to 2, L 9 to 19 and R 4 to 8 pixels: a Gaussian looks like a
+defocus of R = 2σ, so that these ranges meet only at their ends. With the ranges above, crops that were not reduced
+and a lower rate the same network reached 39 % in as long.
+
+Its 560 steps took 882 CPU seconds (22 minutes on two cores that others used too) and reached 81.8 % of the 192
+crops (95 %: 75.7 to 86.6; chance is 25 %), 75.5 % after 190 steps and 83.3 % after 380. With four other draws of
+the blurs it is 76.3 %: 64 % on the cat, 75 to 88 % on the other three; Gaussian and motion are what it confuses.
+
+Generated images did harm: with `--config.dead_leaves=0.5` 53.6, 67.2 and 70.8 % after as many steps, and 64.7 %
+with the other draws. BatchNorm's statistics are most of why: taken anew from photographs they give 72.4 %. All of
+one seed. `dead_leaves_steps` ends a run on photographs alone for that reason; its effect is not measured.
 """
 
 from configs.common import ConfigDict, blur, cnn, condition, parse_arg
@@ -48,7 +63,6 @@ def demo(c, arg):
     c.data.crop = "resized"
     c.data.scale = (0.3, 1.0)
     c.data.resize = 72
-    c.dead_leaves, c.dead_leaves_steps = 0.5, 480
     c.blur = four_kinds(**strengths)
     c.eval = ConfigDict({"unseen": condition(arg.eval_split or "unseen", four_kinds(**strengths))})
     c.steps = 560
