@@ -76,7 +76,8 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.Con
     path, _, args = spec.partition(":")
     found = module(path)
     if not hasattr(found, "get_config"):
-        raise UserError(f"--config={path}: defines no get_config(arg)")
+        way = f"; it is a sweep: python -m launch.sweep --config={spec}" if hasattr(found, "sweep") else ""
+        raise UserError(f"--config={path}: defines no get_config(arg){way}")
     try:
         config = found.get_config(args)
     except ValueError as e:

@@ -9,7 +9,8 @@ from bjax.data import loader
 from bjax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
+OTHERS = ("__init__", "common", "papers")  # papers.py is a sweep over the others
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in OTHERS)
 DEMO = str(ROOT / "configs" / "vit_mask.py") + ":demo,keep=1"
 
 
@@ -28,6 +29,11 @@ def test_every_config_builds(path, args):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_tells_its_command(path):
     assert f"python -m bjax.main --config=configs/{path.name}" in path.read_text()
+
+
+def test_a_sweep_is_no_config():
+    with pytest.raises(UserError, match="papers.py: defines no get_config.*python -m launch.sweep --config="):
+        config.load(f"{ROOT}/configs/papers.py:demo")
 
 
 def test_overrides_take_the_type_of_the_field():
