@@ -182,6 +182,29 @@ def test_blur_type_is_learned_from_the_draw_not_the_label():
         np.testing.assert_array_equal(answers[name] > 0, kind == number)
 
 
+def test_a_model_learns_how_strong_the_blur_is():
+    blur = BlurSpec({"gaussian": 1}, sigma=(0.3, 3.0), kernel_size=9)
+    model = models.build("vit", num_classes=4 + 5, variant="Ti/8", depth=2, width=64, heads=2)
+    objective = {"task": "blur_type", "num_classes": 4, "parameters": 5.0}
+    batches = [batch_of(64)] * 60
+    losses, _, last = run(one_device(), batches, model=model, blur=blur, tx=optax.adamw(2e-3), **objective)
+    answers = step.eval_step(
+        jax.random.key(2),
+        last.variables,
+        batches[0],
+        model=model,
+        inputs=inputs(blur),
+        objective=step.Objective(**objective),
+        mesh=one_device(),
+    )
+    assert answers["estimates"].shape == (64, 4)
+    assert losses[-10:].mean() < 0.3 * losses[0]
+    # Better than the best constant, under draws that training has not seen.
+    errors = np.abs(answers["estimates"][:, 0] - answers["sigma"])
+    constant = np.abs(np.median(answers["sigma"]) - answers["sigma"])
+    assert errors.mean() < 0.7 * constant.mean()
+
+
 def test_the_sharpness_of_an_image_is_opencvs_after_the_blur():
     cv2 = pytest.importorskip("cv2")
     batch = batch_of(8)
