@@ -32,7 +32,9 @@ def test_every_config_tells_its_command(path):
 
 
 def test_a_sweep_is_no_config():
-    with pytest.raises(UserError, match=r"papers\.py: defines no get_config.*python -m launch\.sweep --config="):
+    with pytest.raises(
+        UserError, match=r"papers\.py: defines no get_config.*python -m launch\.sweep --config="
+    ):
         config.load(f"{ROOT}/configs/papers.py:demo")
 
 
