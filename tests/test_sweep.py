@@ -84,7 +84,7 @@ def test_papers_are_a_matrix_of_configs(capsys, monkeypatch):
         "w/vit_b_16-c867db91.pth",
     ]
     tuned = [run for run in weights if "--config.init_new_head" in run]
-    assert len(tuned) == 8 and len(weights) == 14 + 4 + 8
+    assert len(tuned) == 8 and len(weights) == 12 + 5 + 4 + 8
     assert not any("--mode" in run for run in papers(capsys, ":imagenette,weights=w"))
 
 
