@@ -478,18 +478,17 @@ def test_blur_types(tmp_path):
     text = written(tmp_path / "run", out=tmp_path / "out")
     _, rows = table(text, "## Paper 2: its accuracy beside ours")
     assert rows[0][-2] == "97.8" and rows[0][1] == "DenseNet-121"
-    blurs = "σ 1–3, L 7–17, R 2–6, noise up to 0.02"
+    blurs = "σ 1–2, L 9–19, R 4–8, noise up to 0.01"
     assert rows[1] == [
-        "blur_type",
+        "unseen",
         "DenseNet-121",
-        "photos test",
+        "photos unseen",
         blurs,
         "64 × 64",
         "200",
         "70.0 (63.3–75.9)",
         "1",
     ]
-    assert rows[2][2] == "photos unseen"
 
     after = text[text.index("run1_confusion.png") :]
     _, rows = table(after, after.splitlines()[2])
@@ -500,17 +499,17 @@ def test_blur_types(tmp_path):
         "defocus": ["10", "20", "0", "20", "62.5", "40.0", "48.8"],
     }
     assert {row[1]: row[2:] for row in rows[:4]} == by_hand
-    assert len(rows) == 8 and rows[4][0] == "unseen"
+    assert len(rows) == 4 and rows[0][0] == "unseen"
 
     after = text[text.index("run1_strength.png") :]
     _, rows = table(after, after.splitlines()[2])
     low, high = metrics.wilson(20, 40)
-    first = ["blur_type", "gaussian", "σ", "1–2", "40", f"50.0 ({100 * low:.0f}–{100 * high:.0f})"]
-    assert rows[0] == first and [row[1] for row in rows] == ["gaussian"] * 2 + ["motion"] * 2
+    first = ["unseen", "gaussian", "σ", "1–2", "40", f"50.0 ({100 * low:.0f}–{100 * high:.0f})"]
+    assert rows[0] == first and [row[1] for row in rows] == ["gaussian", "motion"]
     _, rows = table(text, "## Blur types: errors of the estimates")
     assert rows[:2] == [
-        ["DenseNet-121", "blur_type", "σ, pixels", "50", "0.25", "1"],
-        ["DenseNet-121", "blur_type", "angle, degrees", "40", "12.50", "1"],
+        ["DenseNet-121", "unseen", "σ, pixels", "50", "0.25", "1"],
+        ["DenseNet-121", "unseen", "angle, degrees", "40", "12.50", "1"],
     ]
     for name in ("confusion", "strength"):
         assert (tmp_path / f"out/run1_{name}.png").exists()
@@ -857,7 +856,7 @@ def test_nothing_in_a_file_makes_it_crash(tmp_path, capsys, monkeypatch, name):
     config["eval"] = some | types[0]["eval"]
     config["task"] = "blur_type" if name == "results" else "object"
     content = {n: results[n] for n in some} | types[1]
-    content["blur_type"]["coverage"] = {"share": [0.5, 1.0], "confidence": [0.75, 0.5]}
+    content["unseen"]["coverage"] = {"share": [0.5, 1.0], "confidence": [0.75, 0.5]}
     session = {
         "started": "2026",
         "seconds": 1.0,
