@@ -12,6 +12,7 @@ import numpy as np
 
 from bjax import config as configs
 from bjax import evaluate, experiment, report, sharding
+from bjax.data import loader
 from bjax.errors import UserError
 
 
@@ -47,9 +48,8 @@ def evaluated(config, workdir):
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     random = np.random.RandomState(0)
     variables = jax.tree.map(lambda leaf: jnp.float32(random.normal(0, 0.3, leaf.shape)), shapes)
-    results = evaluate.build(config, exp, mesh, evaluate.open_splits(config, exp))(
-        dict.fromkeys(exp.conditions, variables)
-    )
+    source = loader.open_split("photos", "train", data_dir=config.data.data_dir)
+    results = evaluate.build(config, exp, mesh, evaluate.open_splits(config, exp), source)(variables)
     evaluate.report(results, workdir)
     evaluate.measure(config, exp, mesh, variables, workdir)
     return results
