@@ -92,7 +92,8 @@ def cells(text, *start):
 
 def test_table_and_figures_of_the_grid(run, tmp_path, capsys):
     text = written(run, out=tmp_path / "out")
-    assert capsys.readouterr().out == text
+    printed = capsys.readouterr().out
+    assert text.startswith(printed[:-1]) and "## Facts" in text and "## Facts" not in printed
     assert cells(text, "kept") == ["kept", "patches that stay", "sharp", "σ = 1", "σ = 2"]
     assert cells(text, "100 %")[1] == "all patches"
     # 0.6 · 0.7 = 0.42 → 94 of 224 → 42.0 %; the Wilson interval is 35.7 to 48.5 %
@@ -277,6 +278,20 @@ def test_a_sweep_of_two_axes_is_a_matrix(tmp_path):
     assert "Points: 6; seeds of each: 2; mask.mode = zero_pixels, mask.keep_rate = None for all." in text
     assert "- blurred_drop_below: mask.threshold = 50.0, 100.0, 200.0" in text
     assert (tmp_path / "out/sweep1.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_condition_of_few_points_is_no_matrix(tmp_path):
+    own = [
+        {"config": f"configs/{model}.py:demo,train={train}{',curves=true' * (model == 'vit')}", "seed": "0"}
+        for model in ("resnet50", "googlenet", "vit")
+        for train in ("sharp", "mix")
+    ]
+    sweep = made_up.sweep(tmp_path / "sweep", "configs/papers.py:demo", own, top1=0.5)
+    text = written(sweep, out=tmp_path / "out")
+    _, rows = table(text, "### sweep")
+    assert {row[0] for row in rows} >= {"blurred", "blurred_bn_adapt"}
+    assert not any(row[0].startswith("sigma_") for row in rows)
+    assert "Conditions of fewer than half of the points" in text
 
 
 def test_unfinished_points_are_named_and_left_out(tmp_path):

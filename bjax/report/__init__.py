@@ -91,6 +91,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"bjax.report: {error}", file=sys.stderr)
         return 2
-    print(text, end="")
+    print(text.partition("\n## Facts\n")[0])  # whole configs are for the files
     print(f"\nwrote {args.out / 'report.html'}, report.md and results.csv beside it", file=sys.stderr)
     return 0

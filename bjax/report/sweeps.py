@@ -17,11 +17,15 @@ def grids(runs: list[Run]) -> list:
     for number, name in enumerate(dict.fromkeys(run.sweep for run in runs if run.sweep), 1):
         own = [run for run in runs if run.sweep == name]
         keys = axes([dict(run.point) for run in own])
-        conditions = list(dict.fromkeys(row.name for run in own for row in run.rows))
+        every = dict.fromkeys(row.name for run in own for row in run.rows)
+        # A grid with a condition that few points have, such as the curves of one model, is mostly empty.
+        conditions = [c for c in every if 2 * sum(run.find(c) is not None for run in own) >= len(own)]
         seeds = sorted({len(run.seeds) for run in own})
         fixed = [f"{k} = {v}" for k, v in own[0].point if all(dict(run.point).get(k) == v for run in own)]
         about = f"Points: {len(own)}; seeds of each: {' or '.join(map(str, seeds))}"
         blocks += [Heading(name, 3), Text(about + (f"; {', '.join(fixed)} for all." if fixed else "."))]
+        if len(conditions) < len(every):
+            blocks.append(Text("Conditions of fewer than half of the points are left to the other sections."))
         differing = [text for c in conditions if (text := _differs(c, own))]
         blocks += (
             [Text("Conditions that themselves differ from point to point:"), Items(differing)]
