@@ -22,7 +22,8 @@ and a lower rate the same network reached 39 % in as long.
 
 Its 560 steps took 882 CPU seconds (22 minutes on two cores that others used too) and reached 81.8 % of the 192
 crops (95 %: 75.7 to 86.6; chance is 25 %), 75.5 % after 190 steps and 83.3 % after 380; a second run of the same
-seed, whose sums were rounded otherwise, reached 80.2 %. With four other draws of the blurs the first has 76.3 %: 64 % on the cat, 75 to 88 % on the other three; Gaussian and motion are what it confuses.
+seed, whose sums were rounded otherwise, reached 80.2 %. With four other draws of the blurs the first has 76.3 %: 64 %
+on the cat, 75 to 88 % on the other three; Gaussian and motion are what it confuses.
 
 Generated images did harm: with `--config.dead_leaves=0.5` 53.6, 67.2 and 70.8 % after as many steps, and 64.7 %
 with the other draws. BatchNorm's statistics are most of why: taken anew from photographs they give 72.4 %. All of
