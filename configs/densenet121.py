@@ -20,14 +20,14 @@ tested on crops of four others. Its blurs are σ 1 to 2, L 9 to 19 and R 4 to 8 
 defocus of R = 2σ, so that these ranges meet only at their ends. With the ranges above, crops that were not reduced
 and a lower rate the same network reached 39 % in as long.
 
-Its 560 steps took 882 CPU seconds (22 minutes on two cores that others used too) and reached 81.8 % of the 192
-crops (95 %: 75.7 to 86.6; chance is 25 %), 75.5 % after 190 steps and 83.3 % after 380; a second run of the same
-seed, whose sums were rounded otherwise, reached 80.2 %. With four other draws of the blurs the first has 76.3 %: 64 %
-on the cat, 75 to 88 % on the other three; Gaussian and motion are what it confuses.
+It has 240 steps: at the 25 images a second of two idle cores about 6 minutes. With `--config.steps=560`, 882 CPU
+seconds, it reached 81.8 % of the 192 crops (95 %: 75.7 to 86.6; chance is 25 %), 75.5 % after 190 steps and 83.3 % after
+380; a second run of the same seed, whose sums were rounded otherwise, reached 80.2 %. With four other draws of the
+blurs the first has 76.3 %: 64 % on the cat, 75 to 88 % on the other three; Gaussian and motion are what it confuses.
 
-Generated images did harm: with `--config.dead_leaves=0.5` 53.6, 67.2 and 70.8 % after as many steps, and 64.7 %
-with the other draws. BatchNorm's statistics are most of why: taken anew from photographs they give 72.4 %. All of
-one seed. `dead_leaves_steps` ends a run on photographs alone for that reason; its effect is not measured.
+Generated images did harm: with `--config.dead_leaves=0.5` 53.6, 67.2 and 70.8 % after 190, 380 and 560 steps, and
+64.7 % with the other draws. BatchNorm's statistics are most of why: taken anew from photographs they give 72.4 %. All
+of one seed. `dead_leaves_steps` ends a run on photographs alone for that reason; its effect is not measured.
 """
 
 from configs.common import ConfigDict, blur, cnn, condition, parse_arg
@@ -66,5 +66,5 @@ def demo(c, arg):
     c.data.resize = 72
     c.blur = four_kinds(**strengths)
     c.eval = ConfigDict({"unseen": condition(arg.eval_split or "unseen", four_kinds(**strengths))})
-    c.steps = 560
+    c.steps = 240
     c.optim.lr, c.optim.weight_decay, c.optim.warmup = 2e-3, 0.05, 30
