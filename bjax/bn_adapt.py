@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bjax import experiment, sharding
 from bjax.data import loader
@@ -39,16 +40,28 @@ def statistics(
     """The `batch_stats` of training images that went through `inputs`, a plain mean over batches.
 
     The images are the first `config.bn_adapt_batches` whole evaluation batches of the training split, cropped as in
-    evaluation.
+    evaluation. In the place of an image that on_corrupt=skip leaves out, another one of its batch counts twice.
+    Raises UserError where a batch has no image that could be decoded.
     """
     step = jax.jit(
         functools.partial(batch_statistics, model=exp.model, inputs=inputs, mesh=mesh, momentum=MOMENTUM)
     )
-    # A blank image would enter the statistics.
-    batches = experiment.eval_batches(config, source, on_corrupt="raise")
+    batches = experiment.eval_batches(config, source)
     number = min(config.bn_adapt_batches, source.num_examples // config.eval_batch_size)
     total = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     for _, batch in zip(range(number), batches, strict=False):
-        found = step(jax.random.key(0), variables, sharding.put(batch, mesh))
+        found = step(jax.random.key(0), variables, sharding.put(_whole(batch, source), mesh))
         total = jax.tree.map(lambda t, x: t + x / number, total, found)
     return total
+
+
+def _whole(batch: dict[str, np.ndarray], source: loader.Source) -> dict[str, np.ndarray]:
+    """The batch with its blank rows replaced: they would enter the statistics."""
+    good = np.flatnonzero(batch["mask"])
+    if not len(good):
+        raise UserError(
+            f"{source.name} {source.split}: none of the {len(batch['mask'])} images of a batch that bn_adapt takes "
+            "statistics from could be decoded; prepare the data set again"
+        )
+    rows = np.where(batch["mask"], np.arange(len(batch["mask"])), np.resize(good, len(batch["mask"])))
+    return {name: values[rows] for name, values in batch.items()}

@@ -31,9 +31,18 @@ def exists(directory: str | Path) -> bool:
     return any(path.name.isdigit() for path in Path(directory).glob("*"))
 
 
-def save(manager: ocp.CheckpointManager, step: int, state) -> None:
-    """Copies `state` off the devices and returns; the files appear later, whole or not at all."""
-    manager.save(step, args=ocp.args.StandardSave(state))
+def save(manager: ocp.CheckpointManager, step: int, state, notes: dict | None = None) -> None:
+    """Copies `state` off the devices and returns; the files appear later, whole or not at all.
+
+    notes: what JSON can hold, saved with the state.
+    """
+    manager.save(step, args=ocp.args.StandardSave(state), custom_metadata=notes)
+
+
+def notes(manager: ocp.CheckpointManager) -> dict:
+    """The notes saved with the newest checkpoint; {} where there are none."""
+    step = manager.latest_step()
+    return {} if step is None else dict(manager.metadata(step).custom_metadata or {})
 
 
 def restore(manager: ocp.CheckpointManager, shapes, plan):

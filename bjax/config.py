@@ -41,6 +41,7 @@ RANGES = {
     "dead_leaves": (0, 1, True),
     "dead_leaves_steps": (0, None, True),
     "eval_every": (0, None, True),
+    "bn_adapt_batches": (1, None, True),
     "gallery": (0, None, True),
     "speed_rounds": (0, None, True),
     "log_every": (1, None, True),

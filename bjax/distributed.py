@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 from jax.experimental import multihost_utils
@@ -27,7 +27,7 @@ SLURM_TASK = ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")  # what sr
 
 
 class Stopped(Exception):
-    """The run was told to stop and has saved a checkpoint; the same command goes on from there."""
+    """The process was told to stop, and what it had done is saved; the same command goes on from there."""
 
 
 def initialize(mode: str, timeout: int) -> None:
@@ -120,32 +120,46 @@ def find(environ: Mapping[str, str]) -> dict | None:
     return None
 
 
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Yields `stop(step)`, to be asked by every process after every step: whether all are to stop after this one.
+_asked = [
+    lambda: False
+]  # signals are sent to a process, so what listens to them belongs to the process as well
 
-    SIGTERM is the request. Among several processes one that hears it is enough: JAX's preemption service lets them
-    agree on the first step that none has begun. Its handler is in place from `initialize` on.
+
+def stopping() -> bool:
+    """Whether all processes are to stop now. To be asked by every process equally often, within `stop_requests`."""
+    return _asked[-1]()
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[None]:
+    """Within it `stopping` hears SIGTERM, the request to stop, instead of the process ending at once.
+
+    Among several processes one that hears it is enough: JAX's preemption service lets them agree on the first call of
+    `stopping` that none has made. Its handler is in place from `initialize` on.
     """
     if jax.distributed.is_initialized():
-        asked, agreed = 0, False
+        calls, agreed = 0, False
 
-        def stop(step: int) -> bool:
-            nonlocal asked, agreed
-            # The service counts from 1 and agrees on one number that nobody has asked for yet. A run that goes on asks
-            # for the steps before its own as well: a number agreed on while it was starting lies among them.
-            while asked < step:
-                asked += 1
-                agreed = multihost_utils.reached_preemption_sync_point(asked) or agreed
+        def asked() -> bool:
+            nonlocal calls, agreed
+            # The service counts from 1 and agrees on one number that nobody has asked for yet.
+            calls += 1
+            agreed = multihost_utils.reached_preemption_sync_point(calls) or agreed
             return agreed
 
-        yield stop
+        _asked.append(asked)
+        try:
+            yield
+        finally:
+            _asked.pop()
         return
     told = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    _asked.append(told.is_set)
     try:
-        yield lambda step: told.is_set()
+        yield
     finally:
+        _asked.pop()
         signal.signal(signal.SIGTERM, before)
 
 

@@ -15,6 +15,7 @@ from bjax import (
     bn_adapt,
     bucket,
     checkpoint,
+    distributed,
     experiment,
     gallery,
     mask_quality,
@@ -36,19 +37,26 @@ IN_FLIGHT = 2  # batches handed to the devices ahead of the one whose result is 
 
 
 def open_splits(config, exp: experiment.Experiment) -> dict[str, loader.Source]:
-    """The splits that the conditions name.
+    """The splits that the conditions and mask_quality name.
 
-    Raises UserError for a split or dataset that does not exist, and for one without the labels that the task needs.
+    Raises UserError for a split or dataset that does not exist, for one without the labels that the task needs, and for
+    a condition that several processes cannot evaluate.
     """
-    splits = dict.fromkeys(condition.split for condition in exp.conditions.values())
     data_dir = config.data.data_dir or None
-    sources = {split: loader.open_split(config.data.name, split, data_dir=data_dir) for split in splits}
+    sources = {}
     for name, condition in exp.conditions.items():
-        if config.task == "object" and sources[condition.split][0]["label"] < 0:
+        split = condition.split
+        if split not in sources:
+            sources[split] = loader.open_split(config.data.name, split, data_dir=data_dir)
+            if config.task == "object":
+                sources[split] = loader.with_labels(sources[split], f"config.eval.{name}.split={split}")
+        if condition.inputs.mask.mode == "bucket" and jax.process_count() > 1:
             raise UserError(
-                f"config.eval.{name}.split={condition.split}: the images of {config.data.name} {condition.split} have "
-                "no label; evaluate them with task=blur_type, or another split"
+                f"config.eval.{name}.mask.mode=bucket: evaluates in one process; use attend, or gather with a keep_rate"
             )
+    split = config.mask_quality.split
+    if exp.quality and split not in sources:
+        sources[split] = loader.open_split(config.data.name, split, data_dir=data_dir)
     return sources
 
 
@@ -78,8 +86,7 @@ def build(
         results = {}
         for split, conditions in by_split.items():
             source = sources[split]
-            corrupt = loader.Corrupt()
-            batches = experiment.eval_batches(config, source, corrupt=corrupt)
+            batches = experiment.eval_batches(config, source)
             total = -(-source.num_examples // config.eval_batch_size)
             bar = metrics.Progress(
                 total, 0, f"evaluate {split}", shown=jax.process_index() == 0, unit="batch"
@@ -134,13 +141,20 @@ def build(
                         f"{source.name} {split}: none of its {source.num_examples} images could be decoded"
                     )
                 rows = {k: v[counted] for k, v in rows.items()}
+                nonfinite = int((~np.isfinite(rows["loss"])).sum())
+                if nonfinite:
+                    raise UserError(
+                        f"config.eval.{name}: the loss of {nonfinite} of {counted.sum()} images of {source.name} "
+                        f"{split} is not a finite number: the weights are damaged, or training diverged; evaluate "
+                        "others, or train again with a lower --config.optim.lr"
+                    )
                 blur = condition.inputs.blur if config.task == "blur_type" else None
                 results[name] = metrics.summarise(rows, blur)
                 skipped = source.num_examples - results[name]["n"]
                 if skipped:
                     results[name]["skipped"] = skipped
-            if corrupt and jax.process_index() == 0:
-                print(f"{source.name} {split}: {len(corrupt)} images could not be decoded and were left out")
+            if skipped and jax.process_index() == 0:
+                print(f"{source.name} {split}: {skipped} images could not be decoded and were left out")
         return {name: results[name] for name in exp.conditions}  # in the config's order
 
     return evaluate
@@ -179,22 +193,24 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     bn_adapt.check(config, exp, source, variables.get("batch_stats"))
     if jax.process_index() == 0:
         print(f"evaluates {what}", flush=True)
-
-    results = build(config, exp, mesh, sources, source)(variables)
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        _record(config, exp, workdir)
-    leave_classes(config, source, workdir)
-    report(results, workdir, keep_others=bool(config.eval_only))
-    if not adapt:
-        measure(config, exp, mesh, variables, workdir)
+    mode = "bn_adapt" if adapt else "eval"
+    with distributed.stop_requests(), metrics.session(workdir, mode, writes=jax.process_index() == 0):
+        results = build(config, exp, mesh, sources, source)(variables)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            _record(config, exp, workdir)
+        leave_classes(config, source, workdir)
+        report(results, workdir, keep_others=bool(config.eval_only))
+        if not adapt:
+            measure(config, exp, mesh, variables, workdir)
     return results
 
 
 def variables_of(config, exp: experiment.Experiment, mesh, workdir: Path) -> tuple[str, dict]:
     """The variables of the newest checkpoint in `workdir`, or, where there is none, of the file `config.init_from`.
 
-    The first value says which, for people. Raises UserError where they do not fit the config.
+    The first value says which, for people. Raises UserError where they do not fit the config, and where a training that
+    began with the file has no checkpoint yet: its weights are others.
     """
     tx = optim.build(config.optim, 1)
     init = functools.partial(
@@ -206,6 +222,11 @@ def variables_of(config, exp: experiment.Experiment, mesh, workdir: Path) -> tup
         with checkpoint.manager(workdir / "checkpoints", read_only=True) as manager:
             restored = checkpoint.restore(manager, shapes, plan)
         return f"{workdir}, step {int(restored.step)}", restored.variables
+    if (workdir / "metrics.jsonl").exists():
+        raise UserError(
+            f"--workdir={workdir}: holds a training without a checkpoint yet; go on with it, or name an empty --workdir "
+            f"to evaluate {config.init_from}"
+        )
     variables = experiment.weights_of(config, shapes)
     return config.init_from, jax.device_put(variables, {k: getattr(plan, k) for k in variables})
 
@@ -236,7 +257,7 @@ def _of_this_run(config, workdir: Path):
                 f"--workdir={workdir}: holds a run with another config ({'; '.join(changed)}); leave that out, or "
                 "name an empty --workdir to evaluate weights of your own"
             )
-    config = config.copy_and_resolve_references()
+    config = configs.from_json(configs.to_json(config))  # ConfigDict's own copy sorts the keys
     config.optim = run.optim
     return config
 
@@ -244,7 +265,7 @@ def _of_this_run(config, workdir: Path):
 def _record(config, exp: experiment.Experiment, workdir: Path) -> None:
     """Keeps config.json true to results.json: adds the conditions just evaluated to the run's config, or leaves one."""
     path = workdir / "config.json"
-    run = configs.read(path) if path.exists() else config.copy_and_resolve_references()
+    run = configs.read(path) if path.exists() else configs.from_json(configs.to_json(config))
     before = run.eval if config.eval_only else {}
     evaluated = {name: c for name, c in config.eval.items() if name in exp.conditions}
     with run.unlocked():
@@ -261,7 +282,7 @@ def measure(config, exp: experiment.Experiment, mesh, variables: dict, workdir: 
         found["mask_quality.json"] = mask_quality.measure(config, exp, mesh)
     if jax.process_index() == 0:
         for name, content in found.items():
-            metrics.write_text(workdir / name, json.dumps(content, indent=2) + "\n")
+            metrics.write_text(workdir / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
     if config.gallery:
         shown = gallery.collect(jax.random.key(SEED), config, exp, mesh, variables)
         if jax.process_index() == 0:
@@ -274,5 +295,5 @@ def report(results: dict[str, dict], workdir: Path, *, keep_others: bool = False
         path = workdir / "results.json"
         if keep_others and path.exists():
             results = json.loads(path.read_text()) | results
-        metrics.write_text(path, json.dumps(results, indent=2) + "\n")
+        metrics.write_text(path, json.dumps(results, indent=2, allow_nan=False) + "\n")
         print(f"{metrics.table(results)}\nwritten to {path}", flush=True)

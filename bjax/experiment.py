@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bjax import losses, models, weights
+from bjax import distributed, losses, models, weights
 from bjax.blur import imagenet_c
 from bjax.blur.sample import KINDS, BlurSpec
 from bjax.data import loader
@@ -172,8 +172,11 @@ def _corruption(config, name: str, condition) -> tuple[str, int] | None:
 
 
 def eval_batches(config, source: loader.Source, **options):
-    """The batches of `source` as every evaluation of `config` reads them: `loader.eval_batches`, for this process."""
-    return loader.eval_batches(
+    """The batches of `source` as every evaluation of `config` reads them: `loader.eval_batches`, for this process.
+
+    Raises `distributed.Stopped` instead of the next batch when the process is told to stop.
+    """
+    batches = loader.eval_batches(
         source,
         **{
             "batch_size": config.eval_batch_size,
@@ -188,6 +191,10 @@ def eval_batches(config, source: loader.Source, **options):
             **options,
         },
     )
+    for batch in batches:
+        if distributed.stopping():
+            raise distributed.Stopped("told to stop during an evaluation; the same command evaluates again")
+        yield batch
 
 
 def weights_of(config, shapes) -> dict:

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from bjax import config as configs
-from bjax import distributed, evaluate, experiment, metrics, train
+from bjax import distributed, evaluate, experiment, train
 from bjax.errors import UserError
 
 
@@ -64,11 +64,10 @@ def _run(argv: list[str]) -> None:
         return
     experiment.keep_compiled()
     distributed.initialize(args.distributed, args.distributed_timeout)
-    with metrics.session(workdir, args.mode, writes=jax.process_index() == 0):
-        if args.mode == "train":
-            train.run(config, workdir)
-        else:
-            evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
+    if args.mode == "train":
+        train.run(config, workdir)
+    else:
+        evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
 
 
 def default_workdir(spec: str | None) -> str:

@@ -175,19 +175,19 @@ def write_text(path: Path, text: str) -> None:
 def session(workdir: Path, mode: str, *, writes: bool):
     """Adds to run.json, when it ends, how long this process worked on the run, with which versions and on what.
 
-    {"sessions": [{started, seconds, mode, commit, versions, device, processes}]}: one per command that got as far as
-    leaving a config.json, interrupted ones too; commit is None outside a git checkout. Only the process that `writes`
-    writes.
+    {"sessions": [{started, seconds, mode, commit, versions, device, processes}]}: one per command that began to work,
+    interrupted ones too; commit is None outside a git checkout. Only the process that `writes` writes. A damaged
+    run.json is put aside as run.json.damaged.
     """
     started, since = datetime.datetime.now(datetime.UTC), time.perf_counter()
     try:
         yield
     finally:
-        if writes and (workdir / "config.json").exists():
+        if writes and workdir.is_dir():
             import jax  # on the devices of the run, which are known by now
 
             path = workdir / "run.json"
-            sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
+            sessions = _sessions(path)
             device = jax.devices()[0].device_kind
             sessions.append(
                 {
@@ -201,6 +201,21 @@ def session(workdir: Path, mode: str, *, writes: bool):
                 }
             )
             write_text(path, json.dumps({"sessions": sessions}, indent=2) + "\n")
+
+
+def _sessions(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    try:
+        sessions = json.loads(path.read_bytes())["sessions"]
+        if isinstance(sessions, list):
+            return sessions
+    except (ValueError, KeyError, TypeError):
+        pass
+    aside = path.with_name("run.json.damaged")
+    os.replace(path, aside)
+    print(f"bjax: {path}: damaged; kept as {aside.name}, and begun anew", file=sys.stderr, flush=True)
+    return []
 
 
 def _versions() -> dict[str, str]:
@@ -222,23 +237,42 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
+def _row(line: bytes) -> dict | None:
+    """The row of metrics.jsonl that `line` holds, or None."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("step"), int)
+    return (
+        row if whole and all(isinstance(x, int | float) and math.isfinite(x) for x in row.values()) else None
+    )
+
+
 class Log:
     """metrics.jsonl, one object a row, and TensorBoard files where the `tensorboard` extra is installed.
 
-    `start_step`: rows of later steps, left by a run that was killed after its last checkpoint, are dropped. Only the
-    process that `writes` writes; the others do nothing.
+    `start_step`: rows of later steps, left by a run that was killed after its last checkpoint, are dropped; so are
+    lines that are no rows (half a line of a killed process, NULs after a power cut), which are counted on stderr. Only
+    the process that `writes` writes; the others do nothing. evaluated: the steps whose evaluation has a row.
     """
 
     def __init__(self, workdir: Path, start_step: int, *, writes: bool):
         self.writes = writes
         self.board = None
+        self.evaluated = set()
         if not writes:
             return
         path = workdir / "metrics.jsonl"
-        rows = path.read_text().splitlines(keepends=True) if path.exists() else []
-        # A killed process may have left half a line at the end.
-        rows = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start_step]
-        write_text(path, "".join(rows))
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        rows = [_row(line) for line in lines]
+        # A killed process leaves half a line at the end, which is nothing to speak of.
+        damaged = rows[:-1].count(None)
+        if damaged:
+            print(f"bjax: {path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
+        rows = [row for row in rows if row is not None and row["step"] <= start_step]
+        self.evaluated = {row["step"] for row in rows if any("/" in key for key in row)}
+        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         self.file = path.open("a", buffering=1)
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
@@ -247,7 +281,7 @@ class Log:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.writes:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)

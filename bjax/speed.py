@@ -34,7 +34,7 @@ def measure(config, exp: experiment.Experiment, mesh, variables: dict) -> dict:
     }
     runs, run_of = {}, {}
     for name, condition in exp.conditions.items():
-        inputs = dataclasses.replace(condition.inputs, blur=sample.SHARP)
+        inputs = dataclasses.replace(condition.inputs, blur=sample.SHARP, corruption=None)
         options = {"model": condition.model, "inputs": inputs, "objective": exp.objective, "mesh": mesh}
         options["score"] = False  # of the whole image: a fact for the results, no part of classifying
         bucketed = inputs.mask.mode == "bucket"

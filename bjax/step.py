@@ -69,7 +69,7 @@ def train_step(
     Rows whose mask is False are blank; they have no loss of their own, but BatchNorm sees them and mixing uses them.
 
     key: the run's key, the same at every step. Returns the new state and float32[] metrics: loss, top1 (both over the
-    images that count), kept (mean share of patches), grad_norm.
+    images that count), kept (mean share of patches), grad_norm; and corrupt, how many rows do not count.
     """
     key = jax.random.fold_in(key, state.step)
     draw_keys, mix_key, dropout_key = jax.random.split(key, 3)
@@ -137,6 +137,7 @@ def train_step(
         "loss": loss,
         "top1": (weights * _hits(logits, labels, 1)).sum() / count,
         "grad_norm": optax.tree.norm(grads),
+        "corrupt": (1 - weights).sum(),
     }
     if kept is not None:
         metrics["kept"] = (weights * kept.keep.mean(axis=1)).sum() / count

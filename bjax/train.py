@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from bjax import (
     bn_adapt,
@@ -52,16 +53,15 @@ IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is aw
 def run(config, workdir: Path) -> dict[str, dict]:
     """Trains (or goes on with) the run of `config` in `workdir`, evaluates it, and returns what results.json holds.
 
-    Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers. On SIGTERM it
-    saves a checkpoint after the step at hand and raises `distributed.Stopped`.
+    Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers. A step is
+    saved before it is evaluated. On SIGTERM it saves a checkpoint after the step at hand, or leaves the evaluation at
+    hand, and raises `distributed.Stopped`.
     """
     # --- what the run consists of; every user's mistake shows up here, before a device is touched
     source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
     exp = experiment.build(config, source.num_classes)
-    if config.task == "object" and source[0]["label"] < 0:
-        raise UserError(
-            f"config.data.train={config.data.train}: its images have no label; use task=blur_type"
-        )
+    if config.task == "object":
+        source = loader.with_labels(source, f"config.data.train={config.data.train}")
     sources = evaluate.open_splits(config, exp)
     configs.check_devices(config, jax.device_count())
     if config.batch_size > source.num_examples:
@@ -99,10 +99,9 @@ def run(config, workdir: Path) -> dict[str, dict]:
         out_shardings=(plan, None),
     )
     rate = optim.schedule(config.optim, total_steps)
-    corrupt = loader.Corrupt()
 
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(distributed.stop_requests())
+        stack.enter_context(distributed.stop_requests())
         # --- restore, or start
         manager = stack.enter_context(
             checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep)
@@ -114,6 +113,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
                 current = state.load(current, weights, plan)
         start = int(current.step)
         # Only now: what fails before leaves the workdir free.
+        stack.enter_context(metrics.session(workdir, "train", writes=main_process))
         evaluate.leave_config(config, workdir)
         evaluate.leave_classes(config, source, workdir)
         if main_process and start:
@@ -135,15 +135,28 @@ def run(config, workdir: Path) -> dict[str, dict]:
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             on_corrupt=config.data.on_corrupt,
-            corrupt=corrupt,
         )
         log = stack.enter_context(contextlib.closing(metrics.Log(workdir, start, writes=main_process)))
         bar = stack.enter_context(
             contextlib.closing(metrics.Progress(total_steps, start, "train", shown=main_process))
         )
-        results = None
-        recent, in_flight = [], collections.deque()
+        notes = checkpoint.notes(manager)
+        recent, corrupt = notes.get("recent", []), notes.get("corrupt", 0)
+        in_flight = collections.deque()
         since, last = time.perf_counter(), start
+        results = None
+
+        def evaluate_at(now: int) -> dict[str, dict]:
+            found = evaluation(current.variables)
+            log.write(now, _flat(found))
+            return found
+
+        def due(now: int) -> bool:
+            return now == total_steps or bool(config.eval_every and now % config.eval_every == 0)
+
+        # A process that ended in an evaluation had saved the step, but not what the evaluation found.
+        if start and due(start) and not _main_process_says(start in log.evaluated):
+            results = evaluate_at(start)
         for now, batch in enumerate(batches, start + 1):
             current, values = train_step(step_key, current, sharding.put(batch, mesh))
             bar.advance()
@@ -156,49 +169,67 @@ def run(config, workdir: Path) -> dict[str, dict]:
                 since, last = time.perf_counter(), now
 
             if now % config.log_every == 0 or now == total_steps:
-                row = jax.tree.map(lambda *x: float(np.mean(x)), *jax.device_get(recent))
-                seconds = time.perf_counter() - since
-                row |= {
-                    "lr": float(rate(now - 1)),
-                    "epoch": now * config.batch_size / source.num_examples,
-                    "images_per_second": (now - last) * config.batch_size / seconds,
-                }
+                row = _means(recent)
+                corrupt += round(row.pop("corrupt") * len(recent))
+                if len(recent) < now - (now - 1) // config.log_every * config.log_every:
+                    row["steps"] = len(
+                        recent
+                    )  # goes on from a checkpoint without notes: a part of the window
+                row |= {"lr": float(rate(now - 1)), "epoch": now * config.batch_size / source.num_examples}
+                left = ""
+                if now > last:
+                    seconds = (time.perf_counter() - since) / (now - last)
+                    row["images_per_second"] = config.batch_size / seconds
+                    left = f"  {row['images_per_second']:.0f} img/s"
+                    left += "" if bar.terminal else f"  {_clock(seconds * (total_steps - now))} left"
                 if corrupt:
-                    row["corrupt"] = len(corrupt)
-                if not math.isfinite(row["loss"]):
-                    raise UserError(
-                        f"the loss is {row['loss']} at step {now}; try a lower --config.optim.lr="
-                        f"{config.optim.lr} or --config.optim.clip=1 (rows so far: {workdir / 'metrics.jsonl'})"
-                    )
+                    row["corrupt"] = corrupt
+                for name, value in row.items():
+                    if not math.isfinite(value):
+                        raise UserError(
+                            f"the {name} is {value} at step {now}; try a lower --config.optim.lr than "
+                            f"{config.optim.lr:g}, or --config.optim.clip=1 (rows so far: {workdir / 'metrics.jsonl'})"
+                        )
                 log.write(now, row)
-                left = _clock(seconds / max(now - last, 1) * (total_steps - now))
-                bar.line(
-                    f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %  "
-                    f"{row['images_per_second']:.0f} img/s" + ("" if bar.terminal else f"  {left} left")
-                )
+                bar.line(f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %{left}")
                 recent, since, last = [], time.perf_counter(), now
-            if now == total_steps or (config.eval_every and now % config.eval_every == 0):
-                results = evaluation(current.variables)
-                log.write(now, _flat(results))
-                since, last = time.perf_counter(), now  # the evaluation's time is not the training's
-            # Last, so that a step that is restored has all its rows in metrics.jsonl.
-            stopping = stop(now)
-            if stopping or now % config.checkpoint_every == 0 or now == total_steps:
-                checkpoint.save(manager, now, current)
+            # After its row, which a restored step must have in metrics.jsonl; before the evaluation, which may fail.
+            stopping = distributed.stopping()
+            if stopping or now % config.checkpoint_every == 0 or due(now):
+                recent = [{k: float(v) for k, v in x.items()} for x in jax.device_get(recent)]
+                # A copy: the notes are written in the background, and the list grows.
+                checkpoint.save(manager, now, current, {"recent": list(recent), "corrupt": corrupt})
             if stopping and now < total_steps:
                 manager.wait_until_finished()
                 raise distributed.Stopped(
                     f"told to stop: step {now} of {total_steps} is saved in {workdir}; the same command goes on"
                 )
-    if corrupt and main_process:
-        print(f"{source.name} {source.split}: {len(corrupt)} images could not be decoded and were left out")
+            if due(now):
+                results = evaluate_at(now)
+                since, last = time.perf_counter(), now  # the evaluation's time is not the training's
+        bar.close()
+        manager.wait_until_finished()
+        if corrupt and main_process:
+            print(
+                f"{source.name} {source.split}: {corrupt} times an image could not be decoded and was left out"
+            )
 
-    # --- results; a run that was finished before is only evaluated
-    if results is None:
-        results = evaluation(current.variables)
-    evaluate.report(results, workdir)
-    evaluate.measure(config, exp, mesh, current.variables, workdir)
+        # --- results; a run that was finished before is only evaluated
+        if results is None:
+            results = evaluation(current.variables)
+        evaluate.report(results, workdir)
+        evaluate.measure(config, exp, mesh, current.variables, workdir)
     return results
+
+
+def _means(recent: list[dict]) -> dict[str, float]:
+    """The mean of each metric over steps, in float64: the same, whether or not a restart lies between them."""
+    recent = jax.device_get(recent)
+    return {name: math.fsum(float(x[name]) for x in recent) / len(recent) for name in recent[0]}
+
+
+def _main_process_says(yes: bool) -> bool:
+    return bool(multihost_utils.broadcast_one_to_all(np.array(yes)))
 
 
 def _check_workdir(workdir: Path, config) -> None:

@@ -59,6 +59,32 @@ def test_statistics_are_those_of_the_training_images(data_dir):
         np.testing.assert_allclose(found[name]["var"], var, rtol=1e-4)
 
 
+def test_another_image_stands_in_for_one_that_cannot_be_decoded(data_dir, monkeypatch):
+    c, exp, source = prepared(data_dir, **{"data.on_corrupt": "skip", "bn_adapt_batches": 1})
+    victims = [source[i]["file_name"] for i in (3, 4)]
+    intact = loader.Source.__getitem__
+
+    def damaged(source, index):
+        example = intact(source, index)
+        return {**example, "image": b"no image"} if example["file_name"] in victims else example
+
+    model = Two()
+    exp = dataclasses.replace(exp, model=model)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    inputs = exp.conditions["sharp"].inputs
+    (images, *_) = (b["image"] for b in loader.eval_batches(source, batch_size=32, image_size=64, resize=0))
+    monkeypatch.setattr(loader.Source, "__getitem__", damaged)
+    found = bn_adapt.statistics(c, exp, sharding.make_mesh(-1, 1), source, variables, inputs)
+    images = images.copy()
+    images[[3, 4]] = images[[5, 6]]  # good rows in turn, from where the damaged ones are
+    x = (images / 255 - np.array(inputs.mean)) / np.array(inputs.std) * [1, 2, 3] + 5
+    np.testing.assert_allclose(found["first"]["mean"], x.mean(axis=(0, 1, 2)), rtol=1e-4)
+
+    victims += [source[i]["file_name"] for i in range(32)]
+    with pytest.raises(UserError, match="photos train: none of the 32 images of a batch"):
+        bn_adapt.statistics(c, exp, sharding.make_mesh(-1, 1), source, variables, inputs)
+
+
 def test_blurred_images_give_statistics_of_their_own(data_dir):
     c, exp, source = prepared(data_dir)
     model = Two()

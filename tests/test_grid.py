@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bjax import config as configs
-from bjax import evaluate, experiment, report, sharding
+from bjax import evaluate, experiment, report, sharding, speed
 from bjax.data import loader
 from bjax.errors import UserError
 
@@ -123,6 +123,26 @@ def test_a_bucket_needs_one_process(run, monkeypatch):
             objective=exp.objective,
             mesh=sharding.make_mesh(-1, 1),
         )
+
+
+def test_several_processes_are_refused_a_bucket_before_training(run, monkeypatch):
+    config, _, _ = run
+    exp = experiment.build(config, 14)
+    evaluate.open_splits(config, exp)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"config\.eval\.bucket\.mask\.mode=bucket: evaluates in one process"):
+        evaluate.open_splits(config, exp)
+
+
+def test_a_corruption_is_no_part_of_what_is_timed(data_dir, monkeypatch):
+    overrides = {"data.data_dir": data_dir, "speed_rounds": "1", "eval_only": "sharp,sigma_2,glass_blur_3"}
+    config = configs.load("configs/vit.py:demo,curves=true", list(overrides.items()))
+    exp = experiment.build(config, 14)
+    timed = []
+    monkeypatch.setattr(speed.step, "eval_step", lambda *_, inputs, **__: timed.append(inputs))
+    found = speed.measure(config, exp, sharding.make_mesh(-1, 1), {})
+    assert set(timed) == {exp.conditions["sharp"].inputs}  # one program for all three
+    assert len({c["images_per_second"] for c in found["conditions"].values()}) == 1
 
 
 @pytest.mark.parametrize(

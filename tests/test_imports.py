@@ -9,9 +9,9 @@ ROOT = Path(__file__).parents[1]
 # Arrows point down this table. A package stands for all its files; bjax.errors is open to everyone.
 RUN = {"experiment", "step", "state", "optim", "sharding", "checkpoint", "metrics", "config", "data"}
 ALLOWED = {
-    "main": {"train", "evaluate", "experiment", "distributed", "config", "metrics"},
+    "main": {"train", "evaluate", "experiment", "distributed", "config"},
     "train": {"evaluate", "bn_adapt", "distributed", *RUN},
-    "evaluate": {"bn_adapt", "bucket", "speed", "mask_quality", "gallery", "blur", *RUN},
+    "evaluate": {"bn_adapt", "distributed", "bucket", "speed", "mask_quality", "gallery", "blur", *RUN},
     "speed": {"bucket", "experiment", "step", "tokens", "blur", "sharding", "data"},
     "mask_quality": {"experiment", "tokens", "blur", "sharding", "data"},
     "gallery": {"experiment", "step", "tokens", "sharpness", "sharding", "data"},
@@ -20,7 +20,7 @@ ALLOWED = {
     "export": {"predict", *RUN},
     "report": frozenset(),
     "bn_adapt": {"experiment", "step", "sharding", "data", "models"},
-    "experiment": {"models", "weights", "blur", "tokens", "step", "losses", "data"},
+    "experiment": {"distributed", "models", "weights", "blur", "tokens", "step", "losses", "data"},
     "step": {"augment", "dead_leaves", "losses", "tokens", "blur", "sharpness", "sharding", "state"},
     "tokens": {"sharpness"},
     "dead_leaves": {"blur"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import pytest
 import test_prepare
 
 from bjax import config as configs
-from bjax import predict
+from bjax import predict, step
 from bjax.data import loader
 from bjax.data.builder import prepare
+from bjax.errors import UserError
 from bjax.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +97,7 @@ def test_evaluation_alone_repeats_the_results(finished, data_dir, tmp_path):
     original = (workdir / "results.json").rename(tmp_path / "results.json")
     run(command(workdir, data_dir, "--mode=eval", eval_batch_size=96))
     after, _ = read(workdir)
+    assert list(after) == list(before)
     original.replace(workdir / "results.json")
     for name in before:
         for key in before[name]:
@@ -184,6 +187,22 @@ def test_a_workdir_belongs_to_one_config(finished, data_dir):
         (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=tset"], "tset"),
         (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=unseen"], "have no label"),
         (["--config=configs/vit_mask.py:demo", "--config.data.train=unseen"], "config.data.train=unseen"),
+        (
+            ["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=test+unseen"],
+            "config.eval.sharp.split=test+unseen: images of photos in it have no label",
+        ),
+        (
+            ["--config=configs/vit_mask.py:demo", "--config.data.train=train[:50%]+detailed"],
+            "config.data.train=train[:50%]+detailed: images of photos in it have no label",
+        ),
+        (
+            ["--config=configs/vit_mask.py:demo,grid=true", "--config.mask_quality.split=valid"],
+            "split 'valid' names nothing",
+        ),
+        (
+            ["--config=configs/resnet50.py:demo", "--config.bn_adapt_batches=0"],
+            "config.bn_adapt_batches=0: expected at least 1",
+        ),
         (
             ["--config=configs/vit_mask.py:demo", "--config.init_from=nowhere.pth"],
             "nowhere.pth: no such file",
@@ -290,6 +309,129 @@ def test_a_corrupt_image_stops_the_run_or_is_counted(tmp_path, capsys, monkeypat
     assert "1 images could not be decoded" in capsys.readouterr().out
 
 
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def evaluated_twice(tmp_path_factory, data_dir):
+    """A tiny run whose windows of the log (4 steps) and evaluations (every 3 steps) do not fit one another."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    options = {
+        **TINY,
+        "data.data_dir": data_dir,
+        "data.resize": 0,
+        "steps": 7,
+        "log_every": 4,
+        "eval_every": 3,
+    }
+    options |= {"eval_batch_size": 56, "eval_only": "sharp,blurred", "gallery": 0}
+    assert in_process("vit_mask.py:demo", workdir, **options) == 0
+    return workdir, options
+
+
+def test_a_failing_evaluation_costs_no_step(evaluated_twice, tmp_path, monkeypatch, capsys):
+    undisturbed, options = evaluated_twice
+
+    def fails(*_, **__):
+        raise UserError("no evaluation today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "eval_step", fails)
+        assert in_process("vit_mask.py:demo", tmp_path, **options) == 2
+    assert "no evaluation today" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert in_process("vit_mask.py:demo", tmp_path, **options) == 0
+    assert "goes on from step 3 of 7" in capsys.readouterr().out
+    results, rows = read(tmp_path)
+    expected, expected_rows = read(undisturbed)
+    assert results == expected
+    # The evaluation of step 3 is done again, and the window that it fell into holds four steps.
+    assert without_times(rows) == without_times(expected_rows)
+    assert [row["step"] for row in rows] == [3, 4, 6, 7, 7]
+
+
+def test_sigterm_is_heard_during_an_evaluation(evaluated_twice, tmp_path, monkeypatch, capsys):
+    undisturbed, options = evaluated_twice
+    real = step.eval_step
+    calls = []
+
+    def told(*args, **kwargs):
+        calls.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "eval_step", told)
+        assert in_process("vit_mask.py:demo", tmp_path, **options) == 75
+        assert len(calls) == 2  # both conditions of the first of four batches
+        assert "told to stop during an evaluation" in capsys.readouterr().out
+        assert (tmp_path / "checkpoints" / "3").is_dir()
+    assert in_process("vit_mask.py:demo", tmp_path, **options) == 0
+    assert read(tmp_path)[0] == read(undisturbed)[0]
+    assert without_times(read(tmp_path)[1]) == without_times(read(undisturbed)[1])
+    before = (tmp_path / "results.json").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "eval_step", told)
+        assert in_process("vit_mask.py:demo", tmp_path, "--mode=eval", **options) == 75
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_checkpoint_of_nans_has_no_results(evaluated_twice, tmp_path, capsys):
+    undisturbed, options = evaluated_twice
+    shutil.copytree(undisturbed, tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoints" / "7" / "default"
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(weights.absolute())
+        saved["params"]["head"]["bias"] = np.full_like(saved["params"]["head"]["bias"], np.nan)
+        checkpointer.save(weights.absolute(), saved, force=True)
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    capsys.readouterr()
+    assert in_process("vit_mask.py:demo", tmp_path / "run", "--mode=eval", **options) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(
+        "bjax: config.eval.sharp: the loss of 224 of 224 images of photos test is not a finite"
+    )
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_what_training_leaves_out_is_counted_across_restarts(
+    evaluated_twice, tmp_path, data_dir, monkeypatch, capsys
+):
+    _, options = evaluated_twice
+    options = {**options, "data.on_corrupt": "skip", "eval_only": "sharp"}
+    intact = loader.Source.__getitem__
+
+    def damaged(source, index):
+        example = intact(source, index)
+        return {**example, "image": b""} if source.split == "train" and index % 3 == 0 else example
+
+    monkeypatch.setattr(loader.Source, "__getitem__", damaged)
+    source = loader.open_split("photos", "train", data_dir=data_dir)
+    batches = loader.train_batches(
+        source, seed=0, batch_size=8, image_size=16, num_steps=7, on_corrupt="skip", scale=(0.25, 1.0)
+    )
+    left_out = np.cumsum([(~batch["mask"]).sum() for batch in batches])
+
+    def fails(*_, **__):
+        raise UserError("no evaluation today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "eval_step", fails)
+        assert in_process("vit_mask.py:demo", tmp_path, **options) == 2
+    assert in_process("vit_mask.py:demo", tmp_path, **options) == 0
+    rows = {row["step"]: row for row in read(tmp_path)[1] if "corrupt" in row}
+    assert {s: row["corrupt"] for s, row in rows.items()} == {4: left_out[3], 7: left_out[6]}
+    assert f"photos train: {left_out[6]} times an image could not be decoded" in capsys.readouterr().out
+
+
+def test_a_refused_command_is_no_session(evaluated_twice, tmp_path):
+    workdir, options = evaluated_twice
+    before = (workdir / "run.json").read_bytes()
+    assert in_process("vit_mask.py:demo", workdir, **options | {"optim.lr": 9}) == 2
+    assert (workdir / "run.json").read_bytes() == before
+
+
 def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
     torchvision = peers.torchvision_models()
     import torch
@@ -357,6 +499,10 @@ def test_a_weight_file_starts_a_run(tmp_path, data_dir, capsys):
     assert in_process("resnet50.py:demo", tmp_path / "run", **options) == 2
     assert "fc" in capsys.readouterr().err  # five classes there, fourteen here: told, not replaced
     assert in_process("resnet50.py:demo", tmp_path / "run", **options, init_new_head="true") == 0
+    begun = tmp_path / "begun"
+    shutil.copytree(tmp_path / "run", begun, ignore=shutil.ignore_patterns("checkpoints"))
+    assert main([f"--workdir={begun}", "--mode=eval", "--config.eval_only=sharp"]) == 2
+    assert "holds a training without a checkpoint yet" in capsys.readouterr().err
     # With a learning rate of zero the checkpoint holds the file's weights.
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.restore((tmp_path / "run" / "checkpoints" / "1" / "default").absolute())

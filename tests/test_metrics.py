@@ -149,6 +149,30 @@ def test_log_drops_what_the_killed_run_wrote_after_its_checkpoint(tmp_path):
     assert rows == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 7.0}]
 
 
+def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 1, "loss": 2.0}\n'
+        + 30 * b"\0"
+        + b'\n[1]\n{"step": 2, "loss": NaN}\n{"step": 3, "sharp/n": 4}\n'
+    )
+    log = metrics.Log(tmp_path, 20, writes=True)
+    log.close()
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n{"step": 3, "sharp/n": 4}\n'
+    assert log.evaluated == {3}
+    assert capsys.readouterr().err == f"bjax: {path}: 3 damaged lines are left out\n"
+
+
+@pytest.mark.parametrize("content", [b"\0\0", b"[]", b'{"sessions": 1}', b"\xff{"])
+def test_a_damaged_run_json_is_put_aside(tmp_path, content, capsys):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(KeyError, match="the run's own"), metrics.session(tmp_path, "train", writes=True):
+        raise KeyError("the run's own")
+    assert len(json.loads((tmp_path / "run.json").read_text())["sessions"]) == 1
+    assert (tmp_path / "run.json.damaged").read_bytes() == content
+    assert "run.json: damaged" in capsys.readouterr().err
+
+
 def test_log_of_another_process_writes_nothing(tmp_path):
     log = metrics.Log(tmp_path, 0, writes=False)
     log.write(1, {"loss": 1.0})

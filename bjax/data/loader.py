@@ -40,6 +40,8 @@ class Source:
     num_classes: int
     class_names: tuple[str, ...]
     records: Any = dataclasses.field(repr=False)
+    starts: tuple[int, ...] = (0,)  # where each part of a split such as "train+test" begins
+    labelled: bool = False  # reading a record without a label (-1) is an error
 
     def __len__(self):
         return len(self.records)
@@ -117,7 +119,32 @@ def open_split(name, split, *, data_dir=None):
             "(config.data.train, config.eval.NAME.split, or the argument eval_split= of the config)"
         ) from error
     names = tuple(builder.info.features["label"].names)
-    return Source(name, split, len(names), names, records)
+    return Source(name, split, len(names), names, records, _starts(split, builder.info.splits))
+
+
+def with_labels(source, key):
+    """`source`, whose records must all have a label from here on.
+
+    Args:
+      source: Source.
+      key: "config.data.train=SPLIT", which the message begins with.
+
+    Raises:
+      UserError: a part of the split has no labels. Reading any record without one raises it later.
+    """
+    if any(source[start]["label"] < 0 for start in source.starts):
+        raise UserError(
+            f"{key}: images of {source.name} in it have no label; use another split, or task=blur_type"
+        )
+    return dataclasses.replace(source, labelled=True)
+
+
+def _starts(split, splits):
+    """The index of the first record of each part of `split`; parts without records have none."""
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+    ends = [splits[part.splitname].num_examples if part.to is None else part.to for part in parts]
+    lengths = [end - (part.from_ or 0) for part, end in zip(parts, ends, strict=True)]
+    return tuple(sum(lengths[:i]) for i, length in enumerate(lengths) if length)
 
 
 def _prepared(name, data_dir):
@@ -274,6 +301,8 @@ def _reader(source, image_size, on_corrupt, corrupt):
     def read(index, cut):
         record = source[index]
         file_name = record["file_name"]
+        if source.labelled and record["label"] < 0:
+            raise UserError(f"{source.name}, {source.split}: {file_name} has no label; use task=blur_type")
         identity = zlib.crc32(file_name.encode())
         try:
             image = decode.decode(record["image"])
