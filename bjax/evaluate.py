@@ -224,8 +224,8 @@ def variables_of(config, exp: experiment.Experiment, mesh, workdir: Path) -> tup
         return f"{workdir}, step {int(restored.step)}", restored.variables
     if (workdir / "metrics.jsonl").exists():
         raise UserError(
-            f"--workdir={workdir}: holds a training without a checkpoint yet; go on with it, or name an empty --workdir "
-            f"to evaluate {config.init_from}"
+            f"--workdir={workdir}: holds a training without a checkpoint yet; go on with it, or name an empty "
+            f"--workdir to evaluate {config.init_from}"
         )
     variables = experiment.weights_of(config, shapes)
     return config.init_from, jax.device_put(variables, {k: getattr(plan, k) for k in variables})
