@@ -2,8 +2,9 @@
 
     python -m launch.local 2 --config=configs/vit_mask.py:demo --workdir=runs/two
 
-All arguments after the number go to `bjax.main`. Ctrl-C and SIGTERM reach every process; when one fails, the others
-are ended. Exits with the first code that is not 0 (75: stopped by SIGTERM; the same command goes on).
+All arguments after the number go to `bjax.main`. Ctrl-C and SIGTERM reach every process, a closed terminal does as
+SIGTERM; when one fails, the others are ended. Exits with the first code that is not 0 (75: stopped by SIGTERM; the same
+command goes on).
 """
 
 import os
@@ -12,6 +13,8 @@ import socket
 import subprocess
 import sys
 import time
+
+from launch import signals
 
 STOPPED = 75
 
@@ -25,29 +28,26 @@ def main(argv: list[str]) -> int:
         address = f"127.0.0.1:{s.getsockname()[1]}"
     shared = {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": argv[0]}
     command = [sys.executable, "-m", "bjax.main", "--distributed=on", *argv[1:]]
-    processes = []
-
-    def forward(number, _):
-        for process in processes:
-            process.send_signal(number)
-
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
-    for index in range(int(argv[0])):
-        environment = {**os.environ, **shared, "JAX_PROCESS_ID": str(index)}
-        # Sessions of their own: a terminal's Ctrl-C comes once, from here.
-        processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
-    code = 0
-    while any(process.poll() is None for process in processes):
-        time.sleep(0.05)
-        failed = [p.returncode for p in processes if p.returncode]
-        if failed and not code:
-            code = failed[0]
-            if (
-                code != STOPPED
-            ):  # those that stop save and end by themselves; others would wait for a dead one
+    processes, code, passed_on = [], 0, 0
+    with signals.heard() as told:
+        for index in range(int(argv[0])):
+            environment = {**os.environ, **shared, "JAX_PROCESS_ID": str(index)}
+            # Sessions of their own: what a terminal sends comes once, from here.
+            processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        while any(process.poll() is None for process in processes):
+            for number in told[passed_on:]:
+                passed_on += 1
                 for process in processes:
-                    process.kill()
+                    # A terminal that is closed is no reason not to save.
+                    process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            time.sleep(0.05)
+            failed = [p.returncode for p in processes if p.returncode]
+            if failed and not code:
+                code = failed[0]
+                # Those that stop save and end by themselves; others would wait for a dead one.
+                if code != STOPPED:
+                    for process in processes:
+                        process.kill()
     code = code or next((p.returncode for p in processes if p.returncode), 0)
     return code if code >= 0 else 128 - code
 

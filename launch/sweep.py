@@ -12,7 +12,8 @@ after the colon, yields one dict of overrides per run; there "config" names anot
 what `--mode` takes. Each run lives in OUT/HASH, HASH being that of its
 resolved config, so the same command again skips what is finished, goes on with what was stopped and runs what is new;
 OUT/sweep.json lists {HASH: overrides}. A run that failed is named and left alone unless --retry is given. A run's
-output is in OUT/HASH/log.txt, the exit code of its last try in OUT/HASH/exit.
+output is in OUT/HASH/log.txt, the exit code of its last try in OUT/HASH/exit. On Ctrl-C, SIGTERM or a closed terminal
+the runs save and end before the sweep does; under nohup it goes on.
 
 Exit code: 0 all finished (or, on Slurm, submitted); 1 some failed; 2 a mistake in the command; 75 told to stop.
 """
@@ -25,6 +26,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from pathlib import Path
 
 from bjax import config as configs
 from bjax.errors import UserError
+from launch import signals
 
 STOPPED = 75  # as in bjax.distributed
 SECONDS = 0.2  # between looks at the runs
@@ -197,37 +200,34 @@ def local(runs: list[Run], jobs: int, retry: bool) -> int:
     slots = [cores[i * share : (i + 1) * share] for i in range(jobs)]
     waiting = [r for r in runs if r.state in ("waiting", "stopped") or (retry and r.state == "failed")]
     running: dict[Run, tuple[subprocess.Popen, list[int]]] = {}
-    told = []
-
-    def stop(number, _):
-        told.append(number)
-        for process, _ in running.values():
-            process.terminate()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     table = Table(runs)
-    try:
-        while running or (waiting and not told):
-            while waiting and slots and not told:
-                run = waiting.pop(0)
-                running[run] = (start(run, slots[0]), slots.pop(0))
-            time.sleep(SECONDS)
-            for run, (process, slot) in list(running.items()):
-                if process.poll() is not None:
-                    (run.workdir / "exit").write_text(str(process.returncode))
-                    slots.append(slot)
-                    del running[run]
-            table.show(dict.fromkeys(running, "running"))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for process, _ in running.values():
-            process.kill()
+    with signals.heard() as told:
+        passed_on = 0
+        try:
+            while running or (waiting and not told):
+                while waiting and slots and not told:
+                    run = waiting.pop(0)
+                    running[run] = (start(run, slots[0]), slots.pop(0))
+                if len(told) > passed_on:
+                    passed_on = len(told)
+                    for process, _ in running.values():
+                        process.terminate()
+                    table.say(f"told to stop: waits until those that run ({len(running)}) have saved")
+                time.sleep(SECONDS)
+                for run, (process, slot) in list(running.items()):
+                    if process.poll() is not None:
+                        (run.workdir / "exit").write_text(str(process.returncode))
+                        slots.append(slot)
+                        del running[run]
+                table.show(dict.fromkeys(running, "running"))
+        finally:
+            for process, _ in running.values():
+                process.kill()
     return summary(runs, STOPPED if told else 0)
 
 
 def start(run: Run, cores: list[int]) -> subprocess.Popen:
-    """Starts a run on `cores`. In a session of its own: a terminal's Ctrl-C reaches it once, as SIGTERM, from here."""
+    """Starts a run on `cores`. In a session of its own: a terminal's signals reach it once, as SIGTERM, from here."""
     run.workdir.mkdir(parents=True, exist_ok=True)
     (run.workdir / "exit").unlink(missing_ok=True)
     with (run.workdir / "log.txt").open("a") as log:
@@ -336,17 +336,26 @@ class Table:
                 f"{states[r]:9} {r.workdir.name}  {r.progress:27}  {self.own[r]}".rstrip() for r in self.runs
             ]
             lines.append(", ".join(f"{n} {s}" for s, n in counts(states).items()))
-            width = os.get_terminal_size().columns
+            width = shutil.get_terminal_size().columns
             up = f"\033[{self.drawn}F" if self.drawn else ""
-            print(up + "".join(f"\033[K{line[: width - 1]}\n" for line in lines), end="", flush=True)
+            self.say(up + "\n".join(f"\033[K{line[: width - 1]}" for line in lines))
             self.drawn = len(lines)
         elif states != self.last:
             for run, state in states.items():
                 if state != self.last.get(run):
-                    print(
-                        f"{state:9} {run.workdir.name}  {self.own[run]}  {run.progress}".rstrip(), flush=True
-                    )
+                    self.say(f"{state:9} {run.workdir.name}  {self.own[run]}  {run.progress}".rstrip())
         self.last = states
+
+    def say(self, text: str) -> None:
+        """Prints `text`, and nothing any more once nobody is there: that must not end the runs, which are to save.
+
+        A terminal that is closed is gone at once, and Ctrl-C ends `| tee` as well.
+        """
+        self.drawn = 0  # what comes next is drawn below
+        try:
+            print(text, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def summary(runs: list[Run], code: int, alive: dict[Run, str] | None = None) -> int:

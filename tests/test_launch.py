@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,3 +120,75 @@ def test_the_host_script_retries_crashes_but_not_mistakes(codes, code, starts, t
     )
     assert done.returncode == code
     assert (tmp_path / "said").read_text() == "-m bjax.main --distributed=off --config=c.py\n" * starts
+
+
+# A run: says that it is there, and on SIGTERM saves and ends with 75.
+FAKE_RUN = f"""#!{sys.executable}
+import pathlib, signal, sys, time
+folder = pathlib.Path(__file__).parent
+
+def stop(*_):
+    (folder / "saved").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, stop)
+(folder / "here").touch()
+time.sleep(60)
+(folder / "ended by itself").touch()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_the_host_script_ends_its_training_when_told(number, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text(FAKE_RUN)
+    fake.chmod(0o755)
+    # As from a terminal: a test runner in the background may ignore some of them, and a script cannot change that.
+    process = subprocess.Popen(
+        ["env", "--default-signal=INT,TERM,HUP", ROOT / "launch" / "gpu_host.sh"],
+        env={**os.environ, "PYTHON": str(fake)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "here").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # Ctrl-C
+        else:
+            process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+    finally:
+        if process.poll() is None or not (tmp_path / "saved").exists():
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 75, said
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_processes_of_one_machine_are_stopped_together(number, tmp_path):
+    (tmp_path / "bjax").mkdir()
+    (tmp_path / "bjax" / "__init__.py").touch()
+    # In the place of bjax.main; a process writes into a folder of its own.
+    own_folder = 'folder = folder / os.environ["JAX_PROCESS_ID"]\nfolder.mkdir()\n'
+    (tmp_path / "bjax" / "main.py").write_text(
+        FAKE_RUN.replace("\ndef stop", f"\nimport os\n{own_folder}\ndef stop")
+    )
+    process = subprocess.Popen(
+        ["env", "--default-signal=HUP", sys.executable, "-m", "launch.local", "2"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while len(list(tmp_path.glob("bjax/*/here"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 75
+    finally:
+        process.kill()
+    assert len(list(tmp_path.glob("bjax/*/saved"))) == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shlex
 import signal
 import subprocess
@@ -155,3 +156,113 @@ def test_a_sweep_told_to_stop_stops_its_runs_and_goes_on(tmp_path, data_dir):
     [run] = tmp_path.glob("*/config.json")
     assert list((run.parent / "checkpoints").iterdir())
     assert (run.parent / "exit").read_text() == "75"
+
+
+# A run that, told by SIGTERM, saves and ends with 75.
+FAKE_RUN = """
+import os, pathlib, signal, sys, time
+
+def stop(*_):
+    pathlib.Path("saved").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("here.tmp").write_text(str(os.getpid()))
+pathlib.Path("here.tmp").rename("here")
+time.sleep(60)
+"""
+# A sweep of that run. With a signal's number it gets that signal after the run has started and before `Popen` returns.
+FAKE_SWEEP = f"""
+import pathlib, signal, subprocess, sys
+from launch import sweep
+
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        if len(sys.argv) > 1:
+            while not pathlib.Path("here").exists():
+                pass
+            signal.raise_signal(int(sys.argv[1]))
+
+sweep.subprocess.Popen = Popen
+run = sweep.Run(pathlib.Path("run"), (), (sys.executable, "-c", {FAKE_RUN!r}), 0)
+sys.exit(sweep.local([run], 1, False))
+"""
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def alive(pid):
+    """Whether a process runs; one that ended and that nobody waited for does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def end(pid):
+    """Kills a process that runs; returns whether it did."""
+    running = alive(pid)
+    if running:
+        os.kill(pid, signal.SIGKILL)
+    return running
+
+
+@pytest.mark.parametrize("starting", [False, True], ids=["running", "being started"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_a_signal_reaches_every_run(number, starting, tmp_path):
+    # As from a terminal: a test runner in the background may ignore some signals.
+    command = ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-c", FAKE_SWEEP]
+    process = subprocess.Popen(
+        [*command, str(int(number))] if starting else command,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until((tmp_path / "here").exists)
+    if not starting:
+        process.send_signal(number)
+    try:
+        out, err = process.communicate(timeout=15)
+    finally:
+        process.kill()
+        orphan = end(int((tmp_path / "here").read_text()))
+    assert not orphan
+    assert process.returncode == sweep.STOPPED, err
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "run" / "exit").read_text() == "75"
+    assert "1 stopped" in out
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closed_terminal_stops_the_runs_and_nohup_keeps_them(nohup, tmp_path):
+    command = [*(["nohup"] if nohup else ["env", "--default-signal=HUP"]), sys.executable, "-c", FAKE_SWEEP]
+    main, side = pty.openpty()
+    process = subprocess.Popen(  # setsid makes the terminal its own
+        ["setsid", "--ctty", *command], cwd=tmp_path, env=environment(), stdin=side, stdout=side, stderr=side
+    )
+    os.close(side)
+    until((tmp_path / "here").exists)
+    os.close(main)
+    run = int((tmp_path / "here").read_text())
+    try:
+        if nohup:
+            time.sleep(1)
+            assert process.poll() is None and alive(run)
+            process.terminate()
+        assert process.wait(timeout=15) == sweep.STOPPED
+        assert not alive(run)
+    finally:
+        process.kill()
+        end(run)
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "run" / "exit").read_text() == "75"
