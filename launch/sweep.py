@@ -33,6 +33,8 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
+
 from bjax import config as configs
 from bjax.errors import UserError
 from launch import signals
@@ -179,13 +181,30 @@ def plan(spec: str, shared: list[tuple[str, str]], points, out: Path) -> list[Ru
 def write_index(out: Path, spec: str, runs: list[Run]) -> None:
     """OUT/sweep.json: {"config": …, "runs": {HASH: {KEY: text}}}; runs of earlier commands stay listed."""
     path = out / "sweep.json"
-    index = json.loads(path.read_text()) if path.exists() else {"config": spec, "runs": {}}
-    if index["config"] != spec:
-        raise UserError(f"--out={out}: holds a sweep of {index['config']}; use another")
-    index["runs"] |= {run.workdir.name: dict(run.overrides) for run in runs}
     out.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(json.dumps(index, indent=2) + "\n")
-    path.with_suffix(".tmp").replace(path)
+    with filelock.FileLock(out / ".sweep.json.lock"):  # another sweep may be adding its runs
+        index = read_index(path) if path.exists() else {"config": spec, "runs": {}}
+        if index["config"] != spec:
+            raise UserError(f"--out={out}: holds a sweep of {index['config']}; use another")
+        index["runs"] |= {run.workdir.name: dict(run.overrides) for run in runs}
+        temporary = path.with_name(f".sweep.json.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(index, indent=2) + "\n")
+        temporary.replace(path)
+
+
+def read_index(path: Path) -> dict:
+    """What `write_index` wrote. Raises UserError for a damaged file."""
+    try:
+        index = json.loads(path.read_text())
+        if isinstance(index["config"], str) and isinstance(index["runs"], dict):
+            return index
+        why = "no index of a sweep"
+    except (ValueError, KeyError, TypeError) as e:
+        why = f"{type(e).__name__}: {e}"
+    raise UserError(
+        f"{path}: damaged ({why}); delete it and give the sweep's commands again: they list its runs anew, and what is "
+        "finished stays"
+    )
 
 
 def local(runs: list[Run], jobs: int, retry: bool) -> int:

@@ -158,6 +158,37 @@ def test_a_sweep_told_to_stop_stops_its_runs_and_goes_on(tmp_path, data_dir):
     assert (run.parent / "exit").read_text() == "75"
 
 
+def test_sweeps_that_share_a_folder_all_list_their_runs(tmp_path):
+    program = """
+import pathlib, sys
+from launch import sweep
+
+out = pathlib.Path("out")
+for i in range(60):
+    sweep.write_index(out, "c.py", [sweep.Run(out / f"{sys.argv[1]}{i}", (), (), 0)])
+"""
+    command = [sys.executable, "-c", program]
+    both = [
+        subprocess.Popen([*command, name], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    index = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert set(index["runs"]) == {f"{name}{i}" for name in "ab" for i in range(60)}
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": "x"}', '{"runs": {}, "config": 1}', "{}{}", "\0\0"])
+def test_a_damaged_index_is_told_in_one_line(text, tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text(text)
+    assert sweep.main(arguments(tmp_path, "--grid", "optim.lr=1")) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"{tmp_path}/sweep.json: damaged" in said[0] and "delete it" in said[0]
+    assert (tmp_path / "sweep.json").read_text() == text
+
+
 # A run that, told by SIGTERM, saves and ends with 75.
 FAKE_RUN = """
 import os, pathlib, signal, sys, time
