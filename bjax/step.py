@@ -344,8 +344,11 @@ def _accumulate(gradient: Callable, state: State, parts, dropout_key, number: in
 
 
 def _hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """float32[B]: 1 where the label is among the k largest logits; ties go to the lower class, as in `lax.top_k`."""
+    """float32[B]: 1 where the label is among the k largest logits; ties go to the lower class, as in `lax.top_k`.
+
+    0 where any logit of the row is not finite: what such a model says is no answer.
+    """
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[1]) < labels[:, None]))
-    # A NaN compares false with everything and would count as a hit.
-    return ((before.sum(axis=1) < k) & jnp.isfinite(own[:, 0])).astype(jnp.float32)
+    # A NaN compares false with everything: it would stand before no label.
+    return ((before.sum(axis=1) < k) & jnp.isfinite(logits).all(axis=1)).astype(jnp.float32)

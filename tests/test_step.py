@@ -95,9 +95,17 @@ def test_hits_are_those_of_top_k(seed, k, ties):
     np.testing.assert_array_equal(step._hits(jnp.asarray(logits), jnp.asarray(labels), k), expected)
 
 
-def test_a_nan_is_no_hit():
-    logits = jnp.full((2, 3), jnp.nan)
-    assert not step._hits(logits, jnp.array([0, 1]), 3).any()
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_row_with_a_logit_that_is_not_finite_is_no_hit(wrong):
+    logits = np.array([[wrong, 1, wrong], [0, 1, wrong], [wrong] * 3, [0, 1, 0.5]], np.float32)
+    labels = jnp.full(4, 1)
+    for k in (1, 3):
+        found = np.asarray(jax.lax.top_k(logits, k)[1] == 1).any(axis=1)
+        expected = found & np.isfinite(logits).all(axis=1)
+        assert expected.tolist() == [False, False, False, True]
+        np.testing.assert_array_equal(step._hits(jnp.asarray(logits), labels, k), expected)
+    if np.isnan(wrong):  # to `lax.top_k` a NaN is the largest: the label would be no hit there either
+        assert np.asarray(jax.lax.top_k(logits, 1)[1])[:2, 0].tolist() == [0, 2]
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), (1, 8)])
