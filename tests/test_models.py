@@ -309,6 +309,16 @@ def test_unknown_mode_and_sizes(vit):
         model.apply(variables, images[:, :40])
 
 
+def test_a_position_embedding_of_another_width_is_called_that(vit):
+    _, variables, images = vit
+    model = build("vit", num_classes=5, variant="Ti/8", depth=2, width=64, heads=2)
+    for shown in (images, images[:, :40]):
+        with pytest.raises(
+            ValueError, match="the position embedding is 48 wide, the model 64: these variables"
+        ):
+            model.apply(variables, shown)
+
+
 def test_patches_are_numbered_row_by_row():
     images = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
     patches = patchify(images, 2)

@@ -238,6 +238,11 @@ class ViT(nn.Module):
         shape = (1, count + 1, self.width)
         if self.has_variable("params", "position_embedding"):
             have = self.get_variable("params", "position_embedding").shape
+            if have[2] != self.width:
+                raise ValueError(
+                    f"the position embedding is {have[2]} wide, the model {self.width}: these variables are of "
+                    "another variant; build the model with theirs"
+                )
             if have != shape:
                 raise ValueError(
                     f"the position embedding is for {have[1] - 1} patches, the images have {count}: "
