@@ -91,8 +91,9 @@ def test_glass_is_the_loop_over_numpy_views(photo, severity):
 
 def test_motion_is_that_of_imagemagick(photo, tmp_path):
     convert = shutil.which("convert")
-    if convert is None:
-        pytest.skip("needs ImageMagick's convert")
+    version = subprocess.run([convert, "-version"], capture_output=True, text=True).stdout if convert else ""
+    if not version.startswith("Version: ImageMagick"):  # other programs are called convert too
+        pytest.skip(f"needs ImageMagick's convert; {convert or 'none'} is on PATH")
     run = jax.jit(imagenet_c.motion_at_angle, static_argnums=(1, 2))
     cv2.imwrite(str(tmp_path / "in.png"), photo[..., ::-1])
     for (radius, sigma), angle in zip(
