@@ -579,9 +579,8 @@ def test_facts_tell_where_a_run_was_made(tmp_path):
     text = written(run, out=tmp_path / "out")
     _, rows = table(text, "## Facts")
     assert rows == [["1", "0", str(run)]]
-    assert cells(text, "run", "started")[2:] == ["what", "steps", "minutes", "device", "commit"]
+    assert cells(text, "run", "started")[2:] == ["what", "minutes", "device", "commit"]
     assert cells(text, "1", "2026-11-20 13:53", "train")[3:] == [
-        "",
         "1.5",
         "8 × H200, 2 processes",
         "51a10b6aa012+",
@@ -590,6 +589,16 @@ def test_facts_tell_where_a_run_was_made(tmp_path):
         "jax 0.10.2\npython 3.11.2", "python 3.11.2\njax 0.10.2"
     )
     assert "optim.lr = 0.001\n" in text and "eval.blurred = test: σ = 1–2\n" in text
+
+
+def test_every_column_of_the_sessions_is_filled_by_what_a_run_leaves(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "_commit", lambda: "51a10b6aa012")
+    run = made_up.run(tmp_path / "run", "configs/resnet50.py:demo", top1=0.5)
+    with metrics.session(run, "train", writes=True):
+        pass
+    (session,) = json.loads((run / "run.json").read_text())["sessions"]
+    started = session["started"][:16].replace("T", " ")
+    assert "" not in cells(written(run, out=tmp_path / "out"), "1", started)
 
 
 # --- numbers

@@ -37,9 +37,9 @@ def facts(runs: list[Run]) -> list:
     sessions = [(run, session) for run in runs for session in run.sessions]
     if sessions:
         rows = [[str(run.number), *_session(session)] for run, session in sessions]
-        header = ["run", "started", "what", "steps", "minutes", "device", "commit"]
+        header = ["run", "started", "what", "minutes", "device", "commit"]
         caption = "Every time that a run was started: a run that was stopped and went on has several lines."
-        blocks.append(Table(header, rows, caption, left=4))
+        blocks.append(Table(header, rows, caption, left=3))
         versions = {json.dumps(s.get("versions") or {}, sort_keys=True) for _, s in sessions} - {"{}"}
         for text in sorted(versions):
             found = json.loads(text)
@@ -60,13 +60,11 @@ def _config(run: Run) -> str:
 
 
 def _session(session: dict) -> list[str]:
-    first, last = session.get("first_step"), session.get("last_step")
     seconds = session.get("seconds")
     processes = session.get("processes") or 1
     return [
         str(session.get("started", ""))[:16].replace("T", " "),
         str(session.get("mode", "")),
-        "" if last is None else f"{first or 0}–{last}",
         "" if seconds is None else f"{seconds / 60:.1f}",
         f"{session.get('device', '')}" + (f", {processes} processes" if processes > 1 else ""),
         str(session.get("commit") or ""),

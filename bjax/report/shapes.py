@@ -58,8 +58,6 @@ SESSION = {
     "started?": str,
     "seconds?": N,
     "mode?": str,
-    "first_step?": int,
-    "last_step?": int,
     "commit?": TEXT,
 }
 SESSION |= {"versions?": {"*": str}, "device?": str, "processes?": int}
