@@ -233,6 +233,125 @@ def test_cells_go_by_content_not_by_name(tmp_path):
     assert len(rows) == 3
 
 
+def test_tables_take_the_papers_own_blur_alone(tmp_path):
+    """Other noise or another kernel at σ 1 to 2 is another blur: of a condition and of a run's training."""
+    conditions = made_up.conditions()
+    own = made_up.gaussian(conditions["sharp"], 1.0, 2.0)
+    del own["blur"]["kernel_size"], own["blur"]["noise"]  # absent: as by default
+    noisy = made_up.gaussian(conditions["sharp"], 1.0, 2.0)
+    noisy["blur"]["noise"] = [0.1, 0.1]
+    short = made_up.gaussian(conditions["sharp"], 1.0, 2.0)
+    short["blur"]["kernel_size"] = 5
+    made_up.run(tmp_path / "own", "configs/resnet50.py", top1=0.6, eval_only={"blurred": own})
+    made_up.run(tmp_path / "other", "configs/vgg19.py", top1=0.5, eval_only={"a": noisy, "b": short})
+    trained = [("blur.noise", "0.1,0.1")]
+    made_up.run(tmp_path / "noisy", "configs/googlenet.py:train=blurred", trained, eval_only={"blurred": own})
+    text = written(*(tmp_path / name for name in ("own", "other", "noisy")), out=tmp_path / "out")
+    _, rows = table(text, "### Table 1. Top-1, trained on sharp images")
+    assert rows[0][5:7] == ["63.16", "59.8 (53.3–66.0)"]
+    assert rows[1] == ["VGG19", "", "72.38", "", "", "54.12", "", "", ""]
+    _, rows = table(text, "### Table 3. Top-1 on blurred test images")
+    assert rows[2] == ["GoogLeNet", "", "48.97", "", "", "51.62", "", "", "", ""]
+    header, rows = table(text, "## Model × training blur × test condition")
+    columns = ["σ = 1–2, kernel_size 19", "σ = 1–2, noise 0.1", "σ = 1–2, kernel_size 5"]
+    assert sorted(header[3:-1]) == sorted(columns)
+    assert {row[1] for row in rows if row[0] == "GoogLeNet"} == {"σ = 1–2, noise 0.1"}
+
+
+def test_conditions_of_one_label_are_told_apart(tmp_path):
+    """What the words for a condition leave out is added where rows would have the same words, in every table."""
+    conditions = made_up.conditions("configs/vit_mask.py")
+    removed, top1 = conditions["blurred_drop_below"], {"a": 0.1, "b": 0.5, "c": 0.9}
+    changes = {"a": {}, "b": {"fill": "mean"}, "c": {"fill": "mean", "scope": "patch"}}
+    masked = {name: {**removed, "mask": removed["mask"] | changes[name]} for name in changes}
+    # Fields without an effect are no difference, nor are rows with the same effect.
+    masked["again"] = {**removed, "options": {}, "severity": 3}
+    whole = conditions["blurred"]
+    whole["mask"]["fill"] = "mean"
+    run = made_up.run(
+        tmp_path / "run",
+        "configs/vit_mask.py",
+        top1=lambda name, _: top1.get(name, 0.1),
+        n=1000,
+        eval_only={**masked, "blurred": whole, "whole": conditions["blurred"]},
+    )
+    text = written(run, out=tmp_path / "out")
+    header, (row,) = table(text, "## Model × training blur × test condition")
+    label = "σ = 1–2: below 100 dropped"
+    labels = [
+        f"{label}, scope {s}, fill {f}" for s, f in (("image", "black"), ("image", "mean"), ("patch", "mean"))
+    ]
+    assert header[3:-1] == [*labels, "σ = 1–2"]
+    assert [cell[:4] for cell in row[3:7]] == ["10.0", "50.0", "90.0", "10.0"]
+    _, rows = table(text, "### Table 5. Top-1 of the ViT with patches removed")
+    what = [row[3] for row in rows if row[3] != "original"]
+    assert what == [
+        "below 100 removed (blurry), fill black",
+        "below 100 removed (blurry), fill mean",
+        "below 100 removed (blurry), own borders",
+        "below 100 removed (blurry), fill black",
+    ]
+
+
+def test_a_mask_on_two_splits_has_two_columns(tmp_path):
+    half = made_up.conditions("configs/vit_mask.py")["blurred_keep_half"]
+    other = {**half, "split": "train"}
+    zeroed = {**half, "mask": half["mask"] | {"mode": "zero_pixels"}}
+    painted = {**half, "mask": zeroed["mask"] | {"fill": "mean"}}
+    whole = {**half, "mask": half["mask"] | {"mode": "none"}}
+    top1 = {"half": 0.1, "other": 0.9, "zeroed": 0.3, "painted": 0.5, "whole": 0.7, "whole_other": 0.8}
+    found = {"half": half, "other": other, "zeroed": zeroed, "painted": painted, "whole": whole}
+    found["whole_other"] = {**whole, "split": "train"}
+    run = made_up.run(
+        tmp_path / "run", "configs/vit_mask.py", top1=lambda name, _: top1[name], n=1000, eval_only=found
+    )
+    text = written(run, out=tmp_path / "out")
+    header, rows = table(text, "## Selection or deletion: top-1 accuracy at matched keep rates")
+    assert header == ["kept", "patches that stay", "σ = 1–2, split validation", "σ = 1–2, split train"]
+    shown = {row[1]: [cell[:4] for cell in row[2:]] for row in rows}
+    assert shown == {
+        "all patches": ["70.0", "80.0"],
+        "laplacian, sharpest": ["10.0", "90.0"],
+        "laplacian, sharpest (zero_pixels), fill black": ["30.0", ""],
+        "laplacian, sharpest (zero_pixels), fill mean": ["50.0", ""],
+    }
+
+
+def test_no_figure_or_curve_takes_one_of_several(tmp_path, monkeypatch):
+    drawn = []
+    lines = figures.lines
+    monkeypatch.setattr(
+        figures, "lines", lambda panels, *args, **more: drawn.append(panels) or lines(panels, *args, **more)
+    )
+    sharp = made_up.conditions()["sharp"]
+    fixed = {"sharp": sharp} | {
+        f"s{sigma}": made_up.gaussian(sharp, sigma, sigma) for sigma in (1.0, 2.0, 3.0)
+    }
+    short = made_up.gaussian(sharp, 3.0, 3.0)
+    fixed["s3.0"]["blur"]["kernel_size"] = 33
+    corrupted = {**sharp, "corruption": "glass_blur", "severity": 1}
+    fixed = {"short": short, **fixed, "glass": corrupted, "glass_train": {**corrupted, "split": "train"}}
+    for rate in ("0.1", "0.2"):
+        for training in ("sharp", "mix"):
+            made_up.run(
+                tmp_path / f"{rate}_{training}",
+                f"configs/resnet50.py:train={training}",
+                [("optim.lr", rate)],
+                top1=lambda name, _: 0.2 if name == "short" else 0.4,
+                n=1000,
+                eval_only=fixed,
+            )
+    folders = [tmp_path / f"{rate}_{training}" for rate in ("0.1", "0.2") for training in ("sharp", "mix")]
+    text = written(*folders, out=tmp_path / "out")
+    origin = "ResNet50 · imagenet2012, all"
+    assert [f"{origin} (runs 1, 2)", f"{origin} (runs 3, 4)"] in [list(panels) for panels in drawn]
+    _, rows = table(text, "## Accuracy and calibration against Gaussian σ")
+    assert rows[0][2:6] == ["40.0"] * 4
+    assert "Where kernels of several sizes have the same σ, the largest counts." in text
+    _, rows = table(text, "## ImageNet-C: error against severity")
+    assert [row[2] for row in rows[:2]] == ["imagenet2012 validation", "imagenet2012 train"]
+
+
 def test_seeds_become_one_run_with_a_t_interval(tmp_path):
     hits = (0.5, 0.6, 0.55)
     for seed, top1 in enumerate(hits):

@@ -3,7 +3,7 @@
 from bjax.report import figures, stats
 from bjax.report.paper import accuracy, in_matrix, number_text
 from bjax.report.render import Figure, Heading, Table
-from bjax.report.runs import Row, Run, firsts, in_order
+from bjax.report.runs import BLUR_DEFAULTS, Row, Run, firsts, in_order, is_noisy, told_apart
 
 LINES = len(figures.STYLES)  # of a panel
 PANELS = 6  # of a figure
@@ -13,16 +13,20 @@ RANKINGS = ("confidence", "sharpness")  # what decides which images are answered
 
 def sigma_curves(runs: list[Run]) -> list:
     """Accuracy and calibration error against the σ of a Gaussian, on the run's own grid, and the area under them."""
-    series = {}  # (data, split, grid): [(run, adapted, rows)]
+    series, cut = (
+        {},
+        set(),
+    )  # {(data, split, grid): [(run, adapted, rows)]}; grids of which some points are left out
     for run in in_order(runs):
         if run.config["task"] != "object":
             continue
         for (split, adapted), rows in _by(run, _has_one_sigma).items():
-            at = firsts(rows, lambda row: row.sigma[0])
+            at = firsts(sorted(rows, key=_taps, reverse=True), lambda row: row.sigma[0])
             grid = tuple(sorted(at))
             if len(grid) >= 3:
                 key = run.config["data"]["name"], split, grid
                 series.setdefault(key, []).append((run, adapted, [at[s] for s in grid]))
+                cut |= {key} if len({(row.sigma, _taps(row)) for row in rows}) > len(grid) else set()
     blocks = []
     for number, ((data, split, grid), found) in enumerate(series.items(), 1):
         images = f"{data} {split}, {_images(row for _, _, rows in found for row in rows)} images"
@@ -51,6 +55,8 @@ def sigma_curves(runs: list[Run]) -> list:
                 f"{images}. Area: under the line through these points (trapezoids) over the length of the axis, that "
                 f"is the mean over σ from {grid[0]:g} to {grid[-1]:g}; comparable on the same grid alone."
             )
+            if (data, split, grid) in cut:
+                caption += " Where kernels of several sizes have the same σ, the largest counts."
             if metric == "ece":
                 caption += " Expected calibration error: 15 bins of equal width, of the largest probability."
             blocks.append(Table(header, body, caption, left=2, groups=groups))
@@ -69,13 +75,15 @@ def imagenet_c(runs: list[Run]) -> list:
     series = []
     for run in in_order(runs):
         if run.config["task"] == "object":
-            for (_, adapted), rows in _by(run, lambda row: row.corruption is not None).items():
-                series.append((run, adapted, rows))
+            for (split, adapted), rows in _by(run, lambda row: row.corruption is not None).items():
+                series.append((run, adapted, split, rows))
     if not series:
         return []
+    several = len({split for _, _, split, _ in series}) > 1
     body, comparable = [], False
-    for run, adapted, rows in series:
-        who, known = [run.model, _training(run, adapted), run.config["data"]["name"]], {}
+    for run, adapted, split, rows in series:
+        images = run.config["data"]["name"] + (f" {split}" if several else "")
+        who, known = [run.model, _training(run, adapted), images], {}
         for name in dict.fromkeys(row.corruption[0] for row in rows):
             at = {row.corruption[1]: 1 - row.result["top1"] for row in rows if row.corruption[0] == name}
             errors = [at[s] for s in range(1, 6) if s in at]
@@ -116,13 +124,12 @@ def imagenet_c(runs: list[Run]) -> list:
         for start in range(0, len(series), LINES):
             title = name.replace("_", " ") + (f" ({start // LINES + 1})" if len(series) > LINES else "")
             panels[title] = []
-            for run, adapted, rows in series[start : start + LINES]:
+            for run, adapted, split, rows in series[start : start + LINES]:
                 own = sorted((r for r in rows if r.corruption[0] == name), key=lambda r: r.corruption[1])
                 if own:
                     line = _line(own, [r.corruption[1] for r in own], "top1", error=True)
-                    panels[title].append(
-                        figures.Line(f"{run.number}: {run.model}, {_training(run, adapted)}", *line)
-                    )
+                    label = f"{run.number}: {run.model}, {_training(run, adapted)}"
+                    panels[title].append(figures.Line(label + (f", {split}" if several else ""), *line))
     for part, some in enumerate(_chunks(panels), 1):
         drawing = figures.lines(some, "severity", "top-1 error, %")
         caption = "Top-1 error against ImageNet-C's severity; bars: 95 % intervals."
@@ -136,24 +143,29 @@ def abstention(runs: list[Run]) -> list:
     for run in in_order(runs):
         rows = [row for row in run.rows if "coverage" in row.result and row.whole and in_matrix(row)]
         if rows:
-            found[run.number] = run, list(firsts(rows, _condition).values())
+            found[run.number] = run, rows
     if not found:
         return []
+    tested = told_apart([row for _, rows in found.values() for row in rows], lambda row: row.label)
+
+    def name(row: Row) -> str:
+        return tested(row) + (", bn_adapt" if row.adapted else "")
+
     body, panels = [], {}
     for run, rows in found.values():
         title = f"{run.number}: {run.model}, {run.regimen}"
         panels[title] = []
-        for row in rows:
+        for row in firsts(rows, name).values():
             coverage, at = row.result["coverage"], {}
             shares = coverage["share"]
             for ranking in (r for r in RANKINGS if r in coverage):
                 values = [100 * x for x in coverage[ranking]]
                 at |= {(ranking, round(s, 3)): f"{v:.1f}" for s, v in zip(shares, values, strict=True)}
-                label = f"{_condition(row)}: by {ranking}"
+                label = f"{name(row)}: by {ranking}"
                 panels[title].append(figures.Line(label, [100 * s for s in shares], values))
             cells = [at.get((ranking, s), "") for ranking in RANKINGS for s in ANSWERED]
             body.append(
-                [run.model, _training(run, row.adapted), row.label, accuracy(row), *cells, number_text(run)]
+                [run.model, _training(run, row.adapted), tested(row), accuracy(row), *cells, number_text(run)]
             )
     shares = [f"{100 * s:g} %" for s in ANSWERED]
     header = ["model", "trained on", "test images", "all (95 %)", *shares, *shares, "run"]
@@ -171,13 +183,14 @@ def abstention(runs: list[Run]) -> list:
     return blocks
 
 
-def _condition(row: Row) -> str:
-    return f"{row.label}{', bn_adapt' if row.adapted else ''}"
-
-
 def _has_one_sigma(row: Row) -> bool:
-    noise = any(row.condition["blur"].get("noise") or ())
+    noise = is_noisy(row.condition["blur"])
     return row.sigma is not None and row.sigma[0] == row.sigma[1] and not noise
+
+
+def _taps(row: Row) -> int:
+    """Of its Gaussian; 0 where the images stay sharp."""
+    return (BLUR_DEFAULTS | row.condition["blur"])["kernel_size"] if any(row.sigma) else 0
 
 
 def _by(run: Run, wanted) -> dict[tuple[str, bool], list[Row]]:

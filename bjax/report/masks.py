@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from bjax.report import figures
 from bjax.report.render import Figure, Heading, Mark, Table, Text, slug
-from bjax.report.runs import BLUR_TYPES, Row, Run
+from bjax.report.runs import BLUR_TYPES, Row, Run, told_apart
 
 INSIDE = ("EViT", "ToMe")
 GALLERIES = 4  # runs whose photographs are shown
@@ -34,14 +34,16 @@ def _matched_rates(run: Run) -> list:
     rates = {r.keep_rate for r in masked}
     if not masked or (run.sweep and len(rates) == 1):  # a sweep's own tables have that one
         return []
-    blurs = _unique(r.blur for r in run.rows if any(m.blur == r.blur for m in masked))
-    at = {(r.keep_rate, r.method, r.blur): r for r in masked}
-    whole = {r.blur: r for r in run.rows if r.whole and not r.adapted}
+    whole = [r for r in run.rows if r.whole and not r.adapted]
+    blur_of, method_of = _blurs(masked + whole), _methods(masked)
+    blurs = _unique(map(blur_of, masked))
+    at = {(r.keep_rate, method_of(r), blur_of(r)): r for r in masked}
+    whole = {blur_of(r): r for r in whole if blur_of(r) in blurs}
     body = []
     if whole:
         body.append(["100 %", "all patches", *(_accuracy(whole.get(b), None) for b in blurs)])
     for rate in sorted(rates, reverse=True):
-        for method in _unique(r.method for r in masked if r.keep_rate == rate):
+        for method in _unique(method_of(r) for r in masked if r.keep_rate == rate):
             cells = [
                 _accuracy(
                     at.get((rate, method, b)), at.get((rate, "random", b)) if method != "random" else None
@@ -57,6 +59,21 @@ def _matched_rates(run: Run) -> list:
     return [Table(["kept", "patches that stay", *blurs], body, caption, left=2)]
 
 
+def _blurs(rows: list[Row]) -> Callable[[Row], str]:
+    """What images of a row are, in words that differ where the images do."""
+    return told_apart(rows, lambda r: r.blur, lambda key: not key.startswith(("mask.", "options.")))
+
+
+def _methods(rows: list[Row]) -> Callable[[Row], str]:
+    """What decides which patches of a row stay, in words that differ where the rule does; not how many stay."""
+    along = ("mask.keep_rate", "mask.threshold", "options.evit_keep", "options.tome_r")
+    return told_apart(
+        rows,
+        lambda r: r.method + (", bn_adapt" if r.adapted else ""),
+        lambda key: key.startswith(("mask.", "options.")) and key not in along,
+    )
+
+
 def accuracy_against_kept(runs: list[Run]) -> list:
     """The same as curves, with EViT and ToMe at their mean share of tokens."""
     return each(runs, _accuracy_against_kept)
@@ -65,8 +82,9 @@ def accuracy_against_kept(runs: list[Run]) -> list:
 def _accuracy_against_kept(run: Run) -> list:
     rows = [r for r in run.rows if r.keep_rate is not None or r.method in ("all patches", *INSIDE)]
     rows = [r for r in rows if (r.method not in INSIDE or r.speed) and not r.adapted and not r.corruption]
-    masked = {r.blur for r in rows if not r.whole}
-    rows = [r for r in rows if r.blur in masked]
+    blur_of = _blurs(rows)
+    masked = {blur_of(r) for r in rows if not r.whole}
+    rows = [r for r in rows if blur_of(r) in masked]
     if len({round(r.kept, 3) for r in rows}) < 3:
         return []
     drawing = _curves(rows, lambda r: 100 * r.kept, "tokens computed, % of all")
@@ -210,14 +228,15 @@ def _unique(values) -> list:
 
 def _curves(rows: list[Row], x: Callable[[Row], float], label: str):
     """Top-1 over `x`: a panel per blur, a line per method; the random choice is black, with its interval as a band."""
-    blurs = _unique(r.blur for r in rows)
-    blurs = [b for b in blurs if len({r.method for r in rows if r.blur == b}) > 1] or blurs
-    methods = _unique(r.method for r in rows)
+    blur_of, method_of = _blurs(rows), _methods(rows)
+    blurs = _unique(map(blur_of, rows))
+    blurs = [b for b in blurs if len({method_of(r) for r in rows if blur_of(r) == b}) > 1] or blurs
+    methods = _unique(map(method_of, rows))
     panels = {}
     for blur in blurs:
         panels[blur] = []
         for method in sorted(methods, key=lambda m: m != "random"):  # its band lies behind the others
-            own = sorted((r for r in rows if r.blur == blur and r.method == method), key=x)
+            own = sorted((r for r in rows if blur_of(r) == blur and method_of(r) == method), key=x)
             if own:
                 kind = {"random": "band", "all patches": "point"}.get(method, "line")
                 low, high = ([100 * r.result["top1_95"][i] for r in own] for i in (0, 1))

@@ -6,7 +6,7 @@ its config says (model, blur of the training images and of a condition, mask), n
 
 from bjax.report import figures, seeds
 from bjax.report.render import Figure, Heading, Table, Text
-from bjax.report.runs import PAPER_SIGMA, Row, Run, firsts, in_order
+from bjax.report.runs import Row, Run, firsts, in_order, is_noisy, is_papers, told_apart
 
 # {table: {model: {column: per cent}}}; 1 and 3 are top-1, 2 and 4 top-5, 5 is "classification accuracy"
 PAPER = {
@@ -52,12 +52,7 @@ CELL = ("paper", "ours (95 %)", "difference")
 
 
 def is_sharp(row: Row) -> bool:
-    return (
-        row.whole
-        and not row.adapted
-        and row.sigma == (0.0, 0.0)
-        and not any(row.condition["blur"].get("noise", ()))
-    )
+    return row.whole and not row.adapted and row.sigma == (0.0, 0.0) and not is_noisy(row.condition["blur"])
 
 
 def is_blurred(row: Row) -> bool:
@@ -66,7 +61,7 @@ def is_blurred(row: Row) -> bool:
 
 
 def _has_paper_blur(row: Row) -> bool:
-    return not row.adapted and row.sigma is not None and list(row.sigma) == PAPER_SIGMA
+    return not row.adapted and row.sigma not in (None, (0.0, 0.0)) and is_papers(row.condition["blur"])
 
 
 # --- tables 1 to 5
@@ -168,7 +163,9 @@ def _patches_removed(runs: list[Run]) -> list:
             continue
         for _, rows in _splits(run, lambda row: is_blurred(row) or _removes(row) is not None):
             lines = [("original", row, paper["original"]) for row in rows if is_blurred(row)]
-            lines += [(_removes(row), row, paper["removed"]) for row in rows if _removes(row)]
+            removing = [row for row in rows if _removes(row)]
+            what_of = told_apart(removing, _removes)
+            lines += [(what_of(row), row, paper["removed"]) for row in removing]
             for what, row, number in lines:
                 control = row.mask["mode"] != "none" and row.mask["selector"] == "random"
                 kept = f"{100 * row.result['kept']:.1f}" if "kept" in row.result else ""
@@ -264,11 +261,10 @@ def matrix(runs: list[Run]) -> list:
             by_data.setdefault(run.config["data"]["name"], []).append(run)
     for number, (data, own) in enumerate(by_data.items(), 1):
         rows = {run.number: [row for row in run.rows if in_matrix(row)] for run in own}
-        splits = {row.condition["split"] for found in rows.values() for row in found}
-        name = {True: lambda row: f"{row.condition['split']}: {row.label}", False: lambda row: row.label}[
-            len(splits) > 1
-        ]
-        columns = list(dict.fromkeys(name(row) for found in rows.values() for row in found))
+        every = [row for found in rows.values() for row in found]
+        several = len({row.condition["split"] for row in every}) > 1
+        name = told_apart(every, lambda r, s=several: f"{r.condition['split']}: {r.label}" if s else r.label)
+        columns = list(dict.fromkeys(map(name, every)))
         if not columns:
             continue
         own = in_order(own)
@@ -283,7 +279,7 @@ def matrix(runs: list[Run]) -> list:
                         run.origin,
                     ]
                     body.append([*what, *(accuracy(found.get(c)) for c in columns), number_text(run)])
-        n = sorted({row.result["n"] for found in rows.values() for row in found})
+        n = sorted({row.result["n"] for row in every})
         if len(by_data) > 1:
             blocks.append(Heading(data, 3))
         images = " or ".join(f"{x:,}" for x in n)
@@ -307,7 +303,9 @@ def matrix(runs: list[Run]) -> list:
 
 def in_matrix(row: Row) -> bool:
     """Not the grids that other sections show: fixed σ, corruptions, matched keep rates, EViT and ToMe."""
-    fixed = row.sigma is not None and row.sigma[0] == row.sigma[1] != 0
+    fixed = (
+        row.sigma is not None and row.sigma[0] == row.sigma[1] != 0 and not is_noisy(row.condition["blur"])
+    )
     masked = row.mask["mode"] != "none"
     threshold = not masked or (row.mask["threshold"] is not None and row.mask["keep_rate"] is None)
     return not row.corruption and not fixed and threshold and row.method not in ("EViT", "ToMe")
@@ -316,16 +314,19 @@ def in_matrix(row: Row) -> bool:
 def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) -> Figure | None:
     """A panel for every model that was trained on more than one blur."""
     trainings = [t for t in ("sharp", "blurred", "mix") if any(run.training == t for run in runs)]
+    alike = {}  # runs that differ in their blur alone, by it
+    for run in runs:
+        if run.regimen == run.training in trainings:
+            found = alike.setdefault(seeds.identity(run.config, "blur", "eval"), {})
+            found.setdefault(run.training, []).append(run)
+    alike = [found for found in alike.values() if len(found) > 1]
+    titles = [f"{run.model} · {run.origin}" for run in (next(iter(found.values()))[0] for found in alike)]
     panels, shown = {}, set()
-    for title in dict.fromkeys((run.model, run.origin) for run in runs):
-        alike = [run for run in runs if (run.model, run.origin) == title and run.regimen == run.training]
-        own = {run.training: run for run in reversed(alike)}
-        found = {t: own[t] for t in trainings if t in own}
-        if len(found) < 2:
-            continue
+    for title, found in zip(titles, alike, strict=True):
         by_condition = {}
-        for training, run in found.items():
-            whole = firsts([row for row in rows[run.number] if row.whole and not row.adapted], name)
+        for training in sorted(found, key=trainings.index):
+            every = [row for run in found[training] for row in rows[run.number]]
+            whole = firsts([row for row in every if row.whole and not row.adapted], name)
             for label, row in whole.items():
                 by_condition.setdefault(label, []).append((trainings.index(training), row))
         panel = []
@@ -334,7 +335,10 @@ def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) ->
             values = [100 * row.result["top1"] for _, row in points]
             low, high = ([100 * row.result["top1_95"][end] for _, row in points] for end in (0, 1))
             panel.append(figures.Line(label, [x + shift for x, _ in points], values, low, high))
-        panels[" · ".join(title)] = panel
+        if titles.count(title) > 1:
+            numbers = sorted(run.number for those in found.values() for run in those)
+            title += f" (runs {', '.join(map(str, numbers))})"
+        panels[title] = panel
         shown |= {row.result["n"] for points in by_condition.values() for _, row in points}
     if not panels:
         return None

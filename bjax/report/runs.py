@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,17 @@ import numpy as np
 BLUR_TYPES = ("sharp", "gaussian", "motion", "defocus")  # in the order of labels and confusion matrices
 TRAINING = {"sharp": {"sharp": 1.0}, "blurred": {"gaussian": 1.0}, "mix": {"sharp": 0.5, "gaussian": 0.5}}
 CONTROLS = ("random", "centre", "inverse")  # selectors without sharp and blurry ends
-PAPER_SIGMA = [1.0, 2.0]  # pixels, of paper 1's blur
+PAPER_BLUR = {"sigma": [1.0, 2.0], "kernel_size": 19, "noise": [0.0, 0.0]}  # paper 1's, of kind gaussian
+# What a config leaves out has these values.
+BLUR_DEFAULTS = {"kernel_size": 19, "psf_size": 21, "noise": [0.0, 0.0]}
+MASK_DEFAULTS = {"scope": "image", "fill": "black"}
+# What decides the blur of each kind.
+BLUR_FIELDS = {
+    "sharp": (),
+    "gaussian": ("sigma", "kernel_size"),
+    "motion": ("length", "angle", "psf_size"),
+    "defocus": ("radius", "psf_size"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +66,6 @@ class Row:
     def blur(self) -> str:
         if self.corruption:
             return "{} {}".format(*self.corruption).replace("_", " ")
-        if self.sigma == (0.0, 0.0):
-            return "sharp"
         return blur_text(self.condition["blur"])
 
     @property
@@ -127,7 +136,7 @@ class Run:
         blur = self.config["blur"]
         kinds = kinds_of(blur)
         for name, those in TRAINING.items():
-            if kinds == those and (name == "sharp" or list(blur["sigma"]) == PAPER_SIGMA):
+            if kinds == those and (is_papers(blur) if "gaussian" in kinds else not is_noisy(blur)):
                 return name
         return blur_text(blur)
 
@@ -183,14 +192,21 @@ def kinds_of(blur: dict) -> dict[str, float]:
     return {k: blur["kinds"][k] for k in BLUR_TYPES if blur["kinds"].get(k)}
 
 
+def is_noisy(blur: dict) -> bool:
+    """Whether noise is added to the images, sharp ones too."""
+    return any(blur.get("noise") or ())
+
+
+def is_papers(blur: dict) -> bool:
+    """Whether its Gaussian is paper 1's: σ uniform in 1 to 2 pixels, 19 taps, no noise."""
+    blur = BLUR_DEFAULTS | blur
+    return all(blur[key] == value for key, value in PAPER_BLUR.items())
+
+
 def blur_text(blur: dict) -> str:
     kinds = kinds_of(blur)
-    if list(kinds) == ["sharp"]:
-        return "sharp"
-    if list(kinds) == ["gaussian"]:
-        low, high = blur["sigma"]
-        return f"σ = {low:g}" if low == high else f"σ = {low:g}–{high:g}"
-    return " + ".join(kinds)
+    text = f"σ = {_value(blur['sigma'])}" if list(kinds) == ["gaussian"] else " + ".join(kinds)
+    return text + (f", noise {_value(blur['noise'])}" if is_noisy(blur) else "")
 
 
 def mask_text(mask: dict) -> str:
@@ -218,6 +234,57 @@ def model_text(model: dict) -> str:
     if "variant" in options:
         text += f"-{options.pop('variant')}"
     return text + (f" ({', '.join(f'{k} {v}' for k, v in options.items())})" if options else "")
+
+
+def told_apart(
+    rows: list[Row], text: Callable[[Row], str], compared=lambda key: True
+) -> Callable[[Row], str]:
+    """`text` of a row, with the fields in which rows of equal text differ: "sharp: below 100 dropped, fill mean".
+
+    Rows that still have the same words have conditions of one effect, and so the same numbers. compared: whether a
+    field ("mask.fill") belongs to what the words are to tell.
+    """
+    alike = {}
+    for row in rows:
+        alike.setdefault(text(row), []).append(_effective(row.condition))
+    differ = {}
+    for words, found in alike.items():
+        keys = dict.fromkeys(key for own in found for key in own if compared(key))
+        differ[words] = [key for key in keys if any(own.get(key) != found[0].get(key) for own in found)]
+
+    def name(row: Row) -> str:
+        own, words = _effective(row.condition), text(row)
+        fields = [f"{key.rpartition('.')[2]} {_value(own[key])}" for key in differ[words] if key in own]
+        return ", ".join([words, *fields])
+
+    return name
+
+
+def _effective(condition: dict) -> dict:
+    """{dotted key: value} of what in a condition has an effect on its numbers; bn_adapt, told anyhow, is not in it."""
+    found = {"split": condition["split"]}
+    if condition.get("corruption"):
+        found |= {"corruption": condition["corruption"], "severity": condition.get("severity", 1)}
+    else:
+        blur = BLUR_DEFAULTS | condition["blur"]
+        kinds = kinds_of(blur)
+        fields = ("noise", *(field for kind in kinds for field in BLUR_FIELDS[kind]))
+        found |= leaves({"blur": {"kinds": kinds, **{field: blur.get(field) for field in fields}}})
+    mask = MASK_DEFAULTS | condition["mask"]
+    unused = set() if mask["mode"] == "zero_pixels" else {"fill"}
+    if mask["selector"] in ("random", "centre") and mask["threshold"] is None:  # no score decides
+        unused |= {"drop", "scope"}
+    if mask["mode"] == "none":
+        unused = mask.keys() - {"mode"}
+    found |= leaves({"mask": {field: value for field, value in mask.items() if field not in unused}})
+    return found | leaves({"options": condition.get("options", {})})
+
+
+def _value(value) -> str:
+    """A field in words: a range of blur as such, of one number as that number."""
+    if isinstance(value, list) and len(value) == 2:
+        return "–".join(dict.fromkeys(f"{x:g}" for x in value))
+    return str(value)
 
 
 def leaves(node: dict, prefix: str = "") -> dict:
