@@ -25,9 +25,10 @@ def collect(
 
     key: of the evaluation, which decides the blur. Returns conditions, the names; and of every condition NAME, for its
     K images in the order of the split: NAME/image uint8[K, H, W, 3], blurred, before anything is left out; NAME/kept
-    bool[K, h, w]; NAME/score float32[K, h, w], the variance of the Laplacian of each patch, on the 0..255 scale (of the
-    whole image where patches do not tile it); NAME/label and NAME/prediction int32[K]; NAME/confidence float32[K], the
-    largest probability. Conditions that adapt BatchNorm are not among them: their weights are others.
+    bool[K, h, w]; NAME/score float32[K, h, w], of each patch by the focus measure of the mask, on the 0..255 scale (of
+    the whole image where patches do not tile it); NAME/measure, the name of that measure; NAME/label and
+    NAME/prediction int32[K]; NAME/confidence float32[K], the largest probability. Conditions that adapt BatchNorm are
+    not among them: their weights are others.
     """
     conditions = {k: c for k, c in exp.conditions.items() if not c.bn_adapt}
     names = list(conditions)[:CONDITIONS]
@@ -38,6 +39,7 @@ def collect(
             for batch in _batches(config, conditions[name])
         ]
         found |= {f"{name}/{k}": np.concatenate([part[k] for part in parts]) for k in parts[0]}
+        found[f"{name}/measure"] = np.array(conditions[name].inputs.mask.measure)
     return found
 
 
@@ -80,7 +82,9 @@ def _look(key, batch, condition: experiment.Condition, exp: experiment.Experimen
     found = {
         "image": np.uint8(np.round(255 * np.clip(images, 0, 1))),
         "kept": keep,
-        "score": np.asarray(sharpness.laplacian_variance(images, side, scope=inputs.mask.scope)),
+        "score": np.asarray(
+            sharpness.MEASURES[inputs.mask.measure](images, side, scope=inputs.mask.scope), np.float32
+        ),
         **{k: answers[k] for k in ("label", "prediction", "confidence")},
     }
     return {k: v[answers["mask"]] for k, v in found.items()}

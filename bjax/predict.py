@@ -155,7 +155,7 @@ def look(run: Run, images: jax.Array, variables: dict) -> tuple[jax.Array, jax.A
     keys = jnp.broadcast_to(jax.random.key(evaluate.SEED), (batch,))
     outputs, kept = step.outputs(keys, images, variables, model=run.model, inputs=run.inputs)
     mask, patch = run.inputs.mask, run.patch_size
-    measure = sharpness.MEASURES["laplacian" if mask.selector in tokens.CONTROLS else mask.selector]
+    measure = sharpness.MEASURES[mask.measure]
     side = run.size // patch * patch  # without a mask a CNN may see images that patches do not fill
     scores = measure(images[:, :side, :side].astype(jnp.float32) / 255, patch, scope=mask.scope)
     keep = jnp.ones(scores.shape, bool) if kept is None else kept.keep.reshape(scores.shape)

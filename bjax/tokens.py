@@ -74,6 +74,11 @@ class MaskSpec:
                 "mode=bucket: needs a threshold; at a keep_rate alone all images keep as many: use gather"
             )
 
+    @property
+    def measure(self) -> str:
+        """The focus measure of its scores and its threshold, a key of `sharpness.MEASURES`."""
+        return "laplacian" if self.selector in CONTROLS else self.selector
+
 
 @struct.dataclass
 class Tokens:
@@ -102,7 +107,6 @@ def select(key: jax.Array, images: jax.Array, spec: MaskSpec, patch_size: int) -
     """
     if spec.mode == "none":
         return None
-    measure = "laplacian" if spec.selector in CONTROLS else spec.selector
     rows, columns = images.shape[1] // patch_size, images.shape[2] // patch_size
     batch, patches = images.shape[0], rows * columns
     allowed = budget(spec, patches)
@@ -115,7 +119,9 @@ def select(key: jax.Array, images: jax.Array, spec: MaskSpec, patch_size: int) -
     sign = 1.0 if spec.drop == "below" else -1.0
     count = jnp.full(batch, allowed)
     if spec.threshold is not None or spec.selector not in ("random", "centre"):
-        scores = sharpness.MEASURES[measure](images, patch_size, scope=spec.scope).reshape(batch, patches)
+        scores = sharpness.MEASURES[spec.measure](images, patch_size, scope=spec.scope).reshape(
+            batch, patches
+        )
         preference = jax.lax.stop_gradient(sign * scores)
         if spec.threshold is not None:
             count = jnp.minimum(count, (preference >= sign * spec.threshold).sum(axis=1))

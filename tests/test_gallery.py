@@ -28,6 +28,8 @@ def ready(data_dir):
     c.eval = type(c)({name: c.eval[name] for name in NAMES}, sort_keys=False)
     c.eval.bucket = c.eval.blurred_drop_below.copy_and_resolve_references()
     c.eval.bucket.mask.mode = "bucket"
+    c.eval.gradient = c.eval.blurred_drop_below.copy_and_resolve_references()
+    c.eval.gradient.mask.selector = "tenengrad"
     exp = experiment.build(c, 14)
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     random = np.random.RandomState(0)
@@ -47,7 +49,7 @@ def found(ready, tmp_path_factory):
 
 
 def test_shapes_and_types(found):
-    assert found["conditions"].tolist() == [*NAMES, "bucket"]
+    assert found["conditions"].tolist() == [*NAMES, "bucket", "gradient"]
     for name in found["conditions"]:
         own = {
             k: found[f"{name}/{k}"] for k in ("image", "kept", "score", "label", "prediction", "confidence")
@@ -101,6 +103,10 @@ def test_scores_decide_what_is_kept(found):
     np.testing.assert_array_equal(found["blurred_drop_below/kept"], found["blurred_drop_below/score"] >= 100)
     np.testing.assert_array_equal(found["bucket/kept"], found["blurred_drop_below/kept"])
     assert found["sharp/kept"].all() and (found["blurred_keep_half/kept"].sum(axis=(1, 2)) == 18).all()
+    # The line of a threshold is drawn on the map of its own measure.
+    np.testing.assert_array_equal(found["gradient/kept"], found["gradient/score"] >= 100)
+    measures = {name: str(found[f"{name}/measure"]) for name in found["conditions"]}
+    assert measures.pop("gradient") == "tenengrad" and set(measures.values()) == {"laplacian"}
     # The pixels are 8 bits, the scores' images were not; a level of rounding moves a variance little.
     again = sharpness.laplacian_variance(jnp.float32(found["blurred/image"]) / 255, 16)
     np.testing.assert_allclose(found["blurred/score"], again, rtol=0.02, atol=0.5)

@@ -884,10 +884,33 @@ def test_the_gallery_shows_what_masks_drop(small, tmp_path):
     assert masks.title(one, shown, 2, False) == "class 2\nnot cat, 50 %"
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_line_of_a_threshold_is_on_the_map_of_its_own_measure(tmp_path, monkeypatch, stored):
+    """A run of before the measure was stored has the Laplacian's scores, whatever its masks went by."""
+    drawn = {}
+    gallery = figures.gallery
+    monkeypatch.setattr(
+        figures, "gallery", lambda *args: drawn.setdefault(len(drawn), args[4:]) and gallery(*args)
+    )
+    own = {
+        k: made_up.conditions("configs/vit_mask.py")[k] for k in ("blurred_drop_below", "blurred_drop_above")
+    }
+    own["blurred_drop_below"]["mask"] |= {"selector": "tenengrad", "threshold": 2000.0}
+    run = add_gallery(made_up.run(tmp_path / "run", "configs/vit_mask.py:demo", eval_only=own))
+    if stored:
+        with np.load(run / "gallery.npz") as file:
+            content = dict(file) | {f"{name}/measure": np.array("laplacian") for name in own}
+        np.savez(run / "gallery.npz", **content | {"blurred_drop_below/measure": np.array("tenengrad")})
+    text = written(run, out=tmp_path / "out")
+    assert [threshold for threshold, *_ in drawn.values()] == [2000.0 if stored else None, 100.0]
+    assert text.count("the line: 2000") == stored
+    assert text.count("mean squared Sobel gradient (tenengrad), bright") == stored
+
+
 def test_crosses_and_shadows_are_on_the_patches_that_are_dropped():
     image = np.full((1, 32, 32, 3), 200, np.uint8)
     kept = np.array([[[True, False], [False, True]]])
-    drawn = figures.gallery(image, kept, np.full((1, 2, 2), 50.0), ["a"], 100.0)
+    drawn = figures.gallery(image, kept, np.full((1, 2, 2), 50.0), ["a"], 100.0, "score")
     above = drawn.axes[0]
     shown = above.images[0].get_array()
     assert (shown[:16, :16] == 200).all() and (shown[:16, 16:] == 50).all() and (shown[16:, :16] == 50).all()

@@ -181,8 +181,8 @@ def _cells(panel, values, text, scale) -> None:
     panel.spines[:].set_visible(False)
 
 
-def gallery(images, kept, scores, titles: list[str], threshold: float | None):
-    """Photographs with what a mask drops, above the scores that decide it.
+def gallery(images, kept, scores, titles: list[str], threshold: float | None, measure: str):
+    """Photographs with what a mask drops, above the scores that decide it, of which `measure` says what they are.
 
     images uint8[K, H, W, 3], kept bool[K, h, w], scores float32[K, h, w]. Dropped patches are darkened and crossed.
     """
@@ -220,7 +220,7 @@ def gallery(images, kept, scores, titles: list[str], threshold: float | None):
     bar = figure.colorbar(drawn, ax=axes[1, :], location="right", fraction=0.03, pad=0.01)
     ticks = range(-1, int(scale["vmax"]) + 1)
     bar.set_ticks(list(ticks), labels=[f"$10^{{{t}}}$" for t in ticks], fontsize=8)
-    bar.set_label("variance of the Laplacian", fontsize=8)
+    bar.set_label(measure, fontsize=8)
     return figure
 
 

@@ -7,6 +7,12 @@ from bjax.report.render import Figure, Heading, Mark, Table, Text, slug
 from bjax.report.runs import BLUR_TYPES, Row, Run, told_apart
 
 INSIDE = ("EViT", "ToMe")
+MEASURES = {  # what the scores of patches are
+    "laplacian": "variance of the Laplacian",
+    "tenengrad": "mean squared Sobel gradient (tenengrad)",
+    "modified_laplacian": "sum-modified Laplacian",
+    "high_frequency": "energy of high frequencies",
+}
 GALLERIES = 4  # runs whose photographs are shown
 CONDITIONS = 4  # of each of them
 
@@ -177,12 +183,14 @@ def _gallery(run: Run) -> list:
         shown = run.gallery[row.name]
         number = len(shown["image"])
         titles = [title(run, shown, i, row.mask["mode"] != "none") for i in range(number)]
-        threshold = row.mask["threshold"] if row.mask["mode"] != "none" else None
-        drawing = figures.gallery(shown["image"], shown["kept"], shown["score"], titles, threshold)
+        own = row.mask["mode"] != "none" and row.measure == shown["measure"]
+        threshold = row.mask["threshold"] if own else None
+        measure = MEASURES.get(shown["measure"], shown["measure"])
+        drawing = figures.gallery(shown["image"], shown["kept"], shown["score"], titles, threshold, measure)
         caption = (
             f"{row.name}, {row.label}: {number} images spread evenly over {run.config['data']['name']} "
             f"{row.condition['split']}. Above: blurred as in the evaluation; patches that are left out are dark and "
-            "crossed. Below: the variance of each patch's Laplacian, bright is sharp"
+            f"crossed. Below: each patch's {measure}, bright is sharp"
             + (f"; the line: {threshold:g}." if threshold else ".")
         )
         name = f"run{run.number}_gallery_{slug(row.name)}"

@@ -140,6 +140,8 @@ def _arrays(path: Path) -> dict[str, dict[str, np.ndarray]] | None:
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             found = {name: {k: file[f"{name}/{k}"] for k in GALLERY} for name in file["conditions"].tolist()}
+            for name, shown in found.items():  # runs of before it was stored have the Laplacian's scores
+                shown["measure"] = str(file.get(f"{name}/measure", "laplacian"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError) as error:

@@ -43,6 +43,11 @@ class Row:
         return self.condition["mask"]
 
     @property
+    def measure(self) -> str:
+        """The focus measure that its mask's threshold belongs to."""
+        return "laplacian" if self.mask["selector"] in CONTROLS else self.mask["selector"]
+
+    @property
     def corruption(self) -> tuple[str, int] | None:
         """Name and severity of ImageNet-C, where the condition has one."""
         name = self.condition.get("corruption")
