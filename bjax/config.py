@@ -11,7 +11,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_collections
@@ -67,6 +67,25 @@ RANGES = {
     "optim.ema": (0, 1, True),
     "mesh.fsdp": (1, None, True),
 }
+# Fields that came after the first runs, with what a run without them did; "*" stands for every name. A config.json that
+# lacks one is read as if it had it, so a new field goes here as well.
+ADDED_TO_BLUR = {"psf_size": 21}
+ADDED = {
+    "init_new_head": False,
+    "dead_leaves": 0.0,
+    "dead_leaves_steps": 0,
+    "data": {"interpolation": "bilinear"},
+    "blur": ADDED_TO_BLUR,
+    "loss": {"parameters": 0.0},
+    "eval": {
+        "*": {"blur": ADDED_TO_BLUR, "options": {}, "corruption": "", "severity": 1, "bn_adapt": False},
+    },
+    "eval_only": "",
+    "gallery": 0,
+    "speed_rounds": 0,
+    "mask_quality": {"masks": {}, "split": "validation", "sigma": (1.0, 2.0, 4.0)},
+    "bn_adapt_batches": 32,
+}
 
 
 def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
@@ -86,19 +105,55 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.Con
     return _overridden(config, overrides)
 
 
-def reload(path: Path, overrides: list[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
-    """The config of a run, from its config.json, with (key, text) pairs applied. Raises UserError as `load` does."""
-    return _overridden(read(path), overrides)
+def reload(
+    path: Path, overrides: list[tuple[str, str]] = (), note: Callable[[str], None] | None = None
+) -> ml_collections.ConfigDict:
+    """The config of a run, from its config.json, with (key, text) pairs applied.
+
+    Raises UserError as `load` does. note: as of `read`.
+    """
+    return _overridden(read(path, note), overrides)
 
 
-def read(path: Path) -> ml_collections.ConfigDict:
-    """The config in a run's config.json; a damaged file is a UserError."""
+def read(path: Path, note: Callable[[str], None] | None = None) -> ml_collections.ConfigDict:
+    """The config in a run's config.json; a damaged file is a UserError.
+
+    Fields that the file is too old to have are filled from `ADDED`; `note` is told which, in one line.
+    """
+    return _node(read_plain(path, note))
+
+
+def read_plain(path: Path, note: Callable[[str], None] | None = None) -> dict:
+    """What `read` reads, as the nested dictionaries and lists of JSON; for many of them, it is much faster."""
     try:
-        return from_json(path.read_text())
-    except json.JSONDecodeError as e:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except ValueError as e:
         raise UserError(
             f"{path}: damaged ({e}); delete it to go on with the config of the command line"
         ) from None
+    filled = fill(config)
+    if filled and note:
+        note(f"{path}: older than some fields; filled with what such a run did: {', '.join(filled)}")
+    return config
+
+
+def fill(config: dict) -> list[str]:
+    """Adds to a run's config, nested dictionaries, the fields of `ADDED` that it lacks; returns them as "key=value"."""
+    return list(dict.fromkeys(_fill(config, ADDED, "")))
+
+
+def _fill(node: dict, added: dict, prefix: str) -> Iterator[str]:
+    for key, value in added.items():
+        if isinstance(value, dict):
+            inside = node.values() if key == "*" else [node.setdefault(key, {})]
+            for child in inside:
+                if isinstance(child, dict):
+                    yield from _fill(child, value, f"{prefix}{key}.")
+        elif key not in node:
+            node[key] = list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{key}={value!r}"
 
 
 def _overridden(config, overrides) -> ml_collections.ConfigDict:
@@ -153,6 +208,11 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
 def validate(config: ml_collections.ConfigDict) -> None:
     """Checks values and combinations that a config alone decides; raises UserError naming the first bad key."""
     values = dict(leaves(config))
+    for key in (*CHOICES, *RANGES):
+        if key not in values:
+            raise UserError(
+                f"config.{key}: missing; a config starts from configs.common.default(), which has it"
+            )
     for key, allowed in CHOICES.items():
         if values[key] not in allowed:
             raise UserError(
@@ -227,16 +287,13 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 def from_json(text: str) -> ml_collections.ConfigDict:
     """The config that `to_json` wrote; JSON lists become tuples again."""
+    return _node(json.loads(text))
 
-    def tuples(x):
-        return tuple(map(tuples, x)) if isinstance(x, list) else x
 
-    def node(x):
-        if not isinstance(x, dict):
-            return tuples(x)
-        return ml_collections.ConfigDict({k: node(v) for k, v in x.items()}, sort_keys=False)
-
-    return node(json.loads(text))
+def _node(x):
+    if isinstance(x, dict):
+        return ml_collections.ConfigDict({k: _node(v) for k, v in x.items()}, sort_keys=False)
+    return tuple(map(_node, x)) if isinstance(x, list) else x
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:

@@ -249,7 +249,7 @@ def _of_this_run(config, workdir: Path):
 
     Raises UserError where the run's model or inputs are others than the config's: its weights would be misread.
     """
-    run = configs.read(workdir / "config.json")
+    run = configs.read(workdir / "config.json", note=print if jax.process_index() == 0 else None)
     for key in ("task", "init_from", "init_new_head", "data.name", "data.image_size", "model", "normalize"):
         changed = [d for d in configs.differences(run, config) if d.startswith((f"{key}:", f"{key}."))]
         if changed:

@@ -20,6 +20,7 @@ random mask leaves out the same places of every photograph; a bucket mask keeps 
 import argparse
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import sys
@@ -101,7 +102,8 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
     workdir = Path(workdir).expanduser()
     if not (workdir / "config.json").is_file():
         raise UserError(f"--workdir={workdir}: holds no config.json; name the --workdir of a bjax.main run")
-    config = configs.reload(workdir / "config.json", [("eval_only", "")])
+    note = functools.partial(print, file=sys.stderr)  # stdout may be for JSON
+    config = configs.reload(workdir / "config.json", [("eval_only", "")], note)
     if not config.init_from and not checkpoint.exists(workdir / "checkpoints"):
         raise UserError(f"--workdir={workdir}: holds no checkpoint yet; let the run save one, or finish it")
     classes = _classes(config, workdir)

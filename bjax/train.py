@@ -236,9 +236,10 @@ def _check_workdir(workdir: Path, config) -> None:
     """Refuses a workdir whose run was started with another config."""
     path = workdir / "config.json"
     if path.exists():
+        run = configs.read(path, note=print if jax.process_index() == 0 else None)
         changed = [
             d
-            for d in configs.differences(configs.read(path), config)
+            for d in configs.differences(run, config)
             if not any(d.startswith((f"{key}:", f"{key}.")) for key in FREE)
         ]
         if changed:

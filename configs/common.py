@@ -111,7 +111,10 @@ def condition(split, blurred=None, masked=None, **options):
 
 
 def default():
-    """Every field of a run. Units: images, steps, pixels; sizes are those of all devices together."""
+    """Every field of a run. Units: images, steps, pixels; sizes are those of all devices together.
+
+    A new field needs an entry in `bjax.config.ADDED`, so that runs without it can still be read.
+    """
     c = ConfigDict()
     c.seed = 0  # of the weights, the order of the examples, the crops and the blur drawn in training
     c.task = "object"  # what is predicted: object (the dataset's label) | blur_type (the kind of blur that was drawn)

@@ -1,5 +1,6 @@
 """Configs: what loads, what is refused, and the one line that says so."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from bjax import config, experiment
 from bjax.data import loader
 from bjax.errors import UserError
+from configs import common
 
 ROOT = Path(__file__).parents[1]
 OTHERS = ("__init__", "common", "papers")  # papers.py is a sweep over the others
@@ -192,3 +194,75 @@ def test_arguments_are_separated():
     assert rest == ["--config=x", "--mode=eval"]
     with pytest.raises(UserError, match=r"expected --config\.KEY=VALUE"):
         config.split_arguments(["--config.a.b", "1"])
+
+
+# --- config.json of earlier versions
+
+
+def unset(config, key):
+    """Removes a dotted key from nested dictionaries; "*" stands for every name."""
+    head, _, rest = key.partition(".")
+    for name in list(config) if head == "*" else [head]:
+        if rest:
+            unset(config[name], rest)
+        else:
+            del config[name]
+
+
+def added(node=config.ADDED, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from added(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_fields_that_were_added_are_filled_and_named(tmp_path):
+    c = config.load(f"{ROOT / 'configs' / 'vit.py'}:demo", [("gallery", "0")])
+    old = json.loads(config.to_json(c))
+    for key, _ in added():
+        unset(old, key)
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    told = []
+    read = config.read(tmp_path / "config.json", told.append)
+    assert not config.differences(read, c)
+    [line] = told
+    assert line.startswith(f"{tmp_path}/config.json: older than some fields; ")
+    for key, value in added():
+        assert f"{key}={value!r}" in line
+    told.clear()
+    (tmp_path / "config.json").write_text(config.to_json(read))
+    config.read(tmp_path / "config.json", told.append)
+    assert not told
+
+
+def test_every_field_is_known_to_old_runs():
+    """A field that configs/common.py gets is to be in config.ADDED too, with the default that it has there."""
+    defaults = common.default()
+    defaults.eval.x = common.condition("test")
+    old = config._node(
+        config.read_plain(ROOT / "tests" / "golden" / "config.json")
+    )  # as version 0.1.0 left it
+    old.eval = {"x": old.eval.sharp}
+    keys = {
+        name: {k for k, _ in config.leaves(c) if not k.startswith("model.options.")}
+        for name, c in {"old": old, "new": defaults}.items()
+    }
+    assert keys["old"] == keys["new"]
+    values = dict(config.leaves(defaults))
+    assert {k: values[k.replace("*", "x")] for k, _ in added()} == dict(added())
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "{", "\0", "\xff"])
+def test_a_damaged_config_of_a_run_is_told_in_one_line(text, tmp_path):
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"config\.json: damaged .*; delete it"):
+        config.read(tmp_path / "config.json")
+
+
+def test_a_field_that_is_missing_is_named(tmp_path):
+    old = json.loads(config.to_json(load()))
+    unset(old, "optim.lr")
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"config\.optim\.lr: missing; .*configs\.common\.default"):
+        config.reload(tmp_path / "config.json")

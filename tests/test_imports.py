@@ -18,7 +18,7 @@ ALLOWED = {
     "bucket": {"step", "tokens", "sharding"},
     "predict": {"evaluate", "overlay", "blur", "losses", "sharpness", "tokens", *RUN},
     "export": {"predict", *RUN},
-    "report": frozenset(),
+    "report": {"config"},
     "bn_adapt": {"experiment", "step", "sharding", "data", "models"},
     "experiment": {"distributed", "models", "weights", "blur", "tokens", "step", "losses", "data"},
     "step": {"augment", "dead_leaves", "losses", "tokens", "blur", "sharpness", "sharding", "state"},

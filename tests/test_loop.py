@@ -9,14 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import conftest
 import numpy as np
 import orbax.checkpoint as ocp
 import peers
 import pytest
+import skimage
 import test_prepare
 
 from bjax import config as configs
-from bjax import predict, step
+from bjax import export, predict, step
 from bjax.data import loader
 from bjax.data.builder import prepare
 from bjax.errors import UserError
@@ -543,3 +545,43 @@ def test_every_recipe_takes_its_first_steps(config, tmp_path, data_dir):
     assert all(np.isfinite(r["loss"]) for r in rows if "loss" in r)
     assert [r["step"] for r in rows] == [1, 2, 2, 3, 4, 4]  # an evaluation after steps 2 and 4
     assert next(iter(results.values()))["n"] == (192 if config == "densenet121.py" else 224)
+
+
+def test_a_run_of_an_earlier_version_is_evaluated_predicted_with_exported_and_gone_on_with(
+    tiny_run, tmp_path, data_dir, capsys
+):
+    workdir = tmp_path / "old"
+    shutil.copytree(tiny_run, workdir)
+    results = json.loads((workdir / "results.json").read_text())
+    path = workdir / "config.json"
+    old = json.loads(path.read_text())
+    for key in ("dead_leaves_steps", "mask_quality", "bn_adapt_batches", "init_new_head"):
+        del old[key]
+    del old["loss"]["parameters"], old["data"]["interpolation"], old["blur"]["psf_size"]
+    for condition in old["eval"].values():
+        del condition["corruption"], condition["severity"], condition["bn_adapt"], condition["options"]
+    old = json.dumps(old)
+    values = conftest.TINY | {"data.data_dir": data_dir}
+    flags = [f"--config.{key}={value}" for key, value in values.items()]
+    config = [f"--config={ROOT}/configs/vit_mask.py:demo", *flags]
+    for arguments in (["--mode=eval"], config):
+        path.write_text(old)
+        (workdir / "results.json").unlink()
+        assert main([f"--workdir={workdir}", *arguments]) == 0
+        out = capsys.readouterr().out
+        assert out.count(f"{path}: older than some fields") == 1
+        assert "dead_leaves_steps=0, " in out and "eval.*.bn_adapt=False" in out
+        assert json.loads((workdir / "results.json").read_text())["sharp"]["top1"] == results["sharp"]["top1"]
+        assert not configs.differences(configs.read(path), configs.read(tiny_run / "config.json"))
+    # What the run did not have is not taken from the command.
+    path.write_text(old)
+    assert main([f"--workdir={workdir}", *config, "--config.loss.parameters=0.5"]) == 2
+    assert main([f"--workdir={workdir}", *config, "--config.dead_leaves_steps=1"]) == 2
+    assert "dead_leaves_steps: 0 → 1" in capsys.readouterr().err
+    assert path.read_text() == old
+
+    photo = str(Path(skimage.__file__).parent / "data" / "chelsea.png")
+    assert predict.main([photo, f"--workdir={workdir}", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "older than some fields" in said.err and json.loads(said.out)
+    assert export.main([str(workdir), f"--out={tmp_path / 'model.stablehlo'}"]) == 0

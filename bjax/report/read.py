@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bjax.config import fill
 from bjax.errors import UserError
 from bjax.report import shapes
 from bjax.report.runs import Row, Run
@@ -74,6 +75,7 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
     missing = [n for n, x in (("config.json", config), ("results.json", results)) if x is None]
     if missing:
         raise UserError(f"{workdir}: holds no {missing[0]}; finish the run, or evaluate it with --mode=eval")
+    fill(config)  # so that an old run is told from a new one by what they did alone
     notes, files = [], {}
     for name in ("speed.json", "mask_quality.json", "run.json", "classes.json", "gallery.npz"):
         try:
