@@ -9,11 +9,12 @@
 
 Several grids multiply; `--config.KEY=VALUE` holds for every run. `sweep(arg)` of a config file, arg being the text
 after the colon, yields one dict of overrides per run; there "config" names another config than its own, and "mode"
-what `--mode` takes. Each run lives in OUT/HASH, HASH being that of its
-resolved config, so the same command again skips what is finished, goes on with what was stopped and runs what is new;
-OUT/sweep.json lists {HASH: overrides}. A run that failed is named and left alone unless --retry is given. A run's
-output is in OUT/HASH/log.txt, the exit code of its last try in OUT/HASH/exit. On Ctrl-C, SIGTERM or a closed terminal
-the runs save and end before the sweep does; under nohup it goes on.
+what `--mode` takes. Each run lives in OUT/HASH, HASH being that of its resolved config when it was new. The same
+command again finds its runs by the config.json in their folders, also where an earlier version wrote it or a folder was
+renamed: it skips what is finished, goes on with what was stopped and runs what is new. OUT/sweep.json lists
+{HASH: overrides}. A run that failed is named and left alone unless --retry is given. A run's output is in
+OUT/HASH/log.txt, the exit code of its last try in OUT/HASH/exit. On Ctrl-C, SIGTERM or a closed terminal the runs save
+and end before the sweep does; under nohup it goes on.
 
 Exit code: 0 all finished (or, on Slurm, submitted); 1 some failed; 2 a mistake in the command; 75 told to stop.
 """
@@ -152,14 +153,26 @@ def text(value: object) -> str:
 
 
 def plan(spec: str, shared: list[tuple[str, str]], points, out: Path) -> list[Run]:
-    """Resolves and checks the config of every point before anything is run. Raises UserError."""
-    runs = {}
+    """Resolves and checks the config of every point before anything is run. Raises UserError.
+
+    A run that `out` already holds is found by its config; only a new one gets a folder, named by the hash of its own.
+    """
+    runs, there = {}, held(out)
     for point in points:
         own = dict(point)
         own_spec, mode = own.pop("config", spec), own.pop("mode", "train")
         config = configs.load(own_spec, [*shared, *own.items()])
+        asked = identity(config.to_dict(), mode)
+        if asked in runs:
+            raise UserError(
+                f"{runs[asked].label} and {' '.join(f'{k}={v}' for k, v in point)}: the same run twice"
+            )
         resolved = configs.to_json(config) + (mode if mode != "train" else "")
-        name = hashlib.sha256(resolved.encode()).hexdigest()[:10]
+        workdir = there.get(asked) or out / hashlib.sha256(resolved.encode()).hexdigest()[:10]
+        if taken := next((run for run in runs.values() if run.workdir == workdir), None):
+            raise UserError(
+                f"{workdir}: its config.json, changed since, is that of {taken.label}; move the folder away"
+            )
         flags = [f"--config.{k}={v}" for k, v in (*shared, *own.items())]
         flags += [f"--mode={mode}"] if mode != "train" else []
         command = (
@@ -167,15 +180,44 @@ def plan(spec: str, shared: list[tuple[str, str]], points, out: Path) -> list[Ru
             "-m",
             "bjax.main",
             f"--config={own_spec}",
-            f"--workdir={out / name}",
+            f"--workdir={workdir}",
             *flags,
         )
-        if name in runs:
-            raise UserError(
-                f"{runs[name].label} and {' '.join(f'{k}={v}' for k, v in point)}: the same run twice"
-            )
-        runs[name] = Run(out / name, point, command, config.steps)
+        runs[asked] = Run(workdir, point, command, config.steps)
     return list(runs.values())
+
+
+def held(out: Path) -> dict[str, Path]:
+    """{identity: folder} of the runs in `out`, whatever their folders are called and which version wrote them.
+
+    Of several folders with the same run it is one with results.
+    """
+    folders = sorted(out.glob("*/config.json"), key=lambda p: (not (p.parent / "results.json").exists(), p))
+    found = {}
+    for path in folders:
+        config = configs.read_plain(path)
+        found.setdefault(identity(config, mode_of(path.parent, config)), path.parent)
+    return found
+
+
+def identity(config: dict, mode: str) -> str:
+    """What makes a run another run, as text: all of its config, and what it does with it."""
+    return json.dumps([mode, config], sort_keys=True)
+
+
+def mode_of(workdir: Path, config: dict) -> str:
+    """The --mode with which the run in `workdir` was started: one that has trained may have been evaluated since."""
+    if any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+        return "train"
+    path = workdir / "run.json"
+    try:
+        return json.loads(path.read_text())["sessions"][0]["mode"]
+    except (
+        FileNotFoundError
+    ):  # killed, or of an earlier version; only given weights are evaluated without training
+        return "eval" if config.get("init_from") else "train"
+    except (ValueError, LookupError, TypeError) as e:
+        raise UserError(f"{path}: damaged ({type(e).__name__}: {e}); delete it") from None
 
 
 def write_index(out: Path, spec: str, runs: list[Run]) -> None:
@@ -186,7 +228,14 @@ def write_index(out: Path, spec: str, runs: list[Run]) -> None:
         index = read_index(path) if path.exists() else {"config": spec, "runs": {}}
         if index["config"] != spec:
             raise UserError(f"--out={out}: holds a sweep of {index['config']}; use another")
-        index["runs"] |= {run.workdir.name: dict(run.overrides) for run in runs}
+        for run in runs:
+            name, point = run.workdir.name, dict(run.overrides)
+            if name not in index["runs"] and (run.workdir / "config.json").exists():
+                # Found in a folder that was renamed: in the place of its former name.
+                former = (k for k, p in index["runs"].items() if p == point and not (out / k).exists())
+                old = next(former, name)
+                index["runs"] = {name if k == old else k: p for k, p in index["runs"].items()}
+            index["runs"][name] = point
         temporary = path.with_name(f".sweep.json.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(index, indent=2) + "\n")
         temporary.replace(path)

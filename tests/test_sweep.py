@@ -11,9 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+import made_up
 import pytest
 from test_distributed import TINY
 
+from bjax import report
+from bjax.errors import UserError
 from launch import sweep
 
 ROOT = Path(__file__).parents[1]
@@ -156,6 +159,88 @@ def test_a_sweep_told_to_stop_stops_its_runs_and_goes_on(tmp_path, data_dir):
     [run] = tmp_path.glob("*/config.json")
     assert list((run.parent / "checkpoints").iterdir())
     assert (run.parent / "exit").read_text() == "75"
+
+
+def rewritten(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def older(config):
+    """What a version without some of the fields would have written."""
+    for key in ("dead_leaves_steps", "speed_rounds", "eval_only", "mask_quality"):
+        del config[key]
+    del config["loss"]["parameters"]
+    for condition in config["eval"].values():
+        del condition["bn_adapt"], condition["blur"]["psf_size"]
+
+
+GRID = ("--grid", "optim.lr=1e-3,1e-4", "--seeds=2")
+POINTS = [{"optim.lr": lr, "seed": seed} for lr in ("1e-3", "1e-4") for seed in "01"]
+
+
+def test_a_sweep_of_an_earlier_version_is_found_again_whatever_its_folders_are_called(
+    tmp_path, capsys, monkeypatch
+):
+    made_up.sweep(tmp_path, f"{VIT}:demo", POINTS)
+    first, second, third, fourth = sorted(p.parent for p in tmp_path.glob("*/config.json"))
+    for folder in (first, second, third):
+        rewritten(folder / "config.json", older)
+    second.rename(tmp_path / "the best")
+    rewritten(tmp_path / "sweep.json", lambda index: index["runs"].pop(third.name))
+    monkeypatch.setattr(sweep, "start", lambda run, cores: pytest.fail(f"starts {run}"))
+    assert sweep.main(arguments(tmp_path, *GRID)) == 0
+    assert "4 finished" in capsys.readouterr().out
+    index = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    names = {first.name: 0, "the best": 1, fourth.name: 3, third.name: 2}
+    assert {name: POINTS[i] for name, i in names.items()} == index
+    assert list(index) == list(names)
+    assert printed(capsys, *GRID, f"--out={tmp_path}") == []
+
+    # With another value than such a run had it is another run.
+    commands = printed(capsys, *GRID, f"--out={tmp_path}", **{"loss.parameters": 0.5})
+    assert len(commands) == 4
+    assert not any(Path(command[4].partition("=")[2]).exists() for command in commands)
+
+    # The report shows the four as two points of two seeds: old and new are alike.
+    assert report.main([str(tmp_path), f"--out={tmp_path / 'report'}"]) == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Points: 2; seeds of each: 2." in text
+
+
+def test_a_stopped_run_of_an_earlier_version_goes_on_in_its_folder(tmp_path, capsys):
+    made_up.sweep(tmp_path, f"{VIT}:demo", POINTS[:1])
+    [folder] = (p.parent for p in tmp_path.glob("*/config.json"))
+    rewritten(folder / "config.json", older)
+    (folder / "exit").write_text("75")
+    (folder / "results.json").unlink()
+    [command] = printed(capsys, "--grid", "optim.lr=1e-3", "--seeds=1", f"--out={tmp_path}")
+    assert f"--workdir={folder}" in command
+
+
+def test_of_one_config_an_evaluation_is_not_taken_for_a_training(tmp_path):
+    overrides = [("init_from", "w.npz")]
+    point = (("optim.lr", "0.1"),)
+    names = {}
+    for trained in (True, False):
+        folder = made_up.run(tmp_path / f"{trained}", f"{VIT}:demo", [*overrides, *point], trained=trained)
+        names["train" if trained else "eval"] = folder
+    runs = sweep.plan(f"{VIT}:demo", overrides, [point, (*point, ("mode", "eval"))], tmp_path)
+    assert [run.workdir for run in runs] == [names["train"], names["eval"]]
+    (names["eval"] / "run.json").write_text('{"sessions": [{"mode": "bn_adapt"}]}')
+    [run] = sweep.plan(f"{VIT}:demo", overrides, [(*point, ("mode", "eval"))], tmp_path)
+    assert run.workdir not in names.values()
+    (names["eval"] / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json: damaged .* delete it"):
+        sweep.plan(f"{VIT}:demo", overrides, [point], tmp_path)
+
+
+def test_a_damaged_config_of_a_run_is_told_before_anything_is_run(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("\0\0")
+    assert sweep.main(arguments(tmp_path, *GRID)) == 2
+    assert f"{tmp_path}/run/config.json: damaged" in capsys.readouterr().err
 
 
 def test_sweeps_that_share_a_folder_all_list_their_runs(tmp_path):
