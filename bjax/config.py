@@ -5,6 +5,7 @@ device is touched, and told in one line: the key, its value, what is allowed, th
 """
 
 import ast
+import copy
 import difflib
 import importlib.util
 import json
@@ -67,6 +68,8 @@ RANGES = {
     "optim.ema": (0, 1, True),
     "mesh.fsdp": (1, None, True),
 }
+# Leaves that may be None; any other float leaf is a number.
+MAY_BE_NONE = ("threshold", "keep_rate")
 # Fields that came after the first runs, with what a run without them did; "*" stands for every name. A config.json that
 # lacks one is read as if it had it, so a new field goes here as well.
 ADDED_TO_BLUR = {"psf_size": 21}
@@ -102,6 +105,7 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.Con
         config = found.get_config(args)
     except ValueError as e:
         raise UserError(f"--config={spec}: {e}") from None
+    _unshare(config, set())
     return _overridden(config, overrides)
 
 
@@ -163,6 +167,25 @@ def _overridden(config, overrides) -> ml_collections.ConfigDict:
     return config
 
 
+def _unshare(node: ml_collections.ConfigDict, seen: set[int]) -> None:
+    """Gives every group a place of its own: one that stands in several places would change in all at an override."""
+    for key, child in list(node.items()):
+        if isinstance(child, ml_collections.ConfigDict):
+            if id(child) in seen:
+                node[key] = child = _copied(child)
+            seen.add(id(child))
+            _unshare(child, seen)
+
+
+def _copied(node: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy in the same order; a leaf that may be None keeps its type."""
+    made = ml_collections.ConfigDict(sort_keys=False)
+    for key, value in node.items(preserve_field_references=True):
+        is_group = isinstance(value, ml_collections.ConfigDict)
+        made[key] = _copied(value) if is_group else copy.deepcopy(value)
+    return made
+
+
 def module(path: str) -> types.ModuleType:
     """The config file at `path`, run. Raises UserError where there is none."""
     file = Path(path)
@@ -202,7 +225,8 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         inside = ", ".join(f"{key}.{k}" for k in node[name])
         raise UserError(f"--config.{key}={text}: {key} is a group; set one of {inside}")
     else:
-        node[name] = _read(f"--config.{key}={text}", text, node[name], node.get_type(name))
+        none = node[name] is None or name in MAY_BE_NONE
+        node[name] = _read(f"--config.{key}={text}", text, node[name], node.get_type(name), none=none)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -306,8 +330,11 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
     ]
 
 
-def _read(what: str, text: str, current: object, kind: type) -> object:
-    """Reads `text` as `kind`; tuples take the types of their present elements and keep their length."""
+def _read(what: str, text: str, current: object, kind: type, *, none: bool) -> object:
+    """Reads `text` as `kind`, or as None where `none` says so.
+
+    Tuples take the types of their present elements and keep their length; whole numbers there may become others.
+    """
     lowered = text.strip().lower()
     if kind is str:
         return text
@@ -315,7 +342,7 @@ def _read(what: str, text: str, current: object, kind: type) -> object:
         if lowered not in ("true", "false"):
             raise UserError(f"{what}: expected true or false")
         return lowered == "true"
-    if lowered == "none" and kind in (float, type(None)):
+    if lowered == "none" and none:
         return None
     if kind is int:
         value = _number(what, text)
@@ -333,7 +360,11 @@ def _read(what: str, text: str, current: object, kind: type) -> object:
     parts = text.strip().removeprefix("(").removesuffix(")").removesuffix(",").split(",")
     if len(parts) != len(current):
         raise UserError(f"{what}: expected {len(current)} numbers, such as {shape}")
-    return tuple(type(c)(_number(what, part.strip())) for c, part in zip(current, parts, strict=True))
+    return tuple(
+        # (1, 2) may be a range of σ as well as two layers: that 1.5 is no layer is known where layers are.
+        x if isinstance(c, int) and x != int(x) else type(c)(x)
+        for c, x in zip(current, (_number(what, part.strip()) for part in parts), strict=True)
+    )
 
 
 def _is_pattern(text: object) -> bool:

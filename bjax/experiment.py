@@ -113,7 +113,7 @@ def build(config, num_classes: int) -> Experiment:
         raise UserError(
             f"config.dead_leaves={config.dead_leaves}: generated images show no object; for config.task=blur_type only"
         )
-    wanted = [name for name in config.eval_only.split(",") if name] or list(config.eval)
+    wanted = [name.strip() for name in config.eval_only.split(",") if name.strip()] or list(config.eval)
     for name in wanted:
         if name not in config.eval:
             raise UserError(

@@ -63,6 +63,65 @@ def test_overrides_take_the_type_of_the_field():
     assert load("eval.blurred_drop_below.mask.threshold=none").eval.blurred_drop_below.mask.threshold is None
 
 
+def test_an_override_changes_one_condition():
+    grid = f"{ROOT / 'configs' / 'vit_mask.py'}:demo,grid=true"
+    changes = [("eval.all_sigma1.blur.sigma", "3,3"), ("eval.all_sigma1.blur.kinds.sharp", "0.5")]
+    assert config.differences(config.load(grid), config.load(grid, changes)) == [
+        "eval.all_sigma1.blur.kinds.sharp: 0.0 → 0.5",
+        "eval.all_sigma1.blur.sigma: (1.0, 1.0) → (3.0, 3.0)",
+    ]
+
+
+OWN = """
+from configs import common
+
+def get_config(arg=""):
+    c = common.default()
+    c.blur = common.blur({"gaussian": 1.0}, sigma=(1, 2))
+    masked = common.mask("zero_pixels", keep_rate=0.5)
+    for name in "abc":
+        c.eval[name] = common.condition("test", c.blur, masked)
+    c.model.options = {"evit_layers": (1, 2), "depth": None}
+    return c
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A user's config, which names one blur and one mask in several places."""
+    (tmp_path / "own.py").write_text(OWN)
+    return str(tmp_path / "own.py")
+
+
+def test_a_users_config_may_name_a_group_in_several_places(own):
+    changes = {"eval.b.mask.threshold": "50", "eval.c.mask.keep_rate": "none", "eval.a.blur.kernel_size": "9"}
+    plain, changed = config.load(own), config.load(own, [*changes.items(), ("blur.noise", "0,0.1")])
+    assert sorted(config.differences(plain, changed)) == [
+        "blur.noise: (0.0, 0.0) → (0.0, 0.1)",
+        "eval.a.blur.kernel_size: 19 → 9",
+        "eval.b.mask.threshold: None → 50.0",
+        "eval.c.mask.keep_rate: 0.5 → None",
+    ]
+    assert list(changed.eval.c) == list(common.condition("test"))  # in the order written there
+    assert isinstance(changed.eval.b.mask.threshold, float)
+
+
+def test_whole_numbers_of_a_range_may_become_others(own):
+    c = config.load(own, [("blur.sigma", "1.5,2.5"), ("eval.a.blur.sigma", "2.0,3")])
+    assert c.blur.sigma == (1.5, 2.5)
+    assert c.eval.a.blur.sigma == (2, 3) and all(isinstance(x, int) for x in c.eval.a.blur.sigma)
+    layers = config.load(own, [("model.options.evit_layers", "2.7,3")])
+    with pytest.raises(
+        UserError, match=r"config\.model\.options\.evit_layers=\(2\.7, 3\): expected layers from 0"
+    ):
+        experiment.build(layers, num_classes=10)
+
+
+def test_conditions_to_evaluate_may_be_listed_with_spaces():
+    c = load("eval_only= sharp, blurred ,")
+    assert list(experiment.build(c, num_classes=10).conditions) == ["sharp", "blurred"]
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
@@ -73,6 +132,9 @@ def test_overrides_take_the_type_of_the_field():
         ("optim=1", ["optim is a group", "optim.lr"]),
         ("optim.lr.x=1", ["optim.lr.x"]),
         ("optim.lr=fast", ["optim.lr", "a number", "fast"]),
+        ("blur.kinds.sharp=None", ["blur.kinds.sharp", "a number", "'None'"]),
+        ("optim.lr=none", ["optim.lr", "a number", "'none'"]),
+        ("data.scale=none,1", ["data.scale", "a number", "'none'"]),
         ("batch_size=1.5", ["batch_size", "whole number"]),
         ("batch_size=0", ["batch_size=0", "at least 1"]),
         ("data.flip=maybe", ["data.flip", "true or false"]),

@@ -74,10 +74,10 @@ def vit(
     depth = depth or default_depth
     if evit_layers is None:
         evit_layers = tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
-    evit_layers = (evit_layers,) if isinstance(evit_layers, int) else tuple(evit_layers)
+    evit_layers = (evit_layers,) if isinstance(evit_layers, int | float) else tuple(evit_layers)
     if not 0 < evit_keep <= 1:
         raise UserError(f"evit_keep={evit_keep}: expected a share of the tokens in (0, 1]")
-    if not all(0 <= layer < depth for layer in evit_layers):
+    if not all(layer in range(depth) for layer in evit_layers):
         raise UserError(f"evit_layers={evit_layers}: expected layers from 0 to {depth - 1}")
     if tome_r < 0 or tome_r != int(tome_r):
         raise UserError(f"tome_r={tome_r}: expected how many tokens each layer merges away, a whole number")
