@@ -14,6 +14,8 @@ device=(--tpu-type="${TPU_TYPE:-v5litepod-16}")   # GPUs: --device-type=h100-80g
 image=${IMAGE:?set IMAGE to one with bjax and this repository as its working directory}
 
 printf -v arguments '%q ' "$@"
+# XPK restarts after codes 42 and 127 to 255, and those named here: 75 is told to stop and saved, 2 a mistake in the
+# command. Waiting for a node that comes late is none, and must not end with 2.
 xpk workload create --workload="bjax-$(date +%m%d-%H%M)" --cluster="$cluster" --project="$project" --zone="$zone" \
-  "${device[@]}" --docker-image="$image" --max-restarts=100 \
-  --command="python -m bjax.main --distributed=on $arguments"
+  "${device[@]}" --docker-image="$image" --max-restarts=100 --restart-on-exit-codes=1,75 \
+  --command="python -m bjax.main --distributed=on --distributed_timeout=3600 $arguments"

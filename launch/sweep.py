@@ -365,8 +365,9 @@ def slurm(runs: list[Run], out: Path, options: list[str], retry: bool) -> int:
             raise UserError(f"--executor=slurm: {str(e).splitlines()[0]}") from None
         for run, job in zip(chosen, jobs, strict=True):
             run.workdir.mkdir(parents=True, exist_ok=True)
-            (run.workdir / "job").write_text(job.job_id)
-            (run.workdir / "exit").unlink(missing_ok=True)
+            (run.workdir / "job").write_text(
+                job.job_id
+            )  # `exit` is the job's own, which may have ended by now
         in_queue = queue(runs)
     Table(runs).show(in_queue)
     return summary(runs, 0, in_queue)

@@ -48,6 +48,10 @@ def test_job_sets_fit_the_schema(path):
     assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert set(job_set) == {"apiVersion", "kind", "metadata", "spec"}
     assert set(job_set["spec"]) <= JOB_SET
+    # A failed pod fails its Job, and that restarts the set; for the codes that a Job's policy names it ends the set.
+    failure = job_set["spec"]["failurePolicy"]
+    assert set(failure) == {"maxRestarts", "rules"}
+    assert failure["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
     for replicated in job_set["spec"]["replicatedJobs"]:
         assert set(replicated) == {"name", "replicas", "template"}
         template = replicated["template"]  # a JobTemplateSpec: a Job without its kind and name
@@ -55,6 +59,10 @@ def test_job_sets_fit_the_schema(path):
         kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
         spec = template["spec"]
         assert spec["parallelism"] == spec["completions"]
+        [rule] = spec["podFailurePolicy"]["rules"]
+        assert rule == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}
+        assert spec["template"]["spec"]["restartPolicy"] == "Never"  # or Kubernetes refuses the policy
+        assert spec["backoffLimit"] == 0
         [container] = spec["template"]["spec"]["containers"]
         environment = {e["name"]: e.get("value") for e in container.get("env", ())}
         if "JAX_COORDINATOR_ADDRESS" in environment:

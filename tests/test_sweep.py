@@ -1,5 +1,6 @@
 """Sweeps: what is planned, what is skipped, what is named when it fails; on real runs where files are made."""
 
+import contextlib
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import made_up
@@ -272,6 +274,38 @@ def test_a_damaged_index_is_told_in_one_line(text, tmp_path, capsys):
     assert len(said) == 1
     assert f"{tmp_path}/sweep.json: damaged" in said[0] and "delete it" in said[0]
     assert (tmp_path / "sweep.json").read_text() == text
+
+
+def test_a_job_that_fails_at_once_is_named(tmp_path, capsys, monkeypatch):
+    """On a Slurm whose jobs have ended before `submit` returns."""
+
+    class Executor:
+        def __init__(self, **_):
+            pass
+
+        def update_parameters(self, **_):
+            pass
+
+        def batch(self):
+            return contextlib.nullcontext()
+
+        def submit(self, task):
+            task()
+            return types.SimpleNamespace(job_id="7_0")
+
+    failed_job = types.SimpleNamespace(utils=types.SimpleNamespace(FailedJobError=RuntimeError))
+    fake = types.SimpleNamespace(SlurmExecutor=Executor, core=failed_job)
+    monkeypatch.setitem(sys.modules, "submitit", fake)
+    monkeypatch.setattr(sweep, "queue", lambda runs: {})
+    monkeypatch.setattr(sweep, "SECONDS", 0.01)
+    mistake = (sys.executable, "-c", "import sys; sys.exit('bjax: no such file')")
+    run = sweep.Run(tmp_path / "run", (), mistake, 0)
+    assert sweep.slurm([run], tmp_path, [], False) == 1
+    assert (run.workdir / "exit").read_text() == "1"
+    said = capsys.readouterr()
+    assert "1 failed" in said.out and "bjax: no such file" in said.err
+    assert sweep.slurm([run], tmp_path, [], False) == 1  # and left alone
+    assert (run.workdir / "log.txt").read_text().count("no such file") == 1
 
 
 # A run that, told by SIGTERM, saves and ends with 75.
