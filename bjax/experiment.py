@@ -7,6 +7,7 @@ ValueErrors become UserErrors here that begin with the config key. Nothing here 
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import re
 from pathlib import Path
@@ -146,6 +147,12 @@ def build(config, num_classes: int) -> Experiment:
     for name, mask in config.mask_quality.masks.items():
         quality[name] = _named(f"mask_quality.masks.{name}", functools.partial(MaskSpec, **mask))
         check_size(quality[name])
+    sigmas = config.mask_quality.sigma
+    if quality and not (sigmas and all(0 < sigma < math.inf for sigma in sigmas)):
+        raise UserError(
+            f"config.mask_quality.sigma={','.join(f'{s:g}' for s in sigmas)}: expected standard deviations in pixels, "
+            "more than 0, such as 1,2,4"
+        )
     return Experiment(model, objective, train, conditions, quality)
 
 

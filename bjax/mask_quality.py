@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bjax import experiment, sharding, tokens
-from bjax.blur import varying
+from bjax.blur import psf, varying
 from bjax.data import loader
 from bjax.sharding import BATCH
 from bjax.tokens import MaskSpec
@@ -29,6 +29,7 @@ def measure(config, exp: experiment.Experiment, mesh) -> dict[str, dict[str, dic
     source = loader.open_split(config.data.name, own.split, data_dir=config.data.data_dir or None)
     batches = experiment.eval_batches(config, source)
     options = {"masks": tuple(exp.quality.values()), "patch_size": exp.train.patch_size, "mesh": mesh}
+    options["kernel_size"] = psf.gaussian_size(max(own.sigma))
     found = {sigma: [] for sigma in own.sigma}
     for batch in batches:
         placed = sharding.put(batch, mesh)
@@ -43,15 +44,23 @@ def measure(config, exp: experiment.Experiment, mesh) -> dict[str, dict[str, dic
     return results
 
 
-@functools.partial(jax.jit, static_argnames=("masks", "patch_size", "mesh"))
+@functools.partial(jax.jit, static_argnames=("masks", "patch_size", "mesh", "kernel_size"))
 def count(
-    key: jax.Array, batch: dict, sigma: jax.Array, *, masks: tuple[MaskSpec, ...], patch_size: int, mesh
+    key: jax.Array,
+    batch: dict,
+    sigma: jax.Array,
+    *,
+    masks: tuple[MaskSpec, ...],
+    patch_size: int,
+    mesh,
+    kernel_size: int,
 ):
     """float32[masks, 4]: patches dropped and blurred, dropped, blurred, all, over the images that count."""
 
     def local(keys, images, sigma):
         region_keys, mask_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (0, 1))
-        images, sigma_map = varying.regions(region_keys, images.astype(jnp.float32) / 255, sigma)
+        images = images.astype(jnp.float32) / 255
+        images, sigma_map = varying.regions(region_keys, images, sigma, kernel_size=kernel_size)
         blurred = true_patches(sigma_map, patch_size)
         keep = [tokens.select(mask_keys, images, mask, patch_size).keep for mask in masks]
         return blurred, jnp.stack(keep, axis=1)

@@ -238,7 +238,9 @@ def _score_photos(flags):
         for name, sigma in conditions.items():
             batch = jnp.asarray(image[None])
             # Quantised, as a blurred photograph in a file would be: the measures see 8-bit levels.
-            batch = batch if sigma is None else blur.gaussian(batch, sigma, quantize=True)
+            if sigma is not None:
+                size = blur.psf.gaussian_size(sigma)
+                batch = blur.gaussian(batch, sigma, kernel_size=size, quantize=True)
             scores[name].append(np.asarray(score(batch, flags.patch_size, scope=flags.scope)).ravel())
     return {name: np.concatenate(values) for name, values in scores.items()}
 

@@ -205,6 +205,36 @@ def test_defocus_is_the_area_of_the_disk_in_each_pixel(radius):
     np.testing.assert_allclose(np.asarray(psf.defocus(radius)) * np.pi * radius**2, covered, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("sigma", "kernel_size", "deviation"), [(4.0, 19, 3.76), (3.5, 19, 3.40), (2.0, 5, 1.29)]
+)
+def test_a_gaussian_cut_off_by_its_kernel_is_no_secret(sigma, kernel_size, deviation):
+    """The deviation that is told is that of the taps; the size that is named does not cut."""
+    x = np.arange(kernel_size) - kernel_size // 2
+    taps = np.asarray(psf.gaussian_taps(sigma, kernel_size), np.float64)
+    assert np.sqrt((taps * x**2).sum()) == pytest.approx(deviation, abs=5e-3)
+    enough = psf.gaussian_size(sigma)
+    message = (
+        rf"sigma={sigma:g}: .* has a standard deviation of {deviation:.2f}; kernel_size={enough} holds it"
+    )
+    images = random_images(2, 9, 9, 3)
+    for cut in (
+        lambda: blur.gaussian(images, sigma, kernel_size=kernel_size),
+        lambda: blur.gaussian(images, [1.0, sigma], kernel_size=kernel_size, impl="pix"),
+        lambda: jax.jit(lambda x: blur.gaussian(x, sigma, kernel_size=kernel_size))(images),
+        lambda: varying.gaussian(images, np.full((2, 9, 9), sigma), kernel_size=kernel_size),
+        lambda: sample.BlurSpec({"gaussian": 1}, sigma=(1, sigma), kernel_size=kernel_size),
+    ):
+        with pytest.warns(UserWarning, match=message) as told:
+            cut()
+        assert [warning.filename for warning in told] == [__file__]
+    # Not cut, or not drawn: warnings are errors here.
+    blur.gaussian(images, sigma, kernel_size=enough)
+    sample.BlurSpec({"gaussian": 1}, sigma=sigma, kernel_size=enough)
+    sample.BlurSpec({"motion": 1}, sigma=sigma, kernel_size=kernel_size)
+    sample.BlurSpec({"gaussian": 1}, sigma=(1, 3), kernel_size=19)  # three deviations
+
+
 # Gradients
 
 
@@ -262,7 +292,7 @@ def test_bfloat16_in_bfloat16_out(run):
 
 def test_the_batched_form_of_gpu_and_tpu_is_the_same_blur(monkeypatch):
     images, key = random_images(8, 20, 24, 3), keys(8)
-    sigma_map = np.linspace(0, 4, 8 * 20 * 24).reshape(8, 20, 24)
+    sigma_map = np.linspace(0, 3, 8 * 20 * 24).reshape(8, 20, 24)
     sigmas, lengths, radii = np.linspace(0, 3, 8), np.linspace(1, 21, 8), np.linspace(0, 10, 8)
     runs = (
         lambda n: blur.gaussian(images[:n], sigmas[:n]),

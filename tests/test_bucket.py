@@ -306,7 +306,7 @@ def test_one_compile_per_k_over_blurs_and_selectors():
             "mask": np.ones(BATCH, bool),
         }
         mask = MaskSpec("gather", selector, keep_rate=keep_rate)
-        blur = BlurSpec({"gaussian": 1}, sigma=sigma, kernel_size=5)
+        blur = BlurSpec({"gaussian": 1}, sigma=sigma, kernel_size=13)
         answers = step.eval_step(
             jax.random.key(0),
             variables(grid),

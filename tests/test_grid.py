@@ -170,6 +170,7 @@ def test_a_corruption_is_no_part_of_what_is_timed(data_dir, monkeypatch):
             {"mask_quality.masks.random_75.selector": "rnd"},
             "config.mask_quality.masks.random_75.selector=rnd",
         ),
+        ({"mask_quality.sigma": "1,2,-4"}, "config.mask_quality.sigma=1,2,-4: expected standard deviations"),
         ({"speed_rounds": "-1"}, "config.speed_rounds=-1: expected at least 0"),
     ],
 )

@@ -1,11 +1,15 @@
 """Precision and recall of masks against a count by hand."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
+import pytest
 
 from bjax import mask_quality, sharding, tokens
-from bjax.blur import varying
+from bjax.blur import convolve, varying
 from bjax.tokens import MaskSpec
 
 MASKS = (
@@ -15,7 +19,8 @@ MASKS = (
 )
 
 
-def test_counts_are_those_of_a_loop_on_any_number_of_devices():
+@pytest.mark.parametrize(("sigma", "size"), [(2.0, 17), (4.0, 33)])
+def test_counts_are_those_of_a_loop_on_any_number_of_devices(sigma, size):
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (8, 32, 48, 3), np.uint8),
@@ -26,7 +31,8 @@ def test_counts_are_those_of_a_loop_on_any_number_of_devices():
     for i in range(6):
         key = jax.random.fold_in(jax.random.key(0), i)
         region_key, mask_key = (jax.random.fold_in(key, n)[None] for n in (0, 1))
-        image, sigma_map = varying.regions(region_key, jnp.float32(batch["image"][i : i + 1]) / 255, 2.0)
+        image = jnp.float32(batch["image"][i : i + 1]) / 255
+        image, sigma_map = varying.regions(region_key, image, sigma, kernel_size=size)
         sigma_map = np.asarray(sigma_map[0])
         blurred = np.array(
             [
@@ -43,9 +49,40 @@ def test_counts_are_those_of_a_loop_on_any_number_of_devices():
         mesh = sharding.make_mesh(-1, 1, jax.devices()[:devices])
         placed = sharding.put(batch, mesh)
         counts = mask_quality.count(
-            jax.random.key(0), placed, jnp.float32(2.0), masks=MASKS, patch_size=8, mesh=mesh
+            jax.random.key(0),
+            placed,
+            jnp.float32(sigma),
+            masks=MASKS,
+            patch_size=8,
+            mesh=mesh,
+            kernel_size=size,
         )
         np.testing.assert_array_equal(counts, expected)
+
+
+def test_the_kernel_holds_the_largest_sigma(monkeypatch):
+    """The blur inside the regions has the deviation that mask_quality.json says."""
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    image[:, 32, 32] = 255
+    batch = {"image": image, "id": np.zeros(1, np.uint32), "mask": np.ones(1, bool)}
+    own = ml_collections.ConfigDict({"sigma": (1.0, 4.0), "split": "any"})
+    config = ml_collections.ConfigDict({"mask_quality": own, "data": {"name": "any", "data_dir": ""}})
+    monkeypatch.setattr(mask_quality.loader, "open_split", lambda *args, **more: None)
+    monkeypatch.setattr(mask_quality.experiment, "eval_batches", lambda config, source: [batch])
+    seen = []
+
+    def everywhere(key, images, sigma, *, kernel_size=19):
+        blurred = convolve.gaussian(images, sigma, kernel_size=kernel_size)
+        jax.debug.callback(lambda image: seen.append(np.asarray(image[0, :, :, 0], np.float64)), blurred)
+        return blurred, jnp.broadcast_to(sigma[:, None, None], images.shape[:3])
+
+    monkeypatch.setattr(mask_quality.varying, "regions", everywhere)
+    exp = types.SimpleNamespace(quality={"all": MASKS[0]}, train=types.SimpleNamespace(patch_size=8))
+    mask_quality.measure(config, exp, sharding.make_mesh(-1, 1, jax.devices()[:1]))
+    jax.effects_barrier()
+    x = np.arange(64) - 32
+    deviations = [np.sqrt((image.sum(0) * x**2).sum() / image.sum()) for image in seen]
+    np.testing.assert_allclose(deviations, (1.0, 4.0), rtol=0.005)
 
 
 def test_rates():

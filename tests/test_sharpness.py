@@ -205,6 +205,16 @@ def test_command_prints_and_plots(photos, capsys):
         assert plot.size[0] > 500
 
 
+def test_command_blurs_with_the_whole_gaussian(photos, monkeypatch, capsys):
+    """cv2's kernel of a size that it finds itself reaches 3σ on 8 bits and 4σ on float: σ = 6 needs 49 taps."""
+    seen = []
+    monkeypatch.setitem(sharpness.MEASURES, "laplacian", lambda x, *args, **more: seen.append(x) or x[..., 0])
+    sharpness.main([str(photos / "astronaut.png"), "--size=96", "--sigma", "6"])
+    sharp, ours = (np.asarray(x)[0] for x in seen)
+    expected = cv2.GaussianBlur(sharp, (49, 49), 6, borderType=cv2.BORDER_REFLECT_101)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=0.5 / 255 + 1e-5)
+
+
 def test_command_names_what_is_wrong(photos, capsys):
     for arguments, message in (
         ([str(photos / "missing.jpg")], "missing.jpg: cannot be read"),
@@ -212,6 +222,8 @@ def test_command_names_what_is_wrong(photos, capsys):
         ([str(photos), "--patch_size=15"], "patch_size=15: must divide"),
         ([str(photos), "--keep_rate", "2"], "keep_rate=2"),
         ([str(photos), "--size=0"], "--size=0: must be at least 1"),
+        ([str(photos), "--sigma", "inf"], "sigma=inf: must be at least 0"),
+        ([str(photos), "--sigma", "-1"], "sigma=-1: must be at least 0"),
     ):
         assert sharpness.main(["--size=64", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -191,7 +191,7 @@ def test_blur_type_is_learned_from_the_draw_not_the_label():
 
 
 def test_a_model_learns_how_strong_the_blur_is():
-    blur = BlurSpec({"gaussian": 1}, sigma=(0.3, 3.0), kernel_size=9)
+    blur = BlurSpec({"gaussian": 1}, sigma=(0.3, 3.0), kernel_size=19)
     model = models.build("vit", num_classes=4 + 5, variant="Ti/8", depth=2, width=64, heads=2)
     objective = {"task": "blur_type", "num_classes": 4, "parameters": 5.0}
     batches = [batch_of(64)] * 60

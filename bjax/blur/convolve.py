@@ -25,7 +25,8 @@ def gaussian(images, sigma, *, kernel_size=19, quantize=False, impl="auto"):
     Args:
       images: float `[B, H, W, C]`.
       sigma: standard deviation in pixels, scalar or `[B]`; 0 leaves the image as it is.
-      kernel_size: side of the kernel, odd and static. The Gaussian is cut off there, whatever σ is.
+      kernel_size: side of the kernel, odd and static. The Gaussian is cut off there, whatever σ is, with a
+        warning where that is within 3σ (`psf.gaussian_size` names a size that holds it).
       quantize: reproduce the 8-bit path of torchvision: round the images to levels of 1/255, blur, round
         half to even to levels again. Rounding has no useful gradient.
       impl: "auto" for the fast path of the platform, "pix" for `dm_pix.gaussian_blur` on the reflect-padded
@@ -40,6 +41,7 @@ def gaussian(images, sigma, *, kernel_size=19, quantize=False, impl="auto"):
         raise ValueError(f"impl={impl!r}: must be 'auto' or 'pix'")
     psf.check_kernel_size(kernel_size)
     psf.check("sigma", sigma, 0)
+    psf.check_cut(sigma, kernel_size)
     sigma = per_image("sigma", sigma, batch)
     blurred = images.astype(jnp.float32)
     if quantize:

@@ -61,7 +61,7 @@ class BlurSpec:
       noise: standard deviation of the additive Gaussian noise on the 0..1 scale. It is added last and to
         every kind alike, sharp too, so that noise tells nothing about the kind; the sum is clipped to [0,
         1].
-      kernel_size: side of the Gaussian kernel, odd.
+      kernel_size: side of the Gaussian kernel, odd; a warning where it ends within 3σ of the largest σ.
       psf_size: side of the motion and defocus kernels, odd.
 
     Raises:
@@ -90,6 +90,8 @@ class BlurSpec:
         }
         for field, (low, high) in limits.items():
             object.__setattr__(self, field, _range(field, getattr(self, field), low, high))
+        if "gaussian" in dict(self.kinds):
+            psf.check_cut(self.sigma[1], self.kernel_size, stacklevel=4)  # past the generated __init__
 
 
 class Params(NamedTuple):

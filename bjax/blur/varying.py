@@ -35,6 +35,7 @@ def gaussian(images, sigma_map, *, kernel_size=19):
         )
     psf.check_kernel_size(kernel_size)
     psf.check("sigma_map", sigma_map, 0)
+    psf.check_cut(sigma_map, kernel_size)
     return _gaussian(images, jnp.asarray(sigma_map, jnp.float32), kernel_size=kernel_size)
 
 
