@@ -69,8 +69,13 @@ def build(config, num_classes: int) -> Experiment:
     own_patch = getattr(model, "patch_size", None)
     patch = own_patch or CNN_PATCH
 
+    size, smallest = config.data.image_size, getattr(model, "smallest", 1)
+    if size < smallest:
+        raise UserError(
+            f"config.data.image_size={size}: {config.model.name} needs at least {smallest} pixels a side"
+        )
+
     def check_size(mask: MaskSpec) -> None:
-        size = config.data.image_size
         if size % patch and (own_patch or mask.mode != "none"):
             fits = size // patch * patch
             raise UserError(

@@ -216,6 +216,20 @@ def test_a_cnn_takes_only_erased_pixels():
 
 
 @pytest.mark.parametrize(
+    ("name", "smallest"), [("vgg19", 32), ("vgg19_bn", 32), ("googlenet", 15), ("densenet121", 29)]
+)
+def test_images_too_small_for_a_model_are_refused_before_anything_runs(name, smallest):
+    c = load()
+    c.model.name, c.model.options, c.eval, c.mask.mode = name, {}, {}, "none"
+    c.data.image_size = smallest
+    experiment.build(c, num_classes=10)
+    c.data.image_size = smallest - 1
+    message = rf"config\.data\.image_size={smallest - 1}: {name} needs at least {smallest} pixels a side"
+    with pytest.raises(UserError, match=message):
+        experiment.build(c, num_classes=10)
+
+
+@pytest.mark.parametrize(
     ("spec", "parts"),
     [
         ("configs/vit_maks.py", ["no such file", "did you mean configs/vit_mask.py?"]),

@@ -100,6 +100,32 @@ def products_of(jaxpr):
                 yield from products_of(inner.jaxpr)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "smallest"),
+    [
+        ("resnet50", {}, 1),
+        ("vgg19", {}, 32),
+        ("vgg19_bn", {"stages": ((4,),) * 4}, 16),
+        ("googlenet", {}, 15),
+        ("densenet121", {}, 29),
+        ("densenet121", {"stages": (1, 1)}, 5),
+    ],
+)
+def test_images_of_fewer_than_the_smallest_pixels_are_refused(name, options, smallest):
+    model = build(name, num_classes=3, **options)
+    assert model.smallest == smallest
+    shapes(model, smallest)
+    if smallest > 1:
+        with pytest.raises(ValueError, match=r"nothing left to pool, .*: the images are too small"):
+            shapes(model, smallest - 1)
+
+
+def test_the_smallest_images_of_a_densenet_give_finite_logits():
+    model = build("densenet121", num_classes=3, stages=(1, 1), width=4, growth=4)
+    images = jnp.asarray(peers.random_images(model.smallest, batch=2))
+    assert np.isfinite(model.apply(model.init(jax.random.key(0), images), images)).all()
+
+
 def test_googlenet_without_auxiliary_heads_returns_logits_in_training():
     model = build("googlenet", num_classes=7, aux_heads=False, dropout=0.0)
     images = jnp.zeros((3, 64, 64, 3))

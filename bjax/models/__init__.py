@@ -3,8 +3,9 @@
 Every model is called as `model.apply(variables, images, train=False)` with normalised `float32[B, H, W, 3]`
 images and returns `float32[B, num_classes]` logits. Parameters are float32 whatever `dtype` (the type of the
 computation) is; BatchNorm statistics are float32 too, and those of the global batch where it is sharded under
-`jax.jit`. Dropout and stochastic depth draw from the "dropout" stream. Two models say more: `vit.ViT` takes
-`tokens=`, and `googlenet.GoogLeNet` returns `(logits, aux_logits)` in training.
+`jax.jit`. Dropout and stochastic depth draw from the "dropout" stream. Images have at least `smallest` pixels
+a side (those of the ViT a multiple of its patches'), others are a ValueError. Two models say more: `vit.ViT`
+takes `tokens=`, and `googlenet.GoogLeNet` returns `(logits, aux_logits)` in training.
 """
 
 import difflib

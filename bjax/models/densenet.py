@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from bjax.models.norm import MOMENTUM
-from bjax.models.pooling import max_pool
+from bjax.models.pooling import global_average, max_pool
 
 
 class DenseNet(nn.Module):
@@ -22,6 +22,12 @@ class DenseNet(nn.Module):
     width: int = 64  # channels of the stem
     dropout: float = 0.0  # after every layer
     dtype: jnp.dtype = jnp.float32
+
+    @property
+    def smallest(self) -> int:
+        """Side of the images, pixels: two halvings that round up, and one that rounds down after every block
+        but the last."""
+        return 4 * 2 ** (len(self.stages) - 1) - 3
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
@@ -45,7 +51,7 @@ class DenseNet(nn.Module):
                 x = conv(x.shape[-1] // 2, (1, 1), name=f"transition{i}_conv")(x)
                 x = nn.avg_pool(x, (2, 2), (2, 2))
         x = nn.relu(norm(name="norm5")(x))
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = global_average(x)
         kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         return nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
 

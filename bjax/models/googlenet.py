@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from bjax.models.norm import MOMENTUM
-from bjax.models.pooling import adaptive_average_pool, max_pool
+from bjax.models.pooling import adaptive_average_pool, global_average, max_pool
 
 # 1x1, 3x3 reduction, 3x3, "5x5" reduction, "5x5", pool projection
 INCEPTIONS = {
@@ -47,6 +47,7 @@ class GoogLeNet(nn.Module):
     dropout: float = 0.2
     aux_dropout: float = 0.7
     dtype: jnp.dtype = jnp.float32
+    smallest = 15  # side of the images, pixels: a pool of 3 by 3 that rounds up needs two
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
@@ -86,7 +87,7 @@ class GoogLeNet(nn.Module):
                 x = max_pool(x, 2, 2, ceil=True)
             if name in ("4a", "4d") and with_aux:
                 aux_logits.append(aux_head(name=f"aux{len(aux_logits) + 1}")(x))
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = global_average(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         logits = dense(self.num_classes, name="fc")(x)
         return (logits, tuple(aux_logits)) if train and self.aux_heads else logits

@@ -17,14 +17,24 @@ def max_pool(x, window: int, stride: int, *, padding: int = 0, ceil: bool = Fals
     )
 
 
+def global_average(x):
+    """The mean of every channel, float32: `[B, H, W, C]` to `[B, C]`; ValueError where no pixel is left."""
+    _check(x)  # the mean of nothing is NaN
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
 def adaptive_average_pool(x, size: int):
     """`torch.nn.AdaptiveAvgPool2d(size)`: `[B, H, W, C]` to `[B, size, size, C]`; the bins may overlap."""
-    if not x.size:
-        raise ValueError(f"nothing left to pool, feature map of shape {x.shape}: the images are too small")
+    _check(x)
     if x.shape[1:3] == (size, size):
         return x
     rows, columns = _bins(x.shape[1], size), _bins(x.shape[2], size)
     return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns).astype(x.dtype)
+
+
+def _check(x):
+    if not x.size:
+        raise ValueError(f"nothing left to pool, feature map of shape {x.shape}: the images are too small")
 
 
 def _bins(length: int, size: int):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from bjax.models.norm import MOMENTUM
-from bjax.models.pooling import max_pool
+from bjax.models.pooling import global_average, max_pool
 
 
 class ResNet(nn.Module):
@@ -21,6 +21,7 @@ class ResNet(nn.Module):
     num_classes: int
     width: int = 64  # channels of the stem
     dtype: jnp.dtype = jnp.float32
+    smallest = 1  # side of the images, pixels
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
@@ -39,7 +40,7 @@ class ResNet(nn.Module):
             for j in range(blocks):
                 stride = 2 if i > 0 and j == 0 else 1
                 x = block(self.width * 2**i, stride, conv, norm, name=f"layer{i + 1}_{j}")(x)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = global_average(x)
         kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         return nn.Dense(self.num_classes, kernel_init=kernel_init, name="fc")(x)
 

@@ -10,7 +10,7 @@ from bjax.models.pooling import adaptive_average_pool, max_pool
 
 
 class VGG(nn.Module):
-    """Normalised images `[B, H, W, 3]`, at least 32 pixels a side, to logits `float32[B, num_classes]`.
+    """Normalised images `[B, H, W, 3]` to logits `float32[B, num_classes]`.
 
     Layers carry torchvision's numbers ("features_5"), which count activations and pools too. Random
     initialisation is torchvision's: Kaiming normal over the fan-out, normal of deviation 0.01 in the three
@@ -23,6 +23,11 @@ class VGG(nn.Module):
     hidden: int = 4096
     dropout: float = 0.5
     dtype: jnp.dtype = jnp.float32
+
+    @property
+    def smallest(self) -> int:
+        """Side of the images, pixels: every stage halves it."""
+        return 2 ** len(self.stages)
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
