@@ -14,6 +14,7 @@ import pytest
 from bjax import weights
 from bjax.errors import UserError
 from bjax.models import MODELS, build
+from bjax.models.norm import MOMENTUM
 from bjax.models.pooling import adaptive_average_pool, max_pool
 from bjax.models.vit import Block, patchify, resize_positions
 
@@ -391,3 +392,20 @@ def test_depth_of_the_drop_path_grows_linearly():
     with nn.intercept_methods(record):
         shapes(model, 16)
     np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "less"), [((4, 2, 2, 3), 0.0625), ((32, 2, 2, 3), 0.0078), ((256, 7, 7, 3), 8e-5)]
+)
+def test_the_running_variance_is_the_biased_one_where_torchs_is_not(shape, less):
+    torch = pytest.importorskip("torch")
+    images = np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)
+    theirs = torch.nn.BatchNorm2d(3)
+    expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+    ours = nn.BatchNorm(use_running_average=False, momentum=MOMENTUM)
+    variables = ours.init(jax.random.key(0), images)
+    normalised, changed = ours.apply(variables, images, mutable="batch_stats")
+    np.testing.assert_allclose(normalised, expected, rtol=0, atol=1e-5)  # in training they agree
+    # Both begin with 1.
+    ratio = (np.asarray(changed["batch_stats"]["var"]) - MOMENTUM) / (theirs.running_var.numpy() - MOMENTUM)
+    np.testing.assert_allclose(1 - ratio, less, rtol=0.02, atol=2e-6)
