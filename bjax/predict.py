@@ -6,8 +6,14 @@
     predict("photo.jpg").top(5)
 
 The model is that of the newest checkpoint of RUN (the averaged weights where there are any), or of the weight file that
-RUN was evaluated with. Photographs are JPEG, PNG or WebP files of any size, turned upright as their EXIF data says, and
-then treated as evaluation treats the dataset's: scaled and cropped to the size that the model sees.
+RUN was evaluated with. Photographs are JPEG, PNG or WebP files (TIFF, BMP, PPM and GIF too, where they are named),
+turned upright as their EXIF data says, and then treated as evaluation treats the dataset's: scaled and cropped to the
+size that the model sees. Transparency is dropped, of 16 bits the upper 8 are seen, of an animation the first frame.
+
+A photograph is read whole, several at a time in threads, each in some 14 bytes of memory a pixel (WebP: 22). Those of
+more than 178,956,970 pixels (2 × `PIL.Image.MAX_IMAGE_PIXELS`) are refused by what their header says, before memory is
+taken; so are files above 1 GiB, damaged ones, and what is no regular file. Each of these is a line on stderr, the
+others go on, and the exit code is 1.
 
 Where the run tells blur types apart, nothing is scaled, since that would change the blur. A photograph is seen in up to
 16 crops, those with the most detail (`bjax.data.decode.detailed_crops`), and probabilities are averaged. Photographs
@@ -41,7 +47,6 @@ from bjax.blur import sample
 from bjax.data import decode, loader
 from bjax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of the files that are taken from a folder
 BATCH = 32
 CROPS = 16  # of one photograph, where the type of its blur is asked for
 
@@ -179,14 +184,15 @@ class Predictor:
     def __call__(self, photo) -> Prediction:
         """What the run says of a path, a Pillow image, or uint8[H, W, 3].
 
-        Raises ValueError with the cause for a file that is damaged or no image, and for any other array.
+        Raises ValueError with the cause, in one line, for a file that is damaged, too large or no image (see the
+        module) and for any other array; OSError for one that may not be read.
         """
         return self.of_crops([self.crops(photo)])[0]
 
     def crops(self, photo) -> np.ndarray:
         """What the model sees of a photograph: uint8[n, size, size, 3]."""
         if isinstance(photo, str | Path):
-            photo = decode.decode(Path(photo).read_bytes(), exif_rotate=True)
+            photo = decode.decode(decode.read(photo), exif_rotate=True)
         elif isinstance(photo, Image.Image):
             photo = decode.to_rgb(photo, exif_rotate=True)
         photo = np.asarray(photo)
@@ -254,25 +260,6 @@ def load(workdir: str | Path, condition: str | None = None, *, batch_size: int |
     return Predictor(run, batch_size or run.crops)
 
 
-def find(paths: list[Path]) -> list[Path]:
-    """The files among `paths`, and the photographs in the folders among them, at any depth, sorted by path.
-
-    Raises UserError for a path that does not exist and for a folder without photographs.
-    """
-    photos = []
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not found:
-                raise UserError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
-            photos += found
-        else:
-            photos.append(path)
-    return photos
-
-
 def predict(predictor: Predictor, paths: list[Path]) -> Iterator[tuple[Path, Prediction | None, str | None]]:
     """(path, prediction, None) for every photograph, or (path, None, cause) where it cannot be read."""
 
@@ -304,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         type=Path,
         metavar="PHOTO",
-        help=f"a photograph, or a folder of {', '.join(SUFFIXES)}",
+        help=f"a photograph, or a folder of {', '.join(decode.SUFFIXES)}",
     )
     parser.add_argument("--workdir", required=True, type=Path, metavar="RUN", help="the run that predicts")
     parser.add_argument(
@@ -329,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     experiment.keep_compiled()
-    paths = find(args.photos)
+    paths = decode.find(args.photos)
     if args.out and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out={args.out}: is a file; name a folder")
     run = read(args.workdir, args.condition)

@@ -212,24 +212,18 @@ def _score_photos(flags):
     from PIL import Image, ImageOps
 
     from bjax import blur
+    from bjax.data import decode
 
     if flags.size < 1:
         raise UserError(f"--size={flags.size}: must be at least 1")
-    paths = []
-    for path in flags.photos:
-        found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found = [p for p in found if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") or p == path]
-        if not found:
-            raise UserError(f"{path}: no .jpg, .jpeg, .png or .webp file in this folder")
-        paths += found
     images = []
-    for path in paths:
+    for path in decode.find(flags.photos):
         try:
-            with Image.open(path) as file:
-                photo = file.convert("RGB")
-        except OSError as error:  # PIL's UnidentifiedImageError is one
+            photo = decode.decode(decode.read(path))
+        except (ValueError, OSError) as error:
             raise UserError(f"{path}: cannot be read as a photograph ({error})") from None
-        photo = ImageOps.fit(photo, (flags.size, flags.size), Image.Resampling.BICUBIC)
+        square = (flags.size, flags.size)
+        photo = ImageOps.fit(Image.fromarray(photo), square, Image.Resampling.BICUBIC)
         images.append(np.asarray(photo, np.float32) / 255)
     score = MEASURES[flags.measure]
     conditions = {"sharp": None, **{f"σ = {sigma:g}": sigma for sigma in flags.sigma}}

@@ -25,7 +25,7 @@ ALLOWED = {
     "tokens": {"sharpness"},
     "dead_leaves": {"blur"},
     "weights": {"models"},
-    "sharpness": {"blur"},
+    "sharpness": {"blur", "data"},
     **dict.fromkeys(
         (
             "state",

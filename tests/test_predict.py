@@ -3,7 +3,11 @@
 import dataclasses
 import functools
 import json
+import os
+import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -175,6 +179,64 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(tiny_run, tmp_path, capsys)
     assert f"{tiny_run}, step 2" in lines[-1]
     assert "32 × 32 px" in lines[-1]
     assert sorted(p.name for p in out.iterdir()) == ["chelsea.png", "gravel.png"]
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_is_seen(predictor, tmp_path, format):
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 256, (40, 50), np.uint8) for _ in range(2))
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    path = tmp_path / f"moving.{format.lower()}"
+    Image.fromarray(first).save(path, save_all=True, append_images=[Image.fromarray(second)], **lossless)
+    with Image.open(path) as image:
+        assert image.n_frames == 2
+    expected = predictor.crops(np.repeat(first[..., None], 3, axis=2))
+    np.testing.assert_array_equal(predictor(path).crops, expected)
+
+
+def test_of_16_bits_the_upper_8_are_seen(predictor, tmp_path):
+    deep = np.random.default_rng(0).integers(0, 2**16, (40, 50, 3), np.uint16)
+    cv2.imwrite(str(tmp_path / "colour.png"), deep[..., ::-1])
+    expected = predictor.crops((deep >> 8).astype(np.uint8))
+    np.testing.assert_array_equal(predictor(tmp_path / "colour.png").crops, expected)
+    cv2.imwrite(str(tmp_path / "grey.png"), deep[..., 0])
+    expected = predictor.crops((deep[..., :1] >> 8).astype(np.uint8).repeat(3, axis=2))
+    np.testing.assert_array_equal(predictor(tmp_path / "grey.png").crops, expected)
+
+
+def test_what_must_not_be_read_is_named_and_the_rest_goes_on(tiny_run, tmp_path, capsys):
+    shutil.copy(PHOTOS / OUTSIDE[0], tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("nowhere")
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(2**40)  # on disk it takes nothing
+    header = bytearray((PHOTOS / OUTSIDE[0]).read_bytes())
+    header[16:24] = struct.pack(">II", 65500, 65500)
+    header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+    (tmp_path / "huge.png").write_bytes(header)
+    photos = [tmp_path, tmp_path / "pipe.jpg", "/dev/zero"]
+    assert predict.main([*map(str, photos), f"--workdir={tiny_run}", "--json"]) == 1
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    errors = sorted(said.err.splitlines())
+    assert len(errors) == 6
+    assert errors[0] == "bjax.predict: /dev/zero: not a regular file"
+    assert re.search(r"huge.png: .*4290250000 pixels", errors[1])
+    assert re.search(
+        r"large.jpg: 1,099,511,627,776 bytes: image files are read up to 1,073,741,824$", errors[2]
+    )
+    assert errors[3].endswith("link.jpg: no such file")
+    assert errors[4] == errors[5] == f"bjax.predict: {tmp_path}/pipe.jpg: not a regular file"
+
+
+def test_a_damaged_pillow_image_is_the_documented_error(predictor, tmp_path):
+    data = (PHOTOS / OUTSIDE[0]).read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    with (
+        Image.open(tmp_path / "cut.png") as image,
+        pytest.raises(ValueError, match=r"^image file is truncated"),
+    ):
+        predictor(image)
 
 
 def test_photographs_of_one_name_get_drawings_of_their_own(tiny_run, tmp_path, capsys):

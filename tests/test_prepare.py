@@ -373,6 +373,18 @@ def test_folder_that_is_refused(tmp_path, capsys, tree, message):
     assert re.search(message, error), error
 
 
+def test_folder_with_what_is_no_regular_file(tmp_path, capsys):
+    source = write_tree(tmp_path / "pets", TREE)
+    os.mkfifo(source / "train" / "cat" / "pipe.jpg")
+    (source / "train" / "cat" / "link.jpg").symlink_to("nowhere")
+    command = ["folder", "pets", f"--source={source}", f"--data_dir={tmp_path / 'data'}"]
+    assert main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "2 corrupt images: cat/link.jpg (no such file), cat/pipe.jpg (not a regular file); " in error
+    assert main([*command, "--on_corrupt=skip"]) == 0
+    assert "Left out 2 corrupt images: cat/link.jpg (no such file), " in capsys.readouterr().out
+
+
 def test_folder_with_a_corrupt_image_left_out(tmp_path, capsys):
     source = write_tree(tmp_path / "pets", TREE | {"train/dog/3.jpg": picture(8)[:-200]})
     command = ["folder", "pets", f"--source={source}", f"--data_dir={tmp_path / 'data'}", "--on_corrupt=skip"]

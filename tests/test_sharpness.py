@@ -1,5 +1,7 @@
 """Focus measures against cv2, thresholds against NumPy and scikit-image, and the calibration command."""
 
+import os
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -216,11 +218,16 @@ def test_command_blurs_with_the_whole_gaussian(photos, monkeypatch, capsys):
 
 
 def test_command_names_what_is_wrong(photos, capsys):
+    (photos / "pipes").mkdir()
+    os.mkfifo(photos / "pipe.jpg")
+    os.mkfifo(photos / "pipes" / "pipe.png")
     for arguments, message in (
-        ([str(photos / "missing.jpg")], "missing.jpg: cannot be read"),
+        ([str(photos / "missing.jpg")], "missing.jpg: no such file or folder"),
+        ([str(photos / "pipe.jpg")], "pipe.jpg: cannot be read as a photograph (not a regular file)"),
+        ([str(photos / "pipes")], "pipe.png: cannot be read as a photograph (not a regular file)"),
         ([str(photos / "notes.txt")], "notes.txt: cannot be read"),
-        ([str(photos), "--patch_size=15"], "patch_size=15: must divide"),
-        ([str(photos), "--keep_rate", "2"], "keep_rate=2"),
+        ([str(photos / "chelsea.jpg"), "--patch_size=15"], "patch_size=15: must divide"),
+        ([str(photos / "chelsea.jpg"), "--keep_rate", "2"], "keep_rate=2"),
         ([str(photos), "--size=0"], "--size=0: must be at least 1"),
         ([str(photos), "--sigma", "inf"], "sigma=inf: must be at least 0"),
         ([str(photos), "--sigma", "-1"], "sigma=-1: must be at least 0"),

@@ -99,7 +99,7 @@ def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda da
     """The records of the images that decode, in order; decoding runs ahead in threads, under a progress bar.
 
     Args:
-      files: iterable of (file_name, label, bytes).
+      files: iterable of (file_name, label, bytes, or the path of the file that holds them).
       total: how many files there should be.
       title: of the progress bar.
       where: what the files come from, for the error.
@@ -119,6 +119,8 @@ def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda da
     waiting = collections.deque()
 
     def check(data):
+        if isinstance(data, os.PathLike):
+            data = decode.read(data)
         decode.decode(data)
         return convert(data)
 

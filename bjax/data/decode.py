@@ -1,21 +1,81 @@
-"""Image file bytes to RGB pixels, and the crops of training and evaluation, on the host in uint8."""
+"""Image files to RGB pixels, and the crops of training and evaluation, on the host in uint8.
 
+Files may come from anywhere, so nothing in them is trusted: only the formats of photographs are read, none of which
+needs another program, and sizes are checked before memory is taken for pixels.
+"""
+
+import contextlib
 import io
 import math
-import struct
+import os
+import re
+import stat
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bjax.errors import UserError
+
+# Of all that Pillow knows. MPO, a camera's several JPEGs in one file, comes with JPEG. Among the others is EPS, which
+# Pillow hands to Ghostscript, whatever the file is called.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of the photographs in a folder
+LARGEST_FILE = 2**30  # bytes: of the most pixels that are decoded, uncompressed and in 16 bits a channel
+MOST_SCANS = 100  # of a JPEG, usually 1 or some 10; each goes over all pixels, and takes a few bytes
+# What begins a segment of a JPEG, or ends its image: no byte of compressed data (ff 00), restart or filler.
+MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+
+
+def find(paths):
+    """The files among `paths`, and the photographs in the folders among them, at any depth, sorted by path.
+
+    Raises UserError for a path that does not exist and for a folder without photographs.
+    """
+    photos = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        if path.is_dir():
+            # What is no regular file is kept: whoever reads it is told.
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+            if not found:
+                raise UserError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
+            photos += found
+        else:
+            photos.append(path)
+    return photos
+
+
+def read(path):
+    """The bytes of an image file.
+
+    Raises:
+      ValueError: one line with the cause: there is none, it is a folder, a pipe or a device, or above `LARGEST_FILE`.
+      OSError: it cannot be read.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise ValueError("no such file") from None
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+        raise ValueError("not a regular file")
+    if found.st_size > LARGEST_FILE:
+        raise ValueError(f"{found.st_size:,} bytes: image files are read up to {LARGEST_FILE:,}")
+    with open(path, "rb") as file:
+        return file.read(LARGEST_FILE)
 
 
 def decode(data, *, exif_rotate=False):
     """Decodes one image file to RGB.
 
     JPEG goes through libjpeg-turbo with the exact (not the fast) inverse DCT and chroma upsampling; CMYK
-    JPEG and every other format through Pillow. Grey is repeated over the channels, 16-bit grey keeps its
+    JPEG and the other `FORMATS` through Pillow. Grey is repeated over the channels, 16 bits keep their
     high byte, transparency is dropped, of an animation the first frame is taken: all as torchvision's
     `default_loader` followed by `convert("RGB")`, except for 16-bit grey, which Pillow would clip.
+
+    Pixels are bounded as Pillow bounds them: width × height up to 2 × `PIL.Image.MAX_IMAGE_PIXELS`,
+    178,956,970 unless that is set; above half of that Pillow warns.
 
     Args:
       data: the bytes of the file.
@@ -26,51 +86,90 @@ def decode(data, *, exif_rotate=False):
       uint8[H, W, 3].
 
     Raises:
-      ValueError: one line with the cause, for bytes that are empty, truncated, damaged or no image.
+      ValueError: one line with the cause, for bytes that are empty, truncated, damaged or no image, and
+        for images above the bound.
     """
     if not data:
         raise ValueError("empty file")
-    if not exif_rotate and data.startswith(b"\xff\xd8\xff"):
-        try:
-            _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-            if colorspace not in ("CMYK", "YCCK"):
-                return simplejpeg.decode_jpeg(data)
-        except ValueError as error:
-            # libjpeg's warnings are errors here, and some are harmless: there are images in ImageNet with
-            # stray bytes between their segments. As in torchvision, Pillow judges those; but it lets pass
-            # what TensorFlow refuses, files that end early.
-            if "Premature end" in str(error):
-                raise ValueError(f"truncated: {error}") from None
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return to_rgb(image, exif_rotate=exif_rotate)
-    except UnidentifiedImageError:
-        raise ValueError("no image format that Pillow knows") from None
-    # What Pillow's readers raise on damaged files; SyntaxError is a broken PNG chunk.
-    except (
-        OSError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        TypeError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(str(error) or type(error).__name__) from None
+    if data.startswith(b"\xff\xd8\xff"):
+        # Counted first, which takes no time; a film that a camera appends has the bytes by chance.
+        if data.count(b"\xff\xda") > MOST_SCANS and (scans := _scans(data)) > MOST_SCANS:
+            raise ValueError(f"JPEG of {scans} scans: up to {MOST_SCANS} are decoded")
+        if not exif_rotate:
+            try:
+                height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+                if colorspace not in ("CMYK", "YCCK") and _is_within_bound(height, width):
+                    return simplejpeg.decode_jpeg(data)
+            except ValueError as error:
+                # libjpeg's warnings are errors here, and some are harmless: there are images in ImageNet with
+                # stray bytes between their segments. As in torchvision, Pillow judges those; but it lets pass
+                # what TensorFlow refuses, files that end early.
+                if "Premature end" in str(error):
+                    raise ValueError(f"truncated: {error}") from None
+    with opened(data) as image:
+        return to_rgb(image, exif_rotate=exif_rotate)
+
+
+@contextlib.contextmanager
+def opened(data):
+    """The bytes of an image file as a Pillow image whose pixels are not decoded yet; errors are those of `decode`."""
+    with _one_error(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        # Pillow unpacks these in Python: a thousand bytes can keep it busy for half a minute.
+        if any(codec == "bmp_rle" for codec, *_ in image.tile):
+            raise ValueError("run-length encoded BMP, which no photograph is")
+        if image.format == "TIFF":  # whose tiles can be larger than the image, and are unpacked whole
+            tile = [image.tag_v2.get(tag, 1) for tag in (322, 323)]
+            if not all(isinstance(side, int) for side in tile) or not _is_within_bound(*tile):
+                raise ValueError(f"TIFF with tiles of {' × '.join(map(str, tile))} pixels")
+        yield image
 
 
 def to_rgb(image, *, exif_rotate=False):
-    """uint8[H, W, 3] of a Pillow image, with the rules of `decode`; raises ValueError for 32 bits a pixel."""
-    if exif_rotate:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"cannot show Pillow mode {image.mode} (32 bits a pixel) as RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    """uint8[H, W, 3] of a Pillow image, with the rules and errors of `decode`; 32 bits a pixel are refused."""
+    with _one_error():
+        if exif_rotate:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=-1)
+        if image.mode in ("I", "F"):
+            raise ValueError(f"cannot show Pillow mode {image.mode} (32 bits a pixel) as RGB")
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _one_error():
+    """Whatever Pillow raises on a damaged file, as a ValueError of one line."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ValueError(f"no image format that is read ({', '.join(FORMATS)})") from None
+    except MemoryError:  # sizes were checked: the machine's want, not the file's
+        raise
+    # A list would be guesswork. Besides OSError, SyntaxError and EOFError: IndexError, TypeError, struct.error,
+    # OverflowError, AttributeError, …, mostly out of EXIF and TIFF tags.
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _scans(data):
+    """The number of scans of a JPEG, up to the end of its image."""
+    place, scans = 2, 0
+    while marker := MARKER.search(data, place):
+        place = marker.end()
+        code = data[place - 1]
+        if code == 0xD9:
+            break
+        scans += code == 0xDA
+        place += int.from_bytes(data[place : place + 2]) if code != 0xD8 else 0
+    return scans
+
+
+def _is_within_bound(height, width):
+    """Pillow's rule, for who does not go through Pillow."""
+    return Image.MAX_IMAGE_PIXELS is None or height * width <= 2 * Image.MAX_IMAGE_PIXELS
 
 
 def random_resized_crop(rng, image, size, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
@@ -102,10 +201,8 @@ def random_crop(rng, image, size):
     smaller than `size` are extended by reflection, since a black border would be an edge that no photograph
     has.
     """
-    image = _reflect_to(image, size)
-    top = rng.integers(image.shape[0] - size + 1)
-    left = rng.integers(image.shape[1] - size + 1)
-    return image[top : top + size, left : left + size]
+    top, left = (rng.integers(max(side - size, 0) + 1) for side in image.shape[:2])
+    return _cut(image, top, left, size)
 
 
 def center_crop(image, size, *, resize=None, interpolation="bilinear"):
@@ -135,12 +232,12 @@ def center_crop(image, size, *, resize=None, interpolation="bilinear"):
         short, long = sorted((height, width))
         long = int(resize * long / short)
         height, width = (resize, long) if height <= width else (long, resize)
+        if not _is_within_bound(height, width):
+            # So long and thin that its resized whole would not fit into memory: resized where the crop is.
+            return _resize_center(image, height, width, size, FILTERS[interpolation])
         image = _resize(image, height, width, FILTERS[interpolation])
-    else:
-        image = _reflect_to(image, size)
-    top = round((image.shape[0] - size) / 2)
-    left = round((image.shape[1] - size) / 2)
-    return image[top : top + size, left : left + size]
+    top, left = (round(max(side - size, 0) / 2) for side in image.shape[:2])
+    return _cut(image, top, left, size)
 
 
 def detailed_crops(image, size, number):
@@ -159,11 +256,10 @@ def detailed_crops(image, size, number):
     Returns:
       uint8[n, size, size, 3], 1 ≤ n ≤ number.
     """
-    image = _reflect_to(image, size)
-    rows, columns = (_spread(side, size) for side in image.shape[:2])
-    crops = [image[top : top + size, left : left + size] for top in rows for left in columns]
-    best = np.argsort([-_detail(crop) for crop in crops], kind="stable")[:number]
-    return np.stack([crops[i] for i in best])
+    rows, columns = (_spread(max(side, size), size) for side in image.shape[:2])
+    places = [(top, left) for top in rows for left in columns]
+    best = np.argsort([-_detail(_cut(image, *place, size)) for place in places], kind="stable")[:number]
+    return np.stack([_cut(image, *places[i], size) for i in best])
 
 
 def _spread(side, size):
@@ -207,8 +303,21 @@ def _resize(image, height, width, resample=Image.Resampling.BILINEAR):
     return np.asarray(image.resize((width, height), resample))
 
 
-def _reflect_to(image, size):
-    missing = [max(size - side, 0) for side in image.shape[:2]]
+def _resize_center(image, height, width, size, resample):
+    """The central square of what `_resize` makes, to within rounding."""
+    box = []
+    for side, resized in zip(image.shape[1::-1], (width, height), strict=True):
+        start = round((resized - size) / 2)
+        box.append((start * side / resized, (start + size) * side / resized))
+    (left, right), (top, bottom) = box
+    image = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(image.resize((size, size), resample, (left, top, right, bottom)))
+
+
+def _cut(image, top, left, size):
+    """The square from there, extended by reflection where the image is smaller; after cutting, which bounds it."""
+    image = image[top : top + size, left : left + size]
+    missing = [size - side for side in image.shape[:2]]
     if not any(missing):
         return image
     return np.pad(image, [(m // 2, m - m // 2) for m in missing] + [(0, 0)], mode="reflect")

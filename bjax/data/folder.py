@@ -66,7 +66,7 @@ with tfds.core.registered.skip_registration():
 
         def _generate_examples(self, split):
             files = (
-                (file_name, label, path.read_bytes())
+                (file_name, label, path)
                 for label, images in self._tree[split].items()
                 for file_name, path in images.items()
             )

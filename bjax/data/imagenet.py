@@ -115,7 +115,7 @@ def train_files(path, classes, count):
             for member in _members(tar):
                 with _open(path, tar.extractfile(member)) as images:
                     for image in _members(images):
-                        yield Path(image.name).name, Path(member.name).stem, images.extractfile(image).read()
+                        yield Path(image.name).name, Path(member.name).stem, _read(images, image)
 
     return read()
 
@@ -149,7 +149,7 @@ def validation_files(path, count):
         with _open(path) as tar:
             for member in _members(tar):
                 name = Path(member.name).name
-                yield name, label_of[name], tar.extractfile(member).read()
+                yield name, label_of[name], _read(tar, member)
 
     return read()
 
@@ -159,7 +159,7 @@ def as_rgb_jpeg(data):
 
     ImageNet holds 22 CMYK images and a PNG, all named .JPEG; they are told by their content.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with decode.opened(data) as image:
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             return data
     jpeg = io.BytesIO()
@@ -178,3 +178,7 @@ def _open(path, file=None):
 
 def _members(tar):
     return (member for member in tar if member.isfile())
+
+
+def _read(tar, member):
+    return tar.extractfile(member).read(decode.LARGEST_FILE)  # a sparse member can be larger than its tar
