@@ -358,6 +358,10 @@ def test_folder_without_train(tmp_path):
         ({"train/cat/1.txt": b""}, "cat holds no images"),
         ({"train/1.jpg": b""}, "train holds no classes"),
         ({"train/a/1.jpg": b"", "val/a/1.jpg": b"", "valid/a/1.jpg": b""}, "val/ and valid/, .* keep one"),
+        ({"train/a/1.jpg": b"", "test/b/1.jpg": b""}, "test holds classes that train/ has not: b$"),
+        ({"train/a /1.jpg": b""}, "train/a ': a class's name has no space at its ends and is one line$"),
+        ({"train/a\nb/1.jpg": b""}, "a class's name has no space at its ends and is one line$"),
+        ({b"train/a/\xff.jpg".decode(errors="surrogateescape"): b""}, "a name that is no UTF-8"),
         ({"train/a/1.jpg": b"", "val/b/1.jpg": b""}, "val holds classes that train/ has not: b$"),
         (
             {"train/a/1.jpg": picture(0), "train/a/2.jpg": b""},
@@ -383,6 +387,35 @@ def test_folder_with_what_is_no_regular_file(tmp_path, capsys):
     assert "2 corrupt images: cat/link.jpg (no such file), cat/pipe.jpg (not a regular file); " in error
     assert main([*command, "--on_corrupt=skip"]) == 0
     assert "Left out 2 corrupt images: cat/link.jpg (no such file), " in capsys.readouterr().out
+
+
+def test_folder_with_links_in_a_circle(tmp_path, capsys):
+    source = write_tree(tmp_path / "pets", TREE | {"train/cat/more/1.jpg": picture(1)})
+    (source / "train" / "dog" / "linked").symlink_to(source / "train" / "cat" / "more")  # as it may be
+    command = ["folder", "pets", f"--source={source}", f"--data_dir={tmp_path / 'data'}"]
+    assert main(command) == 0
+    assert "6 train" in capsys.readouterr().out
+    (source / "train" / "cat" / "more" / "back").symlink_to(source / "train" / "dog")
+    assert main([*command, "--overwrite"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("links to a folder that it lies in: remove it\n")
+    assert error.count("\n") == 1
+
+
+def test_folder_that_cannot_be_read(tmp_path, capsys, monkeypatch):
+    source = write_tree(tmp_path / "pets", TREE)
+    walk = os.scandir
+
+    def refuses(path):
+        if "deeper" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return walk(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)  # root may read everything
+    assert main(["folder", "pets", f"--source={source}", f"--data_dir={tmp_path / 'data'}"]) == 2
+    assert re.fullmatch(
+        r"error: --source=.* cannot be read: .* Permission denied: .*deeper'\n", capsys.readouterr().err
+    )
 
 
 def test_folder_with_a_corrupt_image_left_out(tmp_path, capsys):

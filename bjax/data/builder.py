@@ -156,6 +156,7 @@ def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda da
 
 def some(names):
     """A list of names for an error's one line: the first ten, and how many more there are."""
+    names = [name.encode(errors="backslashreplace").decode() for name in names]  # a file's need be no UTF-8
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 

@@ -54,7 +54,10 @@ with tfds.core.registered.skip_registration():
             self.corrupt = {}
             self._source = Path(source).expanduser()
             self._on_corrupt = on_corrupt
-            self._tree, self.ignored = scan(self._source)
+            try:
+                self._tree, self.ignored = scan(self._source)
+            except OSError as error:
+                raise UserError(f"--source={source} cannot be read: {error}") from None
             super().__init__(file_format="array_record", **kwargs)
 
         def _info(self):
@@ -137,7 +140,9 @@ def scan(source):
       ({split: {class: {"class/…/image": path}}}, the files and folders that are no part of it).
 
     Raises:
-      UserError: no such split, one split twice, a class without images, a class that train has not.
+      UserError: no such split, one split twice, a class without images, a class that train has not, names that
+        cannot be stored, links in a circle.
+      OSError: a folder cannot be read.
     """
     if not source.is_dir():
         raise UserError(f"--source={source} is no folder")
@@ -158,6 +163,10 @@ def scan(source):
         tree[split] = {}
         for entry in _visible(folder):
             if entry.is_dir():
+                if entry.name.splitlines() != [entry.name.strip()]:  # TFDS stores a line a class
+                    raise UserError(
+                        f"{str(entry)!r}: a class's name has no space at its ends and is one line"
+                    )
                 images = _images(entry, ignored)
                 if not images:
                     raise UserError(
@@ -168,7 +177,9 @@ def scan(source):
                 ignored.append(entry)
         if not tree[split]:
             raise UserError(f"{folder} holds no classes, that is folders of images")
-        unknown = sorted(set(tree[split]) - set(tree.get("train", tree[split])))
+    for folder in folders:  # only now is train/ known: test/ comes before it
+        classes = tree[SPLITS[folder.name]]
+        unknown = sorted(set(classes) - set(tree.get("train", classes)))
         if unknown:
             raise UserError(f"{folder} holds classes that train/ has not: {some(unknown)}")
     return tree, ignored
@@ -179,12 +190,23 @@ def _visible(folder):
 
 
 def _images(folder, ignored):
+    def fail(error):
+        raise error
+
     images = {}
-    for place, folders, files in os.walk(folder, followlinks=True):
+    within = {folder: [folder.resolve()]}  # of each folder, those that it lies in and itself, without links
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for inner in (Path(place, name) for name in folders):
+            if inner.resolve() in within[Path(place)]:
+                raise UserError(f"{inner} links to a folder that it lies in: remove it")
+            within[inner] = [*within[Path(place)], inner.resolve()]
         for path in sorted(Path(place) / file for file in files if not file.startswith(".")):
             if path.suffix.lower() in EXTENSIONS:
-                images[path.relative_to(folder.parent).as_posix()] = path
+                name = path.relative_to(folder.parent).as_posix()
+                if name.encode(errors="replace").decode() != name:
+                    raise UserError(f"{str(path)!r}: a name that is no UTF-8 cannot be stored; rename it")
+                images[name] = path
             else:
                 ignored.append(path)
     return images
