@@ -18,7 +18,9 @@ import requests
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.utils import shard_utils
 
+from bjax.data import builder as builders
 from bjax.data import decode, folder, imagenet, loader
 from bjax.data.builder import prepare
 from bjax.data.prepare import main
@@ -272,6 +274,17 @@ def test_a_killed_preparation_starts_afresh(tmp_path):
     assert len(stored("imagenet2012", "train", tmp_path / "data")) == 15
 
 
+def test_a_progress_bar_that_the_environment_turns_off_counts_too(tmp_path):
+    tars = write_tars(tmp_path / "tars", train_images(), validation_images())
+    code = (
+        "from bjax.data import imagenet\nfrom bjax.data.builder import prepare\n"
+        f"prepare(imagenet.Imagenet2012(manual_dir={str(tars)!r}, data_dir={str(tmp_path / 'data')!r}, "
+        f"counts=imagenet.{COUNTS}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TQDM_DISABLE": "1"})
+    assert len(stored("imagenet2012", "train", tmp_path / "data")) == 15
+
+
 def test_imagenet_from_the_command_line(tmp_path, capsys):
     tars = write_tars(tmp_path / "tars", train_images(), validation_images())
     command = ["imagenet2012", f"--manual_dir={tars}", f"--data_dir={tmp_path / 'data'}"]
@@ -343,6 +356,92 @@ def test_folder_prepared_again(tmp_path, capsys):
     assert "new.jpg" in str(stored("pets", "train", tmp_path / "data").keys())
 
 
+@pytest.fixture
+def replaced(tmp_path, monkeypatch):
+    """A data set `pets` of three files, and the command that writes it anew from as many other images."""
+    # Small data sets have one file; TFDS opens each of several at its first record.
+    monkeypatch.setattr(shard_utils.ShardConfig, "get_number_shards", lambda *args: 3)
+    images = {f"train/cat/{k}.jpg": picture(k) for k in range(12)}
+    command = ["folder", "pets", f"--source={write_tree(tmp_path / 'pets', images)}"]
+    command += [f"--data_dir={tmp_path / 'data'}"]
+    assert main(command) == 0
+    write_tree(tmp_path / "pets", {name: picture(100 + k) for k, name in enumerate(images)})
+    return [*command, "--overwrite"]
+
+
+def contents(data_dir):
+    """Which of the two data sets of `replaced` is there: "old" or "new"."""
+    images = {example["image"] for example in stored("pets", "train", data_dir).values()}
+    return {frozenset(picture(k + n) for k in range(12)): what for n, what in ((0, "old"), (100, "new"))}[
+        frozenset(images)
+    ]
+
+
+def test_a_data_set_is_there_while_it_is_written_anew(tmp_path, replaced, monkeypatch):
+    data_dir = tmp_path / "data"
+    assert len(list(data_dir.rglob("*.array_record-*"))) == 3
+    seen = []
+
+    def watched(files, **options):
+        yield from builders.intact(files, **options)
+        seen.append(contents(data_dir))
+
+    monkeypatch.setattr(folder, "intact", watched)
+    held = loader.open_split("pets", "train", data_dir=data_dir)
+    part = loader.open_split("pets", "train[50%:]", data_dir=data_dir)
+    assert main(replaced) == 0
+    assert seen == ["old"]
+    assert contents(data_dir) == "new"
+    # Who had it open reads it to its end.
+    assert {example["image"] for example in held} == {picture(k) for k in range(12)}
+    assert {example["image"] for example in part} < {picture(k) for k in range(12)}
+    assert [path.name for path in (data_dir / "pets").iterdir() if path.is_dir()] == ["1.0.0"]
+    assert not list((data_dir / "pets").rglob("*incomplete*"))
+
+
+@pytest.mark.parametrize(("moment", "left"), [("writing", "old"), ("moving", "new")])
+def test_a_replacement_that_is_killed_leaves_a_data_set(tmp_path, replaced, moment, left):
+    data_dir = tmp_path / "data"
+    kill = {
+        "writing": "from bjax.data import decode\ndecode.decode = lambda data: os.kill(os.getpid(), 9)\n",
+        "moving": (
+            "from etils import epath\nrename = epath.Path('/').rename.__func__\n"
+            "def killed(self, target):\n"
+            "    os.kill(os.getpid(), 9) if self.name == 'new_1.0.0' else rename(self, target)\n"
+            "type(epath.Path('/')).rename = killed\n"
+        ),
+    }
+    code = f"import os\n{kill[moment]}from bjax.data.prepare import main\nmain({replaced!r})"
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE).returncode == -9
+    assert (data_dir / "pets" / "1.0.0").exists() == (moment == "writing")
+    assert contents(data_dir) == left
+    assert main(replaced) == 0
+    assert contents(data_dir) == "new"
+    assert [path.name for path in (data_dir / "pets").iterdir() if path.is_dir()] == ["1.0.0"]
+
+
+def test_a_killed_replacement_is_finished_by_preparing_without_overwriting(tmp_path, replaced):
+    home = tmp_path / "data" / "pets"
+    (home / "1.0.0").rename(home / "replaced_1.0.0")
+    (home / "new_1.0.0").mkdir()  # not whole
+    assert main(replaced[:-1]) == 0
+    assert contents(tmp_path / "data") == "old"
+
+
+def test_a_damaged_data_set_is_named(tmp_path, replaced):
+    home = tmp_path / "data" / "pets" / "1.0.0"
+    file = home / "pets-train.array_record-00002-of-00003"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"data set pets in .* missing or damaged \(.*--overwrite"):
+        loader.open_split("pets", "train", data_dir=tmp_path / "data")
+    file.unlink()
+    with pytest.raises(UserError, match=r"data set pets in .* missing or damaged \(.*--overwrite"):
+        loader.open_split("pets", "train", data_dir=tmp_path / "data")
+    (home / "dataset_info.json").write_bytes(bytes(100))
+    with pytest.raises(UserError, match=r"data set pets in .* dataset_info.json is damaged \("):
+        loader.open_split("pets", "train", data_dir=tmp_path / "data")
+
+
 def test_folder_without_train(tmp_path):
     source = write_tree(
         tmp_path / "pets", {"val/b/1.jpg": picture(1), "test/a/1.jpg": picture(2), "test/b/1.jpg": picture(2)}
@@ -358,11 +457,11 @@ def test_folder_without_train(tmp_path):
         ({"train/cat/1.txt": b""}, "cat holds no images"),
         ({"train/1.jpg": b""}, "train holds no classes"),
         ({"train/a/1.jpg": b"", "val/a/1.jpg": b"", "valid/a/1.jpg": b""}, "val/ and valid/, .* keep one"),
+        ({"train/a/1.jpg": b"", "val/b/1.jpg": b""}, "val holds classes that train/ has not: b$"),
         ({"train/a/1.jpg": b"", "test/b/1.jpg": b""}, "test holds classes that train/ has not: b$"),
         ({"train/a /1.jpg": b""}, "train/a ': a class's name has no space at its ends and is one line$"),
         ({"train/a\nb/1.jpg": b""}, "a class's name has no space at its ends and is one line$"),
         ({b"train/a/\xff.jpg".decode(errors="surrogateescape"): b""}, "a name that is no UTF-8"),
-        ({"train/a/1.jpg": b"", "val/b/1.jpg": b""}, "val holds classes that train/ has not: b$"),
         (
             {"train/a/1.jpg": picture(0), "train/a/2.jpg": b""},
             r"1 corrupt images: a/2\.jpg \(empty file\); .*skip",

@@ -44,13 +44,15 @@ def data_root(data_dir=None):
 def prepare(builder, *, overwrite=False):
     """Writes a builder's data set unless it is there already.
 
-    TFDS writes into a temporary folder and renames it when all is done, so a data set is there whole or not
-    at all. A lock file beside it lets one process work while others wait for the result; the system
-    releases it when that process dies, so whoever holds it may remove what a killed one left behind.
+    It is written beside its place and moved there when all is done, so a data set is there whole or not at
+    all, and one that is written anew stays until then. A lock file beside it lets one process work while
+    others wait for the result; the system releases it when that process dies, so whoever holds it may remove
+    what a killed one left behind.
 
     Args:
       builder: a TFDS builder.
-      overwrite: write it anew if it is there.
+      overwrite: write it anew if it is there. Whoever has the old one open (`loader.open_split`) goes on
+        reading it; it is gone when the last one closes it.
 
     Returns:
       True if the data set was written now, False if it was there.
@@ -66,33 +68,61 @@ def prepare(builder, *, overwrite=False):
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target):
+            _finish_swap(target)
             if _is_prepared(target) and not overwrite:
                 return False
-            # What is replaced stays until the new one is whole.
-            aside = target.parent / f"replaced_{target.name}"
-            if aside.exists() and not target.exists():
-                aside.rename(target)  # an earlier replacement was killed
-            if _is_prepared(target):
-                aside.rmtree(missing_ok=True)
-                target.rename(aside)
-            target.rmtree(missing_ok=True)
-            for leftover in target.parent.glob(f"incomplete.*_{target.name}"):
-                shutil.rmtree(leftover)
+            new, old = _new(target), _old(target)
+            for leftover in (new, old, *target.parent.glob(f"incomplete.*_{target.name}")):
+                leftover.rmtree(missing_ok=True)
             # TFDS's own hook for writers, here for every builder at once.
             builder._example_writer = lambda: ReproducibleWriter(builder.info.file_format)
             tfds.disable_progress_bar()  # its bars lack totals; `intact` has its own
-            with contextlib.redirect_stdout(io.StringIO()):  # "Downloading … Unknown size" would mislead
-                try:
-                    builder.download_and_prepare()
-                finally:
-                    if aside.exists():
-                        (aside.rmtree if _is_prepared(target) else lambda: aside.rename(target))()
+            with (
+                contextlib.redirect_stdout(io.StringIO()),  # "Downloading … Unknown size" would mislead
+                tfds.core.utils.temporary_assignment(builder, "_data_dir", os.fspath(new)),
+            ):
+                builder.download_and_prepare()
+            builder.info.update_data_dir(builder.data_dir)
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+            # On NFS a folder stays while another process has its files open.
+            shutil.rmtree(old, ignore_errors=True)
+            if old.exists():
+                print(f"{old} cannot be removed while it is read: remove it afterwards", file=sys.stderr)
     except OSError as error:
         raise UserError(
             f"{builder.name}: preparing {target} failed: {error}; another folder is chosen with --data_dir, "
             "data.data_dir in the config or TFDS_DATA_DIR in the environment"
         ) from error
     return True
+
+
+def finish_swaps(folder):
+    """Puts the versions of a data set into place whose replacement was killed between its two renames.
+
+    Args:
+      folder: of the data set, which holds a folder a version.
+    """
+    for old in folder.glob("replaced_*"):
+        target = folder / old.name.removeprefix("replaced_")
+        with _lock(target):
+            _finish_swap(target)
+
+
+def _new(target):
+    """Where a data set is written before it is moved to `target`."""
+    return target.parent / f"new_{target.name}"
+
+
+def _old(target):
+    """Where the data set that was in `target` is until the new one is there."""
+    return target.parent / f"replaced_{target.name}"
+
+
+def _finish_swap(target):
+    if not target.exists() and _old(target).exists():
+        (_new(target) if _is_prepared(_new(target)) else _old(target)).rename(target)
 
 
 def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda data: data):
@@ -115,7 +145,7 @@ def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda da
         on_corrupt is "raise".
     """
     before = len(corrupt)
-    threads = os.cpu_count()
+    threads = cores()
     waiting = collections.deque()
 
     def check(data):
@@ -134,17 +164,19 @@ def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda da
             yield file_name, {"image": data, "label": label, "file_name": file_name}
 
     interval = 1 if sys.stderr.isatty() else 60
+    count = 0  # the bar's own stays 0 where TQDM_DISABLE is set
     bar = tqdm.tqdm(files, title, total, unit=" images", mininterval=interval)
     with bar, concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for file_name, label, data in bar:
+            count += 1
             waiting.append((file_name, label, pool.submit(check, data)))
             if len(waiting) > 4 * threads:
                 yield from finish()
         while waiting:
             yield from finish()
 
-    if bar.n != total:
-        raise UserError(f"{where} holds {bar.n} images instead of {total}; get it again")
+    if count != total:
+        raise UserError(f"{where} holds {count} images instead of {total}; get it again")
     found = [f"{file_name} ({cause})" for file_name, cause in list(corrupt.items())[before:]]
     if found and on_corrupt == "raise":
         raise UserError(
@@ -152,6 +184,11 @@ def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda da
             "--on_corrupt=skip"
         )
     print(f"{title}: shuffling and writing {total - len(found)} images", file=sys.stderr)
+
+
+def cores():
+    """How many of the machine's cores this process may use: fewer than it has, in many a cluster's job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def some(names):

@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 import functools
+import itertools
 import logging
-import os
+import re
 import threading
 import zlib
 from typing import Any
@@ -13,11 +14,12 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf import json_format
 from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bjax.data import decode
-from bjax.data.builder import data_root, prepare
+from bjax.data.builder import cores, data_root, finish_swaps, prepare
 from bjax.data.folder import Imagenette
 from bjax.data.photos import Photos
 from bjax.errors import UserError
@@ -90,18 +92,24 @@ def open_split(name, split, *, data_dir=None):
       data_dir: where data sets lie; None is TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
 
     Returns:
-      Source.
+      Source. Its files are open from now on: a data set that is written anew meanwhile is read on as it was.
 
     Raises:
-      UserError: there is no such data set or split.
+      UserError: there is no such data set or split, or its files are damaged.
     """
     data_dir = data_root(data_dir)
-    if name in ON_FIRST_USE:
-        builder = ON_FIRST_USE[name](data_dir=data_dir)
-        prepare(builder)
-        builder = tfds.builder_from_directory(builder.data_dir)
-    else:
-        builder = _prepared(name, data_dir)
+    try:
+        if name in ON_FIRST_USE:
+            builder = ON_FIRST_USE[name](data_dir=data_dir)
+            prepare(builder)
+            builder = tfds.builder_from_directory(builder.data_dir)
+        else:
+            builder = _prepared(name, data_dir)
+    except json_format.ParseError as error:
+        raise UserError(
+            f"data set {name} in {data_dir}: its dataset_info.json is damaged ({error}); remove its folder "
+            "and prepare it again"
+        ) from None
     missing = {"image", "label", "file_name"} - set(builder.info.features)
     if missing:
         raise UserError(f"data set {name} in {builder.data_dir} has no feature {', '.join(sorted(missing))}")
@@ -118,6 +126,16 @@ def open_split(name, split, *, data_dir=None):
             f"data set {name}: split {split!r} names nothing; there are {known}, and parts such as train[:20%] "
             "(config.data.train, config.eval.NAME.split, or the argument eval_split= of the config)"
         ) from error
+    try:
+        # TFDS opens a file at its first record.
+        parts = builder.info.splits[split].file_instructions
+        for first in itertools.accumulate((part.take for part in parts[:-1]), initial=0):
+            records[first]
+    except RuntimeError as error:
+        raise UserError(
+            f"data set {name} in {builder.data_dir}: a file is missing or damaged ({error}); prepare it again "
+            "with --overwrite"
+        ) from None
     names = tuple(builder.info.features["label"].names)
     return Source(name, split, len(names), names, records, _starts(split, builder.info.splits))
 
@@ -148,11 +166,12 @@ def _starts(split, splits):
 
 
 def _prepared(name, data_dir):
-    try:
-        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except ValueError:  # TFDS's DatasetNotFoundError, or a name that cannot be one
-        pass
     folder = epath.Path(data_dir)
+    for _ in range(2):
+        try:
+            return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+        except ValueError:  # TFDS's DatasetNotFoundError, or a name that cannot be one
+            finish_swaps(folder / re.split("[/:]", name)[0])
     if name == "imagenet2012":
         raise UserError(
             f"data set imagenet2012 is not in {folder}: prepare it with python -m bjax.data.prepare "
@@ -338,10 +357,6 @@ def _local_batch_size(batch_size, process_index, process_count):
 
 
 def _iterate(batches, threads, prefetch):
-    threads = threads or _cores()
+    threads = threads or cores()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or threads)
     return iter(batches.to_iter_dataset(options))
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -31,7 +31,7 @@ def main(argv=None):
         return 2
     except KeyboardInterrupt:
         print(
-            f"interrupted: nothing of {args.dataset} was kept; the same command starts afresh",
+            f"interrupted: nothing new of {args.dataset} was kept; the same command starts afresh",
             file=sys.stderr,
         )
         return 130
