@@ -1,4 +1,4 @@
-"""Numbers on their way out: intervals, the results table, metrics.jsonl, the progress bar."""
+"""Numbers on their way out: results, their table, metrics.jsonl, the progress bar."""
 
 import contextlib
 import datetime
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+from bjax import stats
 
 VERSIONS = ("bjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHARES = tuple(i / 10 for i in range(1, 11))  # of the images, in coverage
@@ -24,20 +24,6 @@ RANKINGS = ("confidence", "sharpness")  # what decides which images are answered
 KINDS = ("sharp", "gaussian", "motion", "defocus")  # those of bjax.blur.sample, in its order
 STRENGTHS = {"gaussian": "sigma", "motion": "length", "defocus": "radius"}
 PARAMETERS = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}  # as estimated
-
-
-def wilson(hits: float, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion `hits / n` (Wilson 1927); n > 0."""
-    p, z2 = hits / n, Z95**2 / n
-    centre = (p + z2 / 2) / (1 + z2)
-    half = Z95 / (1 + z2) * math.sqrt(p * (1 - p) / n + z2 / (4 * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of values [n], by the normal approximation."""
-    half = Z95 * float(np.std(values)) / math.sqrt(max(len(values) - 1, 1))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
@@ -53,10 +39,10 @@ def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
     row = {}
     for name in ("top1", "top5"):
         row[name] = float(answers[name].mean())
-        row[f"{name}_95"] = list(wilson(answers[name].sum(), n))
-    row["loss"], row["loss_95"] = float(answers["loss"].mean()), list(mean_interval(answers["loss"]))
+        row[f"{name}_95"] = list(stats.wilson(answers[name].sum(), n))
+    row["loss"], row["loss_95"] = float(answers["loss"].mean()), list(stats.mean_interval(answers["loss"]))
     row["n"] = n
-    row["kept"], row["kept_95"] = float(answers["kept"].mean()), list(mean_interval(answers["kept"]))
+    row["kept"], row["kept_95"] = float(answers["kept"].mean()), list(stats.mean_interval(answers["kept"]))
     row["empty"] = int((answers["kept"] == 0).sum())
     row["ece"] = calibration_error(answers["confidence"], answers["top1"])
     row["coverage"] = {

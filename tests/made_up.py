@@ -4,7 +4,7 @@ import copy
 import json
 
 from bjax import config as configs
-from bjax import metrics
+from bjax import stats
 
 
 def run(
@@ -34,9 +34,9 @@ def row(top1, n=224, kept=1.0):
     hits, also = round(n * top1), round(n * (1 + top1) / 2)
     found = {
         "top1": hits / n,
-        "top1_95": metrics.wilson(hits, n),
+        "top1_95": stats.wilson(hits, n),
         "top5": also / n,
-        "top5_95": metrics.wilson(also, n),
+        "top5_95": stats.wilson(also, n),
     }
     return {
         **found,

@@ -18,7 +18,8 @@ ALLOWED = {
     "bucket": {"step", "tokens", "sharding"},
     "predict": {"evaluate", "overlay", "blur", "losses", "sharpness", "tokens", *RUN},
     "export": {"predict", *RUN},
-    "report": {"config"},
+    "report": {"config", "stats"},
+    "metrics": {"stats"},
     "bn_adapt": {"experiment", "step", "sharding", "data", "models"},
     "experiment": {"distributed", "models", "weights", "blur", "tokens", "step", "losses", "data"},
     "step": {"augment", "dead_leaves", "losses", "tokens", "blur", "sharpness", "sharding", "state"},
@@ -34,13 +35,12 @@ ALLOWED = {
             "augment",
             "sharding",
             "checkpoint",
-            "metrics",
             "distributed",
             "overlay",
         ),
         frozenset(),
     ),
-    **dict.fromkeys(("config", "errors", "blur", "data", "models"), frozenset()),
+    **dict.fromkeys(("config", "errors", "stats", "blur", "data", "models"), frozenset()),
 }
 SOURCES = sorted((ROOT / "bjax").rglob("*.py"))
 

@@ -6,9 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest, norm, sem
 
 from bjax import metrics
 from bjax.blur import sample
@@ -33,19 +30,6 @@ def answers(n=200, classes=4, **more):
         "sharpness": RNG.exponential(100, n).astype(np.float32),
         **more,
     }
-
-
-def test_interval_of_a_mean_is_scipys():
-    x = RNG.normal(3, 2, 200)
-    np.testing.assert_allclose(metrics.mean_interval(x), norm.interval(0.95, x.mean(), sem(x)), rtol=1e-9)
-    assert metrics.mean_interval(np.array([5.0])) == (5.0, 5.0)
-
-
-@given(n=st.integers(1, 5000), share=st.floats(0, 1))
-def test_wilson_is_scipys(n, share):
-    hits = round(share * n)
-    expected = binomtest(hits, n).proportion_ci(method="wilson")
-    np.testing.assert_allclose(metrics.wilson(hits, n), (expected.low, expected.high), atol=1e-12)
 
 
 def test_summary_is_of_all_images():

@@ -17,9 +17,9 @@ from scipy import stats as scipy_stats
 pytest.importorskip("matplotlib")
 
 from bjax import config as configs
-from bjax import metrics, report
+from bjax import report, stats
 from bjax.blur import imagenet_c
-from bjax.report import figures, masks, paper, read, render, shapes, stats
+from bjax.report import figures, masks, paper, read, render, shapes
 
 ROOT = Path(__file__).parents[1]
 
@@ -637,7 +637,7 @@ def test_blur_types(tmp_path):
 
     after = text[text.index("run1_strength.png") :]
     _, rows = table(after, after.splitlines()[2])
-    low, high = metrics.wilson(20, 40)
+    low, high = stats.wilson(20, 40)
     first = ["unseen", "gaussian", "σ", "1–2", "40", f"50.0 ({100 * low:.0f}–{100 * high:.0f})"]
     assert rows[0] == first and [row[1] for row in rows] == ["gaussian", "motion"]
     _, rows = table(text, "## Blur types: errors of the estimates")
@@ -718,25 +718,6 @@ def test_every_column_of_the_sessions_is_filled_by_what_a_run_leaves(tmp_path, m
     (session,) = json.loads((run / "run.json").read_text())["sessions"]
     started = session["started"][:16].replace("T", " ")
     assert "" not in cells(written(run, out=tmp_path / "out"), "1", started)
-
-
-# --- numbers
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 40])
-def test_t_interval_is_scipys(n):
-    values = np.random.default_rng(n).uniform(0.3, 0.6, n)
-    expected = scipy_stats.t.interval(0.95, n - 1, values.mean(), scipy_stats.sem(values))
-    assert stats.t_interval(values, within=(-10, 10)) == pytest.approx(expected, abs=1e-12)
-    # 12.706 is the 97.5 % quantile with one degree of freedom, in any table
-    assert stats.t_interval([0.0, 0.2], within=(-9, 9))[1] == pytest.approx(0.1 + 12.706 * 0.1, abs=1e-4)
-    assert stats.t_interval([0.0, 0.2], within=(0, 1)) == [0, 1]
-
-
-def test_wilson_is_that_of_the_metrics():
-    for hits, n in ((0, 5), (5, 5), (94, 224), (1, 50_000)):
-        assert stats.wilson(hits / n, n) == pytest.approx(metrics.wilson(hits, n), abs=1e-12)
-    assert stats.wilson(0.0, 0) == (0, 1)
 
 
 # --- files
@@ -839,7 +820,7 @@ def test_results_csv_has_a_row_for_every_run_and_condition(tmp_path):
         "ece": "0.125",
     }
     assert {key: row[key] for key in expected} == expected
-    low, high = metrics.wilson(112, 224)
+    low, high = stats.wilson(112, 224)
     assert (float(row["top1_low"]), float(row["top1_high"])) == (low, high)
     assert row["workdir"] == str(tmp_path / "v1") and row["bn_adapt"] == "False"
 

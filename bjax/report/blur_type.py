@@ -5,7 +5,8 @@ Thi et al. 2024: A Deep Learning-Based Method for Blur Image Classification Usin
 
 import numpy as np
 
-from bjax.report import figures, stats
+from bjax import stats
+from bjax.report import figures
 from bjax.report.masks import each
 from bjax.report.paper import accuracy, number_text
 from bjax.report.render import Figure, Table
@@ -85,7 +86,7 @@ def _by_strength(run: Run) -> list:
             bins = [b for b in row.result["by_strength"].get(kind, ()) if b["n"] and b["top1"] is not None]
             if not bins:
                 continue
-            ends = [stats.wilson(b["top1"], b["n"]) for b in bins]
+            ends = [stats.wilson(b["top1"] * b["n"], b["n"]) for b in bins]
             low, high = ([100 * end[i] for end in ends] for i in (0, 1))
             middle = [(b["low"] + b["high"]) / 2 for b in bins]
             line = figures.Line(row.name, middle, [100 * b["top1"] for b in bins], low, high)

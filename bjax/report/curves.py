@@ -1,6 +1,7 @@
 """Sections on how strong a blur is: Gaussian σ, ImageNet-C, and what abstaining gains."""
 
-from bjax.report import figures, stats
+from bjax import stats
+from bjax.report import figures
 from bjax.report.paper import accuracy, in_matrix, number_text
 from bjax.report.render import Figure, Heading, Table
 from bjax.report.runs import BLUR_DEFAULTS, Row, Run, firsts, in_order, is_noisy, told_apart

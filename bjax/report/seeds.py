@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 
-from bjax.report import stats
+from bjax import stats
 from bjax.report.runs import Row, Run
 
 # Of a config: what decides neither weights nor results. Runs that differ in this and the seed alone are shown as one.

@@ -1,0 +1,79 @@
+"""How often the interval over photographs (`bjax.stats.over_photographs`) holds the truth: docs/intervals.md's table.
+
+    python -m benchmarks.coverage --repetitions=20000 --seed=0
+
+Photographs differ in how hard they are: their shares of right answers are drawn from a Beta distribution with a given
+mean and intra-class correlation (the correlation of two crops of one photograph), and 48 crops of each are right
+independently with that share. Counted is how often the 95 % interval of the mean over all of them holds the mean of the
+distribution, and how often Wilson's, which takes the crops for independent, does.
+"""
+
+import argparse
+import itertools
+import re
+
+import numpy as np
+
+from bjax import stats
+
+CROPS = 48
+PHOTOGRAPHS = (4, 14, 50, 200)
+MEANS = (0.5, 0.65, 0.8, 0.9, 0.95)
+CORRELATIONS = (0.02, 0.2, 0.4)
+
+
+def simulate(*, repetitions: int, seed: int) -> dict[tuple[int, float, float], tuple[float, float]]:
+    """Shares of intervals that hold the mean: {(photographs, mean, correlation): (over photographs, Wilson's)}."""
+    rng, found = np.random.default_rng(seed), {}
+    for number, mean, correlation in itertools.product(PHOTOGRAPHS, MEANS, CORRELATIONS):
+        both = (1 - correlation) / correlation  # a + b of a Beta distribution with that correlation
+        hits = rng.binomial(CROPS, rng.beta(mean * both, (1 - mean) * both, (repetitions, number)))
+        wilson = stats.wilson(hits.sum(axis=1), CROPS * number)
+        over = stats.over_photographs(hits / CROPS, wilson, within=(0.0, 1.0))
+        found[number, mean, correlation] = tuple(
+            float(np.mean((low <= mean) & (mean <= high))) for low, high in (over, wilson)
+        )
+    return found
+
+
+def table(repetitions: int, seed: int) -> str:
+    """All of it in per cent, as Markdown: a row per number of photographs and mean."""
+    found = simulate(repetitions=repetitions, seed=seed)
+    header = [
+        "photographs",
+        "mean",
+        *(f"{c:g}" for c in CORRELATIONS),
+        *(f"Wilson, {c:g}" for c in CORRELATIONS),
+    ]
+    rows = [header, ["-" * (len(name) - 1) + ":" for name in header]]
+    for number, mean in itertools.product(PHOTOGRAPHS, MEANS):
+        cells = [found[number, mean, c][i] for i in (0, 1) for c in CORRELATIONS]
+        rows.append([f"{number}", f"{mean:g}", *(f"{100 * share:.1f}" for share in cells)])
+    return "\n".join(
+        f"| {' | '.join(cell.rjust(len(name)) for cell, name in zip(row, header, strict=True))} |"
+        for row in rows
+    )
+
+
+def read(text: str) -> dict[tuple[int, float, float], tuple[float, float]]:
+    """What `simulate` returns, of such a table in `text`."""
+    found = {}
+    for line in re.findall(r"^\| +(\d+ .*) \|$", text, re.MULTILINE):
+        number, mean, *cells = line.split("|")
+        over, wilson = np.split(np.array(cells, float) / 100, 2)
+        found |= {(int(number), float(mean), c): (over[i], wilson[i]) for i, c in enumerate(CORRELATIONS)}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], prog="python -m benchmarks.coverage"
+    )
+    parser.add_argument("--repetitions", type=int, default=20_000, help="of each cell (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
+    args = parser.parse_args()
+    print(table(args.repetitions, args.seed))
+
+
+if __name__ == "__main__":
+    main()
