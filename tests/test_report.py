@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 pytest.importorskip("matplotlib")
 
 from bjax import config as configs
-from bjax import report, stats
+from bjax import metrics, report, stats
 from bjax.blur import imagenet_c
 from bjax.report import figures, masks, paper, read, render, shapes
 
