@@ -1,19 +1,20 @@
 """What a training step holds and sends on every device, for several meshes, from the compiled program alone.
 
-  python -m benchmarks.scaling [--models=vit,vgg19] [--batch=256] [--size=224] [--depth=24] [--json=FILE]
+  python -m benchmarks.scaling [--models=vit,vgg19] [--batch=256] [--size=224] [--depth=24] [--accumulate=1] [--json=…]
 
 Compiles `bjax.step.train_step` for eight virtual CPU devices and runs nothing. State: bytes of parameters and optimiser
 state (AdamW) on a device by the plan; arguments: what the compiled program takes, the state and the batch. Temporaries
-are those of the CPU backend and tell the trend only. Collectives are counted in the optimised HLO; one call may send
-many arrays, bytes are those of its results on one device.
+are those of the CPU backend and tell the trend only. Collectives are counted in the optimised HLO, those in a loop as
+often as it runs; one call may send many arrays, bytes are those of its results on one device.
 """
 
 import argparse
 import functools
 import json
+import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import jax
@@ -30,6 +31,8 @@ DEVICES = 8
 MODELS = {"vit": {"variant": "L/16"}, "vgg19": {}}
 MESHES = ((8, 1), (2, 4), (1, 8))
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# What an instruction runs: the body of a loop, of a fusion, of an asynchronous call; branches.
+CALLED = re.compile(r"(?:body|calls|to_apply|(?:branch|true|false)_computations?)=(\{[^}]*\}|[\w.%-]+)")
 SIZES = {
     "pred": 1,
     "s8": 1,
@@ -45,7 +48,16 @@ SIZES = {
 }
 
 
-def compiled_step(name: str, options: dict, mesh_shape, *, batch: int, size: int, rules=((".*", "fsdp"),)):
+def compiled_step(
+    name: str,
+    options: dict,
+    mesh_shape,
+    *,
+    batch: int,
+    size: int,
+    accumulate: int = 1,
+    rules=((".*", "fsdp"),),
+):
     """The compiled train step of a model on a mesh, and the shapes and shardings of its state."""
     config = common.default()
     model = models.build(name, num_classes=1000, dtype=jnp.float32, **options)
@@ -61,7 +73,7 @@ def compiled_step(name: str, options: dict, mesh_shape, *, batch: int, size: int
         tuple(config.normalize.mean),
         tuple(config.normalize.std),
     )
-    objective = step.Objective(task="object", num_classes=1000)
+    objective = step.Objective(task="object", num_classes=1000, accumulate=accumulate)
     train_step = jax.jit(
         functools.partial(step.train_step, model=model, tx=tx, inputs=inputs, objective=objective, mesh=mesh),
         donate_argnums=1,
@@ -90,16 +102,37 @@ def held(shapes, plan) -> int:
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """{kind: {calls, arrays, bytes}} of an optimised HLO module's text; bytes of the results on one device."""
-    found = {}
+    """{kind: {calls, arrays, bytes}} of one run of an optimised HLO module; bytes of the results on one device.
+
+    What lies in a loop counts as often as the loop runs, each branch of a condition once. Where the module does not say
+    how often a loop runs, that counts once, and the row says so: at_least, the number of calls in such loops.
+    """
+    computations = {"": []}  # name: its lines; the entry's is empty
+    lines = computations[""]
     for line in hlo.splitlines():
-        match = re.match(rf"\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
-        if match:
-            arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            sizes = [SIZES[t] * int(np.prod([int(n) for n in dims.split(",") if n])) for t, dims in arrays]
-            row = found.setdefault(match[2], Counter())
-            row.update(calls=1, arrays=len(sizes), bytes=sum(sizes))
-    return {kind: dict(row) for kind, row in found.items()}
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            lines = computations.setdefault("" if header[1] else header[2], [])
+        else:
+            lines.append(line)
+
+    @functools.cache
+    def within(name: str) -> dict[str, Counter]:
+        found = defaultdict(Counter)
+        for line in computations[name]:
+            if match := re.match(rf"\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line):
+                arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+                sizes = [SIZES[t] * math.prod(int(n) for n in dims.split(",") if n) for t, dims in arrays]
+                found[match[2]].update(calls=1, arrays=len(sizes), bytes=sum(sizes))
+            trips = re.search(r"known_trip_count\W+n\W+(\d+)", line)
+            times = int(trips[1]) if trips else 1
+            for called in re.findall(r"[\w.-]+", " ".join(CALLED.findall(line))):
+                for kind, row in within(called).items():
+                    found[kind].update({k: n * times for k, n in row.items()})
+                    if " while(" in line and not trips:
+                        found[kind]["at_least"] += row["calls"] - row["at_least"]
+        return found
+
+    return {kind: dict(row) for kind, row in within("").items()}
 
 
 def measure(name: str, options: dict, mesh_shape, **sizes) -> dict:
@@ -125,6 +158,7 @@ def main():
     p.add_argument("--batch", type=int, default=256, help="images a step, over all devices")
     p.add_argument("--size", type=int, default=224, help="side of the images, pixels")
     p.add_argument("--depth", type=int, default=24, help="blocks of the ViT")
+    p.add_argument("--accumulate", type=int, default=1, help="parts in which each batch is computed")
     p.add_argument("--json", help="file for the numbers")
     args = p.parse_args()
     # JAX looks at both when it is first used, which is below.
@@ -136,13 +170,15 @@ def main():
     for name in args.models.split(","):
         for mesh in MESHES:
             options = MODELS[name] | ({"depth": args.depth} if name == "vit" else {})
-            rows.append(measure(name, options, mesh, batch=args.batch, size=args.size))
+            sizes = {"batch": args.batch, "size": args.size, "accumulate": args.accumulate}
+            rows.append(measure(name, options, mesh, **sizes))
             print(rows[-1], flush=True)
     kinds = [k for k in COLLECTIVES if any(k in row["collectives"] for row in rows)]
 
     def calls(row, kind):
         found = row["collectives"].get(kind)
-        return f"{found['calls']} ({found['bytes'] / 1e6:,.1f} MB)" if found else "0"
+        more = "at least " if found and "at_least" in found else ""
+        return f"{more}{found['calls']} ({found['bytes'] / 1e6:,.1f} MB)" if found else "0"
 
     print(
         metrics.columns(

@@ -73,3 +73,65 @@ def test_collectives_are_read_from_hlo():
         "all-reduce": {"calls": 1, "arrays": 2, "bytes": 134},
         "all-gather": {"calls": 2, "arrays": 2, "bytes": 20},
     }
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_runs():
+    hlo = """
+HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %all-reduce.1 = (f32[4]{0}, f32[]) all-reduce(%x, %y), channel_id=1, to_apply=%add
+}
+
+%outer (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %while.1 = (s32[], f32[4]{0}) while(%p), condition=%c, body=%inner.1, backend_config={"known_trip_count":{"n":"3"}}
+  %all-gather.1 = f32[8]{0} all-gather(%x), dimensions={0}
+}
+
+%unknown (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %while.2 = (s32[], f32[4]{0}) while(%p), condition=%c, body=%inner.1, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+%sometimes (p: f32[2]) -> f32[2] {
+  ROOT %permute = f32[2]{0} collective-permute(%p), source_target_pairs={{0,1}}
+}
+
+%never (p: f32[2]) -> f32[2] {
+  ROOT %permute.1 = f32[2]{0} collective-permute(%p), source_target_pairs={{0,1}}
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %all-reduce.2 = f32[] all-reduce(%x), channel_id=2, to_apply=%add
+  %while.3 = (s32[], f32[4]{0}) while(%t), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"2"}}
+  ROOT %x = f32[2]{0} conditional(%i, %p, %p), branch_computations={%sometimes, %add}
+}
+"""
+    found = {
+        "all-reduce": {"calls": 1 + 2 * 3, "arrays": 1 + 2 * 3 * 2, "bytes": 4 + 2 * 3 * 20},
+        "all-gather": {"calls": 2, "arrays": 2, "bytes": 2 * 32},
+        "collective-permute": {"calls": 1, "arrays": 1, "bytes": 8},
+    }
+    assert scaling.collectives(hlo) == found
+    # A loop of unknown length: at least once what is in it.
+    hlo = hlo.replace("conditional(%i", "while(%i").replace(
+        "branch_computations={%sometimes, %add}", "body=%unknown"
+    )
+    del found["collective-permute"]
+    found["all-reduce"] = {"calls": 7 + 3, "arrays": 13 + 6, "bytes": 124 + 60, "at_least": 3}
+    assert scaling.collectives(hlo) == found
+
+
+def test_a_batch_in_parts_reduces_the_gradient_of_every_part():
+    """Partitioned by XLA, the sum over devices stays in the loop: --config.optim.accumulate saves memory, not bytes."""
+    tiny = {"variant": "Ti/16", "depth": 1}
+    sent = {}
+    for parts in (1, 4):
+        row = scaling.measure("vit", tiny, (8, 1), batch=32, size=32, accumulate=parts)
+        sent[parts] = row["collectives"]["all-reduce"]["bytes"]
+        assert "at_least" not in row["collectives"]["all-reduce"]
+    assert sent[1] == pytest.approx(4 * row["parameters"], rel=1e-2)
+    assert sent[4] == pytest.approx(4 * sent[1], rel=1e-2)
