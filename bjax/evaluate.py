@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from bjax import (
@@ -34,6 +35,7 @@ from bjax.errors import UserError
 # Fixed, so that every run and every condition blurs an image alike: differences between them are then paired.
 SEED = 0
 IN_FLIGHT = 2  # batches handed to the devices ahead of the one whose result is awaited
+IMAGES = ""  # beside the conditions' names: stands for which images a batch holds
 
 
 def open_splits(config, exp: experiment.Experiment) -> dict[str, loader.Source]:
@@ -71,6 +73,7 @@ def build(
     by_split = collections.defaultdict(dict)
     for name, condition in exp.conditions.items():
         by_split[condition.split][name] = condition
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))  # on every process
 
     def evaluate(variables: dict) -> dict[str, dict]:
         key = jax.random.key(SEED)
@@ -91,7 +94,7 @@ def build(
             bar = metrics.Progress(
                 total, 0, f"evaluate {split}", shown=jax.process_index() == 0, unit="batch"
             )
-            answers = {name: [] for name in conditions}
+            answers = {name: [] for name in (IMAGES, *conditions)}
             streams = {
                 name: bucket.stream(
                     key,
@@ -109,7 +112,7 @@ def build(
             in_flight = collections.deque()
             for batch in batches:
                 placed = sharding.put(batch, mesh)
-                found = {}
+                found = {IMAGES: whole({k: placed[k] for k in ("id", "photograph", "mask")})}
                 for name, condition in conditions.items():
                     if name in streams:
                         streams[name].add(batch)
@@ -133,6 +136,7 @@ def build(
             for name, stream in streams.items():
                 answers[name].append(stream.finish())
             bar.close()
+            images = _images(source, answers[IMAGES])
             for name, condition in conditions.items():
                 rows = {k: np.concatenate([a[k] for a in answers[name]]) for k in answers[name][0]}
                 counted = rows.pop("mask", np.zeros(0, bool))  # a stream without images has no rows
@@ -140,7 +144,7 @@ def build(
                     raise UserError(
                         f"{source.name} {split}: none of its {source.num_examples} images could be decoded"
                     )
-                rows = {k: v[counted] for k, v in rows.items()}
+                rows = {k: v[counted] for k, v in rows.items()} | images
                 nonfinite = int((~np.isfinite(rows["loss"])).sum())
                 if nonfinite:
                     raise UserError(
@@ -158,6 +162,26 @@ def build(
         return {name: results[name] for name in exp.conditions}  # in the config's order
 
     return evaluate
+
+
+def _images(source: loader.Source, batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Which images were evaluated, in their order: id, uint32[n], and, where several are of one, photograph, str[n]."""
+    seen = {k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]}
+    counted, marks = seen["mask"], _mark(seen["photograph"])[seen["mask"]]
+    found = {"id": seen["id"][counted]}
+    photographs = np.unique(marks)
+    if len(photographs) < len(marks):
+        names = {mark: f"{mark:016x}" for mark in photographs.tolist()}
+        # The names of more are not kept, and would have to be read from all images.
+        if len(names) <= metrics.LISTED:
+            names = {_mark(loader.fingerprint(x["photograph"])).item(): x["photograph"] for x in source}
+        found["photograph"] = np.array([names[mark] for mark in marks.tolist()])
+    return found
+
+
+def _mark(fingerprints: np.ndarray) -> np.ndarray:
+    """uint32[…, 2] -> uint64[…]; JAX has no integers of 64 bits."""
+    return np.ascontiguousarray(fingerprints).view(np.uint64)[..., 0]
 
 
 def _collect(found: dict[str, dict], answers: dict[str, list]) -> None:

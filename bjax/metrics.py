@@ -1,5 +1,6 @@
-"""Numbers on their way out: results, their table, metrics.jsonl, the progress bar."""
+"""Numbers on their way out: results with intervals, their table, metrics.jsonl, the progress bar."""
 
+import base64
 import contextlib
 import datetime
 import importlib.metadata
@@ -11,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ SHARES = tuple(i / 10 for i in range(1, 11))  # of the images, in coverage
 RANKINGS = ("confidence", "sharpness")  # what decides which images are answered first
 KINDS = ("sharp", "gaussian", "motion", "defocus")  # those of bjax.blur.sample, in its order
 STRENGTHS = {"gaussian": "sigma", "motion": "length", "defocus": "radius"}
+LISTED = 200  # photographs whose own hits are kept: enough for any data set whose crops are cut from few
+MEANS = {"top1": 1.0, "top5": 1.0, "loss": math.inf, "kept": 1.0}  # and the most that they can be
 PARAMETERS = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}  # as estimated
 
 
@@ -31,18 +35,44 @@ def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
 
     Means with 95 % intervals; n and empty are counts; ece and coverage as their functions say. blur: of a condition
     whose labels are kinds of blur; adds confusion, by_strength and, where the model estimates parameters, estimates.
+
+    The intervals NAME_95 are over the images, as if these were independent. Where several are of one photograph,
+    answers["photograph"], str[n], names each image's: adds n_photographs, the intervals NAME_95_photographs over these
+    (`stats.over_photographs`) and, where they are few, photographs: {name: {hits, n}}. answers["id"], uint32[n], adds
+    what a comparison with another condition on the same images needs: images, a checksum of which they are, and, where
+    each is a photograph of its own, hits: a bit for each, 1 where it was right, in the order of the ids, as base64.
     """
     answers = {
         k: np.asarray(v, np.float64) if np.asarray(v).dtype.kind == "f" else v for k, v in answers.items()
     }
-    n = len(answers["label"])
-    row = {}
-    for name in ("top1", "top5"):
+    n, row = len(answers["label"]), {}
+    names, photographs = None, None
+    if "photograph" in answers:
+        names, photographs = np.unique(answers["photograph"], return_inverse=True)
+    for name, most in MEANS.items():
         row[name] = float(answers[name].mean())
-        row[f"{name}_95"] = list(stats.wilson(answers[name].sum(), n))
-    row["loss"], row["loss_95"] = float(answers["loss"].mean()), list(stats.mean_interval(answers["loss"]))
+        counted = name in ("top1", "top5")
+        alone = stats.wilson(answers[name].sum(), n) if counted else stats.mean_interval(answers[name])
+        row[f"{name}_95"] = list(alone)
+        if names is not None:
+            means = np.bincount(photographs, answers[name]) / np.bincount(photographs)
+            over = stats.over_photographs(means, alone, within=(0.0, most))
+            if math.isfinite(over[1]):  # one photograph says nothing of the loss on others
+                row[f"{name}_95_photographs"] = list(over)
     row["n"] = n
-    row["kept"], row["kept_95"] = float(answers["kept"].mean()), list(stats.mean_interval(answers["kept"]))
+    if names is not None:
+        row["n_photographs"] = len(names)
+        if len(names) <= LISTED:
+            hits, of_each = np.bincount(photographs, answers["top1"]), np.bincount(photographs)
+            row["photographs"] = {
+                str(name): {"hits": round(float(h)), "n": int(images)}
+                for name, h, images in zip(names, hits, of_each, strict=True)
+            }
+    if "id" in answers:
+        order = np.argsort(answers["id"], kind="stable")
+        row["images"] = f"{zlib.crc32(answers['id'][order].tobytes()):08x}"
+        if names is None:
+            row["hits"] = base64.b64encode(np.packbits(answers["top1"][order] > 0)).decode()
     row["empty"] = int((answers["kept"] == 0).sum())
     row["ece"] = calibration_error(answers["confidence"], answers["top1"])
     row["coverage"] = {
@@ -51,7 +81,7 @@ def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
     }
     if blur is not None:
         row["confusion"] = confusion(answers["label"], answers["prediction"], len(KINDS))
-        row["by_strength"] = by_strength(answers, blur)
+        row["by_strength"] = by_strength(answers, blur, photographs)
         if "estimates" in answers:
             row["estimates"] = estimate_errors(answers)
     return row
@@ -78,10 +108,13 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> list
     return counts.tolist()
 
 
-def by_strength(answers: dict[str, np.ndarray], blur, bins: int = 4) -> dict[str, list[dict]]:
+def by_strength(
+    answers: dict[str, np.ndarray], blur, photographs: np.ndarray | None = None, bins: int = 4
+) -> dict[str, list[dict]]:
     """Accuracy per kind of blur in equal bins of the strength drawn: {kind: [{low, high, n, top1}]}, in pixels.
 
-    A bin without images has top1 None. blur: has the ranges (low, high) of sigma, length and radius.
+    A bin without images has top1 None. blur: has the ranges (low, high) of sigma, length and radius. photographs:
+    int[n], which one each image is of; adds top1_95_photographs and n_photographs.
     """
     found = {}
     for kind, name in STRENGTHS.items():
@@ -91,15 +124,18 @@ def by_strength(answers: dict[str, np.ndarray], blur, bins: int = 4) -> dict[str
         low, high = getattr(blur, name)
         edges = np.linspace(low, high, bins + 1) if high > low else np.array([low, high])
         bin_of = np.clip(np.searchsorted(edges, answers[name][own], side="right") - 1, 0, len(edges) - 2)
-        found[kind] = [
-            {
-                "low": float(edges[i]),
-                "high": float(edges[i + 1]),
-                "n": int((bin_of == i).sum()),
-                "top1": float(answers["top1"][own][bin_of == i].mean()) if (bin_of == i).any() else None,
-            }
-            for i in range(len(edges) - 1)
-        ]
+        found[kind] = []
+        for i in range(len(edges) - 1):
+            right = answers["top1"][own][bin_of == i]
+            part = {"low": float(edges[i]), "high": float(edges[i + 1]), "n": len(right)}
+            part["top1"] = float(right.mean()) if len(right) else None
+            if photographs is not None and len(right):
+                names, of = np.unique(photographs[own][bin_of == i], return_inverse=True)
+                alone = stats.wilson(right.sum(), len(right))
+                means = np.bincount(of, right) / np.bincount(of)
+                interval = stats.over_photographs(means, alone, within=(0.0, 1.0))
+                part |= {"top1_95_photographs": list(interval), "n_photographs": len(names)}
+            found[kind].append(part)
     return found
 
 
@@ -121,22 +157,43 @@ def estimate_errors(answers: dict[str, np.ndarray]) -> dict[str, dict]:
 
 
 def table(results: dict[str, dict]) -> str:
-    """The results as text: a row per condition, accuracies in per cent with their 95 % intervals."""
+    """The results as text: a row per condition, accuracies in per cent with 95 % intervals, and what these are."""
     header = ("condition", "top-1 %", "95 %", "top-5 %", "95 %", "loss", "kept %", "n")
+    of_few = {name: r for name, r in results.items() if "n_photographs" in r}
+    if of_few:
+        header += ("photographs",)
     rows = [
         (
             name,
             f"{100 * r['top1']:.2f}",
-            "{:.1f}–{:.1f}".format(*(100 * x for x in r["top1_95"])),
+            "{:.1f}–{:.1f}".format(*(100 * x for x in stats.interval(r, "top1"))),
             f"{100 * r['top5']:.2f}",
-            "{:.1f}–{:.1f}".format(*(100 * x for x in r["top5_95"])),
+            "{:.1f}–{:.1f}".format(*(100 * x for x in stats.interval(r, "top5"))),
             f"{r['loss']:.4f}",
             f"{100 * r['kept']:.1f}",
             str(r["n"]),
+            *([str(r.get("n_photographs", ""))] if of_few else []),
         )
         for name, r in results.items()
     ]
-    return columns(header, rows)
+    lines = [columns(header, rows)]
+    if of_few:
+        lines.append(
+            "95 %: Student's t over the photographs that the images are crops of, never narrower than Wilson's over "
+            "the images" + ("" if len(of_few) == len(results) else ", which stands where none are named")
+        )
+    for name, r in of_few.items():
+        if not stats.covered(r["n_photographs"], r["top1"]):
+            lines.append(
+                f"{name}: too few photographs to trust that interval (docs/intervals.md)"
+                + (f"; top-1 on each: {on_each(r['photographs'])}" if "photographs" in r else "")
+            )
+    return "\n".join(lines)
+
+
+def on_each(photographs: dict[str, dict]) -> str:
+    """{photograph: {hits, n}} in words: "cat 64.6, gravel 75.0", in per cent."""
+    return ", ".join(f"{name} {100 * p['hits'] / p['n']:.1f}" for name, p in photographs.items())
 
 
 def columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -87,6 +87,7 @@ def test_batch_layout(source):
             "image": ("uint8", (12, SIZE, SIZE, 3)),
             "label": ("int32", (12,)),
             "id": ("uint32", (12,)),
+            "photograph": ("uint32", (12, 2)),
             "mask": ("bool", (12,)),
         }
 
@@ -99,6 +100,29 @@ def test_labels_and_ids_belong_to_their_images(source):
             batch["id"], [zlib.crc32(f"{number}.png".encode()) for number in numbers]
         )
         assert batch["mask"].all()
+
+
+def test_crops_name_their_photograph():
+    for file_name, expected in (
+        ("chelsea_unseen_y0012_x0040.jpg", "chelsea"),
+        ("motorcycle_left_test_y0000_x1004.jpg", "motorcycle_left"),
+        ("cat/a_b_train_y1_x2.png", "cat/a_b"),
+        ("ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000001.JPEG"),
+        ("n01440764/y12_x3.jpg", "n01440764/y12_x3.jpg"),
+    ):
+        assert loader.photograph_of(file_name) == expected
+
+
+def test_a_field_of_the_record_names_the_photograph_first():
+    source = make_source(4)
+    for number, name in ((0, "a"), (1, "a"), (2, "")):
+        example = tf_example_pb2.Example.FromString(source.records[number])
+        example.features.feature["source"].bytes_list.value.append(name.encode())
+        source.records[number] = example.SerializeToString()
+    assert [record["photograph"] for record in source] == ["a", "a", "2.png", "3.png"]
+    (batch,) = evaluate(source, batch_size=4)
+    marks = [tuple(row) for row in batch["photograph"].tolist()]
+    assert marks[0] == marks[1] == tuple(loader.fingerprint("a").tolist()) and len(set(marks)) == 3
 
 
 @pytest.mark.parametrize("options", [{"threads": 1, "prefetch": 1}, {"threads": 5}, {"prefetch": 7}])

@@ -106,6 +106,9 @@ def test_evaluation_alone_repeats_the_results(finished, data_dir, tmp_path):
             found, expected = after[name][key], before[name][key]
             if key == "coverage":
                 found, expected = (np.array(list(x.values())) for x in (found, expected))
+            if key in ("photographs", "images"):
+                assert found == expected
+                continue
             np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{name} {key}")
 
 

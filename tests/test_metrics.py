@@ -1,13 +1,15 @@
 """Intervals, the results table, and a log that survives kills."""
 
+import base64
 import io
 import itertools
 import json
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
-from bjax import metrics
+from bjax import metrics, stats
 from bjax.blur import sample
 
 RNG = np.random.default_rng(0)
@@ -40,6 +42,68 @@ def test_summary_is_of_all_images():
     assert (result["n"], result["empty"]) == (8, 6)
     assert result["top1_95"][0] < 0.5 < result["top1_95"][1]
     json.dumps(result)
+
+
+def crops(hits, n=16):
+    """Answers to n crops of each photograph a, b, …; hits: how many of each are right."""
+    right = np.concatenate([np.arange(n) < h for h in hits]).astype(np.float32)
+    names = np.repeat([chr(ord("a") + i) for i in range(len(hits))], n)
+    order = RNG.permutation(len(right))
+    ids = np.arange(len(right), dtype=np.uint32)[order]
+    return answers(len(right), top1=right[order], photograph=names[order], id=ids)
+
+
+def test_crops_of_one_photograph_are_not_taken_for_independent():
+    hits = (16, 4, 12, 8)
+    row = metrics.summarise(crops(hits))
+    t = ttest_1samp(np.array(hits) / 16, 0).confidence_interval(0.95)
+    assert row["top1_95_photographs"] == pytest.approx([max(0, t.low), min(1, t.high)])
+    assert row["top1_95"] == pytest.approx(stats.wilson(40, 64))
+    assert row["n_photographs"] == 4 and row["photographs"]["b"] == {"hits": 4, "n": 16}
+    assert row["top5_95_photographs"] == pytest.approx(
+        row["top5_95"]
+    )  # all right: never narrower than Wilson's
+    assert "hits" not in row
+    json.dumps(row, allow_nan=False)
+    one = metrics.summarise(crops((12,)))
+    assert one["top1_95_photographs"] == [0, 1] and "loss_95_photographs" not in one
+    json.dumps(one, allow_nan=False)
+
+
+def test_photographs_of_their_own_keep_a_bit_for_each_image():
+    given = answers(21, id=RNG.permutation(21).astype(np.uint32))
+    row = metrics.summarise(given)
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(row["hits"]), np.uint8), count=21)
+    np.testing.assert_array_equal(bits, given["top1"][np.argsort(given["id"])])
+    assert not any("photographs" in name for name in row)
+    again = metrics.summarise({name: values[::-1] for name, values in given.items()})
+    assert (again["hits"], again["images"]) == (row["hits"], row["images"])
+    assert metrics.summarise({**given, "id": given["id"] + np.uint32(1)})["images"] != row["images"]
+
+
+def test_a_bin_of_strengths_is_over_its_photographs():
+    label, sigma = np.full(64, 1, np.int32), np.full(64, 1.1, np.float32)
+    blur = sample.BlurSpec(dict.fromkeys(sample.KINDS, 0.25), sigma=(1, 3), length=(7, 17), radius=4)
+    nothing = dict.fromkeys(("length", "radius"), np.zeros(64, np.float32))
+    row = metrics.summarise({**crops((16, 4, 12, 8)), "label": label, "sigma": sigma, **nothing}, blur)
+    part = row["by_strength"]["gaussian"][0]
+    assert (part["n"], part["n_photographs"]) == (64, 4)
+    assert part["top1_95_photographs"] == pytest.approx(row["top1_95_photographs"])
+    assert "n_photographs" not in row["by_strength"]["gaussian"][1]
+
+
+def test_the_table_prints_the_interval_over_photographs_and_what_it_is_worth():
+    rows = {"few": metrics.summarise(crops((16, 12, 12, 11))), "images": metrics.summarise(answers(8))}
+    lines = metrics.table(rows).splitlines()
+    low, high = rows["few"]["top1_95_photographs"]
+    assert f"{100 * low:.1f}–{100 * high:.1f}" in lines[2] and lines[2].endswith(" 4")
+    assert lines[0].endswith("photographs") and lines[3].endswith(" 8")
+    assert lines[4].startswith("95 %: Student's t over the photographs") and "named" in lines[4]
+    assert lines[5:] == [
+        "few: too few photographs to trust that interval (docs/intervals.md); top-1 on each: a 100.0, b 75.0, c 75.0, "
+        "d 68.8"
+    ]
+    assert len(metrics.table({"enough": metrics.summarise(crops([8] * 14))}).splitlines()) == 4
 
 
 def test_calibration_error_is_that_of_its_bins():

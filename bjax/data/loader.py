@@ -3,8 +3,10 @@
 import dataclasses
 import difflib
 import functools
+import hashlib
 import itertools
 import logging
+import os
 import re
 import threading
 import zlib
@@ -27,11 +29,15 @@ from bjax.errors import UserError
 log = logging.getLogger(__name__)
 
 ON_FIRST_USE = {"photos": Photos, "imagenette": Imagenette}
+CROP = re.compile(r"(.+)_[^_/]+_y\d+_x\d+")  # PHOTOGRAPH_SPLIT_yTOP_xLEFT: how photos names its crops
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One split of a data set: a sequence of {"image": bytes, "label": int, "file_name": str}.
+    """One split of a data set: a sequence of {"image": bytes, "label": int, "file_name": str, "photograph": str}.
+
+    photograph: what the image is a crop of: the feature `source` where the record has one, else as its file name
+    says (`photograph_of`).
 
     `records` are the stored tf.train.Examples; parsed here, since TFDS's own parsing takes 15 times as
     long, and with it the one thread at a time that Python allows would hold up the decoding in all others.
@@ -54,14 +60,28 @@ class Source:
 
     def __getitem__(self, index):
         feature = tf_example_pb2.Example.FromString(self.records[index]).features.feature
+        file_name = feature["file_name"].bytes_list.value[0].decode()
+        named = feature["source"].bytes_list.value if "source" in feature else ()
         return {
             "image": feature["image"].bytes_list.value[0],
             "label": feature["label"].int64_list.value[0],
-            "file_name": feature["file_name"].bytes_list.value[0].decode(),
+            "file_name": file_name,
+            "photograph": b"".join(named).decode() or photograph_of(file_name),
         }
 
     def __iter__(self):
         return (self[index] for index in range(len(self)))
+
+
+def photograph_of(file_name):
+    """What the image is a crop of: "a/chelsea" of "a/chelsea_unseen_y0012_x0040.jpg"; any other name itself."""
+    crop = CROP.fullmatch(os.path.splitext(file_name)[0])
+    return crop[1] if crop else file_name
+
+
+def fingerprint(photograph):
+    """uint32[2] that stands for the photograph's name in a batch: among a million names no two are alike."""
+    return np.frombuffer(hashlib.blake2b(photograph.encode(), digest_size=8).digest(), np.uint32)
 
 
 class Corrupt:
@@ -113,6 +133,12 @@ def open_split(name, split, *, data_dir=None):
     missing = {"image", "label", "file_name"} - set(builder.info.features)
     if missing:
         raise UserError(f"data set {name} in {builder.data_dir} has no feature {', '.join(sorted(missing))}")
+    features = builder.info.features
+    if "source" in features and not isinstance(features["source"], tfds.features.Text):
+        raise UserError(
+            f"data set {name} in {builder.data_dir}: the feature source must be text, the name of the photograph that "
+            "an image is a crop of; prepare it so, or without that feature"
+        )
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f"data set {name} in {builder.data_dir} is stored as {builder.info.file_format.value}, which "
@@ -234,8 +260,9 @@ def train_batches(
       corrupt: Corrupt that records what was skipped.
 
     Returns:
-      Iterator of {"image": uint8[b, size, size, 3], "label": int32[b], "id": uint32[b], "mask": bool[b]}.
-      The id is the CRC-32 of the file name: the same image has the same id in every split, run and order.
+      Iterator of {"image": uint8[b, size, size, 3], "label": int32[b], "id": uint32[b], "photograph": uint32[b, 2],
+      "mask": bool[b]}. The id is the CRC-32 of the file name: the same image has the same id in every split, run and
+      order; photograph is the `fingerprint` of what the image is a crop of.
 
     Raises:
       ValueError: an argument is out of range.
@@ -298,7 +325,7 @@ def eval_batches(
     if resize and resize < image_size:
         raise ValueError(f"resize={resize} is smaller than image_size={image_size}")
     read = _reader(source, image_size, on_corrupt, corrupt)
-    padding = _example(np.zeros((image_size, image_size, 3), np.uint8), 0, 0, False)
+    padding = _example(np.zeros((image_size, image_size, 3), np.uint8), 0, 0, np.zeros(2, np.uint32), False)
 
     def cut(image):
         return decode.center_crop(image, image_size, resize=resize, interpolation=interpolation)
@@ -322,7 +349,7 @@ def _reader(source, image_size, on_corrupt, corrupt):
         file_name = record["file_name"]
         if source.labelled and record["label"] < 0:
             raise UserError(f"{source.name}, {source.split}: {file_name} has no label; use task=blur_type")
-        identity = zlib.crc32(file_name.encode())
+        identity = zlib.crc32(file_name.encode()), fingerprint(record["photograph"])
         try:
             image = decode.decode(record["image"])
         except ValueError as cause:
@@ -332,14 +359,22 @@ def _reader(source, image_size, on_corrupt, corrupt):
                     "--config.data.on_corrupt=skip leaves such images out and counts them"
                 ) from None
             corrupt.add(source, file_name, str(cause))
-            return _example(np.zeros((image_size, image_size, 3), np.uint8), record["label"], identity, False)
-        return _example(cut(image), record["label"], identity, True)
+            return _example(
+                np.zeros((image_size, image_size, 3), np.uint8), record["label"], *identity, False
+            )
+        return _example(cut(image), record["label"], *identity, True)
 
     return read
 
 
-def _example(image, label, identity, mask):
-    return {"image": image, "label": np.int32(label), "id": np.uint32(identity), "mask": np.bool_(mask)}
+def _example(image, label, identity, photograph, mask):
+    return {
+        "image": image,
+        "label": np.int32(label),
+        "id": np.uint32(identity),
+        "photograph": photograph,
+        "mask": np.bool_(mask),
+    }
 
 
 def _stack(examples):
