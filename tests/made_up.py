@@ -1,7 +1,10 @@
 """Finished runs and sweeps whose numbers are made up, to look at what a report makes of them."""
 
+import base64
 import copy
 import json
+
+import numpy as np
 
 from bjax import config as configs
 from bjax import stats
@@ -46,6 +49,24 @@ def row(top1, n=224, kept=1.0):
         "kept": kept,
         "kept_95": [kept, kept],
         "empty": 0,
+        "images": f"{n:08x}",
+        "hits": base64.b64encode(np.packbits(np.arange(n) < hits)).decode(),
+    }
+
+
+def crops(hits, n, top1=None):
+    """What a row has beside the usual where its images are n crops of each of the photographs a, b, …: hits on each."""
+    photographs = {chr(ord("a") + i): {"hits": h, "n": n} for i, h in enumerate(hits)}
+    alone = stats.wilson(sum(hits), n * len(hits))
+    return {
+        "top1": sum(hits) / (n * len(hits)),
+        "top1_95": alone,
+        "top1_95_photographs": stats.over_photographs(np.array(hits) / n, alone, within=(0.0, 1.0)),
+        "n": n * len(hits),
+        "n_photographs": len(hits),
+        "photographs": photographs,
+        "images": "crops",
+        "hits": base64.b64encode(bytes(-(-n * len(hits) // 8))).decode(),  # of made-up rows of another n
     }
 
 

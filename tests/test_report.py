@@ -94,13 +94,18 @@ def test_table_and_figures_of_the_grid(run, tmp_path, capsys):
     text = written(run, out=tmp_path / "out")
     printed = capsys.readouterr().out
     assert text.startswith(printed[:-1]) and "## Facts" in text and "## Facts" not in printed
-    assert cells(text, "kept") == ["kept", "patches that stay", "sharp", "σ = 1", "σ = 2"]
+    blurs = ["sharp", "σ = 1", "σ = 2"]
+    names = [f"{what}: {blur}" for what in ("top-1 %", "minus random") for blur in blurs]
+    assert cells(text, "kept") == ["kept", "patches that stay", *names]
     assert cells(text, "100 %")[1] == "all patches"
     # 0.6 · 0.7 = 0.42 → 94 of 224 → 42.0 %; the Wilson interval is 35.7 to 48.5 %
-    assert cells(text, "50 %", "random")[2:] == ["42.0 (36–49)"] * 3
-    assert cells(text, "50 %", "laplacian, sharpest")[2].startswith("**62.1")
-    assert cells(text, "50 %", "laplacian, blurriest")[3].startswith("_21.9")
-    assert cells(text, "25 %", "tenengrad, sharpest")[4].startswith("33.")
+    assert cells(text, "50 %", "random")[2:] == ["42.0 (36–49)"] * 3 + [""] * 3
+    # 45 images that only one of the two got right
+    found = cells(text, "50 %", "laplacian, sharpest")
+    assert found[2].startswith("62.1 (") and found[5] == "**+20.1 (p &lt; 0.001)**"
+    assert cells(text, "50 %", "laplacian, blurriest")[6] == "_−20.1 (p &lt; 0.001)_"
+    found = cells(text, "25 %", "tenengrad, sharpest")
+    assert found[4].startswith("33.") and found[7] == "+0.0 (p = 1.000)"
     assert cells(text, "laplacian")[1] == "75 / 50 / 40"
     assert cells(text, "none")[1] == "– / 0 / 0"
     for name in ("kept", "speed"):
@@ -649,7 +654,7 @@ def test_blur_types(tmp_path):
         assert (tmp_path / f"out/run1_{name}.png").exists()
 
 
-def test_blur_types_over_seeds_are_pooled(tmp_path):
+def test_blur_types_over_seeds(tmp_path):
     for seed in (0, 1):
         made_up.run(
             tmp_path / f"r{seed}",
@@ -659,21 +664,17 @@ def test_blur_types_over_seeds_are_pooled(tmp_path):
             n=200,
             more=lambda name, c, seed=seed: {
                 "confusion": [[seed + 1] * 4] * 4,
-                "by_strength": {
-                    "gaussian": [{"low": 1.0, "high": 3.0, "n": 10 + 20 * seed, "top1": 0.2 + 0.4 * seed}]
-                },
-                "estimates": {"sigma": {"mae": 1.0 + seed, "n": 10 + 20 * seed}},
+                "by_strength": {"gaussian": [{"low": 1.0, "high": 3.0, "n": 10, "top1": 0.2 + 0.4 * seed}]},
+                "estimates": {"sigma": {"mae": 1.0 + seed, "n": 10}},
             },
         )
     text = written(tmp_path / "r0", tmp_path / "r1", out=tmp_path / "out")
     after = text[text.index("run1_confusion.png") :]
     assert table(after, after.splitlines()[2])[1][0][2:6] == ["3"] * 4
+    assert "unseen: 48 answers of 2 seeds to the same images" in text
     after = text[text.index("run1_strength.png") :]
-    assert table(after, after.splitlines()[2])[1][0][4:] == [
-        "40",
-        "50.0 (35–65)",
-    ]  # (10 · 0.2 + 30 · 0.6) / 40
-    assert table(text, "## Blur types: errors of the estimates")[1][0][3:5] == ["40", "1.75"]
+    assert table(after, after.splitlines()[2])[1][0][4:] == ["10", "40.0 (20 and 60)"]
+    assert table(text, "## Blur types: errors of the estimates")[1][0][3:5] == ["10", "1.50"]
 
 
 def test_rates_of_a_class_that_never_occurs():

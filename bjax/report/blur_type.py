@@ -3,10 +3,12 @@
 Thi et al. 2024: A Deep Learning-Based Method for Blur Image Classification Using DenseNet-121 Architecture.
 """
 
+import dataclasses
+
 import numpy as np
 
 from bjax import stats
-from bjax.report import figures
+from bjax.report import figures, intervals
 from bjax.report.masks import each
 from bjax.report.paper import accuracy, number_text
 from bjax.report.render import Figure, Table
@@ -30,13 +32,13 @@ def headline(runs: list[Run]) -> list:
         for row in run.rows:
             split = f"{run.config['data']['name']} {row.condition['split']}"
             cells = [row.name, run.model, split, _strengths(row), f"{size} × {size}", f"{row.result['n']:,}"]
-            body.append([*cells, accuracy(row), number_text(run)])
+            body.append([*cells, accuracy(row), number_text(run, [row])])
     header = ["", "model", "test images", "blur", "crop, pixels", "images", "accuracy %", "run"]
     caption = (
-        "Accuracy on four kinds of blur, 95 % interval in brackets. The paper publishes neither its images nor how "
+        "Accuracy on four kinds of blur. The paper publishes neither its images nor how "
         "strong its blurs are, and milder blurs and smaller crops are harder: its number is a landmark, no comparison "
-        "of like with like, so no difference is given."
-    )
+        "of like with like, so no difference is given. "
+    ) + intervals.about([row for run in _own(runs) for row in run.rows])
     return [Table(header, body, caption, left=4)] if len(body) > 1 else []
 
 
@@ -52,10 +54,12 @@ def _confusion(run: Run) -> list:
     drawing = figures.confusion(
         {row.name: np.array(row.result["confusion"]) for row in rows}, list(BLUR_TYPES)
     )
-    n = ", ".join(f"{row.name}: {sum(map(sum, row.result['confusion'])):,} images" for row in rows)
-    caption = f"Share of each true kind, and counts. {n}" + (
-        f", over {len(run.seeds)} seeds." if len(run.seeds) > 1 else "."
+    n = ", ".join(
+        f"{row.name}: {sum(map(sum, row.result['confusion'])):,} answers"
+        + (f" of {row.seeds} seeds to the same images" if row.seeds > 1 else "")
+        for row in rows
     )
+    caption = f"Share of each true kind, and counts. {n}."
     blocks = [
         Figure(f"run{run.number}_confusion", drawing, caption, "Confusion matrices of the kinds of blur")
     ]
@@ -83,23 +87,33 @@ def _by_strength(run: Run) -> list:
     body, panels = [], {}
     for kind, strength in STRENGTHS.items():
         for row in rows:
-            bins = [b for b in row.result["by_strength"].get(kind, ()) if b["n"] and b["top1"] is not None]
+            bins = _bins(row, kind)
             if not bins:
                 continue
-            ends = [stats.wilson(b["top1"] * b["n"], b["n"]) for b in bins]
-            low, high = ([100 * end[i] for end in ends] for i in (0, 1))
+            low, high = intervals.bars(bins)
             middle = [(b["low"] + b["high"]) / 2 for b in bins]
             line = figures.Line(row.name, middle, [100 * b["top1"] for b in bins], low, high)
             panels.setdefault(f"{kind}: {strength}, pixels", []).append(line)
-            for b, end in zip(bins, ends, strict=True):
-                value = "{:.1f} ({:.0f}–{:.0f})".format(100 * b["top1"], *(100 * e for e in end))
+            for b in bins:
+                value = f"{100 * b['top1']:.1f}{intervals.brackets(b, digits=0)}"
                 body.append([row.name, kind, strength, f"{b['low']:g}–{b['high']:g}", f"{b['n']:,}", value])
     if not panels:
         return []
     drawing = figures.lines(
         panels, "strength of the blur, pixels", "recognised as their kind, %", share_x=False, top=102
     )
-    caption = "Share of the images of a kind that are recognised, by the strength drawn; bars: 95 % Wilson intervals."
+    every = [
+        dataclasses.replace(row, result=b) for row in rows for kind in STRENGTHS for b in _bins(row, kind)
+    ]
+    caption = (
+        "Share of the images of a kind that are recognised, by the strength drawn; "
+        f"{intervals.kinds(every, 'bars')}"
+    )
+    if doubted := sum(map(intervals.doubtful, every)):
+        own = [f"{row.name}: {intervals.values(row)}" for row in rows[: intervals.SHOWN]]
+        caption += (
+            f" {intervals.doubt(doubted)}. On each photograph, all strengths together, %: {'; '.join(own)}."
+        )
     header = ["condition", "kind", "strength", "pixels", "images", "recognised %"]
     return [
         Figure(
@@ -107,6 +121,10 @@ def _by_strength(run: Run) -> list:
         ),
         Table(header, body, left=3),
     ]
+
+
+def _bins(row: Row, kind: str) -> list[dict]:
+    return [b for b in row.result["by_strength"].get(kind, ()) if b["n"] and b["top1"] is not None]
 
 
 def estimates(runs: list[Run]) -> list:
@@ -117,7 +135,14 @@ def estimates(runs: list[Run]) -> list:
             for name, found in (row.result.get("estimates") or {}).items():
                 error = "" if found["mae"] is None else f"{found['mae']:.2f}"
                 body.append(
-                    [run.model, row.name, UNITS.get(name, name), f"{found['n']:,}", error, number_text(run)]
+                    [
+                        run.model,
+                        row.name,
+                        UNITS.get(name, name),
+                        f"{found['n']:,}",
+                        error,
+                        number_text(run, [row]),
+                    ]
                 )
     caption = "Mean absolute error over the images whose blur has that parameter; of the angle modulo 180°, 90 at most."
     return (

@@ -1,7 +1,7 @@
 """Sections on how strong a blur is: Gaussian σ, ImageNet-C, and what abstaining gains."""
 
 from bjax import stats
-from bjax.report import figures
+from bjax.report import figures, intervals
 from bjax.report.paper import accuracy, in_matrix, number_text
 from bjax.report.render import Figure, Heading, Table
 from bjax.report.runs import BLUR_DEFAULTS, Row, Run, firsts, in_order, is_noisy, told_apart
@@ -47,7 +47,7 @@ def sigma_curves(runs: list[Run]) -> list:
                         _training(run, adapted),
                         *(f"{v:.1f}" for v in values),
                         under,
-                        number_text(run),
+                        number_text(run, rows),
                     ]
                 )
             header = ["model", "trained on", *(f"{s:g}" for s in grid), "area", "run"]
@@ -64,7 +64,7 @@ def sigma_curves(runs: list[Run]) -> list:
             panels = _panels(own, lambda rows, m=metric: _line(rows, [row.sigma[0] for row in rows], m))
             for part, some in enumerate(_chunks(panels), 1):
                 drawing = figures.lines(some, "σ of the Gaussian, pixels", f"{title}, %", x_zero=True)
-                caption = f"{title.capitalize()} of {images}; bars: 95 % intervals where there are any."
+                caption = f"{title.capitalize()} of {images}; {_bars([r for *_, rows in own for r in rows], metric)}"
                 blocks.append(
                     Figure(f"sigma{number}_{metric}_{part}", drawing, caption, f"{title} against σ")
                 )
@@ -101,13 +101,15 @@ def imagenet_c(runs: list[Run]) -> list:
                     *cells,
                     mean,
                     "" if ce is None else f"{ce:.1f}",
-                    number_text(run),
+                    number_text(run, [row for row in rows if row.corruption[0] == name]),
                 ]
             )
         every = [known.get(name) for name in stats.ALEXNET]
         if None not in every:
             comparable = True
-            body.append([*who, "blur mCE", *[""] * 6, f"{sum(every) / len(every):.1f}", number_text(run)])
+            body.append(
+                [*who, "blur mCE", *[""] * 6, f"{sum(every) / len(every):.1f}", number_text(run, rows)]
+            )
     header = ["model", "trained on", "images", "corruption", *"12345", "mean", "CE", "run"]
     groups = (("", 4), ("top-1 error in per cent at severity", 5), ("", 3))
     caption = (
@@ -133,7 +135,8 @@ def imagenet_c(runs: list[Run]) -> list:
                     panels[title].append(figures.Line(label + (f", {split}" if several else ""), *line))
     for part, some in enumerate(_chunks(panels), 1):
         drawing = figures.lines(some, "severity", "top-1 error, %")
-        caption = "Top-1 error against ImageNet-C's severity; bars: 95 % intervals."
+        bars = _bars([row for *_, rows in series for row in rows])
+        caption = f"Top-1 error against ImageNet-C's severity; {bars}"
         blocks.append(Figure(f"imagenet_c{part}", drawing, caption, "Top-1 error against severity"))
     return blocks
 
@@ -166,15 +169,22 @@ def abstention(runs: list[Run]) -> list:
                 panels[title].append(figures.Line(label, [100 * s for s in shares], values))
             cells = [at.get((ranking, s), "") for ranking in RANKINGS for s in ANSWERED]
             body.append(
-                [run.model, _training(run, row.adapted), tested(row), accuracy(row), *cells, number_text(run)]
+                [
+                    run.model,
+                    _training(run, row.adapted),
+                    tested(row),
+                    accuracy(row),
+                    *cells,
+                    number_text(run, [row]),
+                ]
             )
     shares = [f"{100 * s:g} %" for s in ANSWERED]
     header = ["model", "trained on", "test images", "all (95 %)", *shares, *shares, "run"]
     groups = (("", 4), *((f"top-1 %, by {ranking}", len(ANSWERED)) for ranking in RANKINGS), ("", 1))
     caption = (
         f"{_images(row for _, rows in found.values() for row in rows)} images. The share with the largest probability, "
-        "or with the largest variance of the Laplacian, is answered; on the rest the classifier abstains."
-    )
+        "or with the largest variance of the Laplacian, is answered; on the rest the classifier abstains. "
+    ) + intervals.about([row for _, rows in found.values() for row in rows])
     blocks = [Table(header, body, caption, left=3, groups=groups)]
     for part, some in enumerate(_chunks(panels), 1):
         drawing = figures.lines(some, "images answered, %", "top-1 accuracy of these, %", x_zero=True)
@@ -214,10 +224,17 @@ def _line(rows: list[Row], x: list[float], metric: str, *, error: bool = False) 
         return 100 * (1 - value if error else value)
 
     y = [percent(row.result[metric]) for row in rows]
-    if any(f"{metric}_95" not in row.result for row in rows):
-        return x, y, None, None
-    ends = [sorted(percent(v) for v in row.result[f"{metric}_95"]) for row in rows]
-    return x, y, [low for low, _ in ends], [high for _, high in ends]
+    low, high = intervals.bars([row.result for row in rows], metric)
+    if error and low:
+        low, high = [100 - x for x in high], [100 - x for x in low]
+    return x, y, low, high
+
+
+def _bars(rows: list[Row], metric: str = "top1") -> str:
+    """What the bars of a figure are."""
+    if metric == "ece":
+        return "bars, of several seeds: Student's t over the seeds, on these images alone."
+    return intervals.about(rows, "bars")
 
 
 def _panels(series: list, line) -> dict[str, list[figures.Line]]:

@@ -97,6 +97,7 @@ COLUMNS = [
     *RUN_COLUMNS,
     *CONDITION_COLUMNS,
     "n",
+    "n_photographs",
     *RESULT_COLUMNS,
     "empty",
     "skipped",
@@ -106,7 +107,10 @@ COLUMNS = [
 
 
 def table(runs: list[Run]) -> str:
-    """results.csv: a row for every run (seeds apart) and condition; shares in 0..1, intervals of 95 %, pixels."""
+    """results.csv: a row for every run (seeds apart) and condition; shares in 0..1, intervals of 95 %, pixels.
+
+    Intervals are over the photographs where n_photographs is given, else over the images.
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -133,12 +137,14 @@ def table(runs: list[Run]) -> str:
             mask = {
                 f"mask_{k}": row.mask[k] for k in ("selector", "drop", "threshold", "keep_rate") if masked
             }
-            result = {k: row.result[k] for k in (*METRICS, "n", "empty", "skipped") if k in row.result}
+            result = {
+                k: row.result[k]
+                for k in (*METRICS, "n", "n_photographs", "empty", "skipped")
+                if k in row.result
+            }
             for metric in METRICS:
-                if f"{metric}_95" in row.result:
-                    result |= dict(
-                        zip((f"{metric}_low", f"{metric}_high"), row.result[f"{metric}_95"], strict=True)
-                    )
+                if ends := row.interval(metric):
+                    result |= dict(zip((f"{metric}_low", f"{metric}_high"), ends, strict=True))
             speed = {k: row.speed[k] for k in ("images_per_second", "tokens") if k in (row.speed or {})}
             condition = {
                 "condition": row.name,

@@ -100,9 +100,10 @@ def _draw(panel, line: Line, style) -> None:
         panel.axhline(line.y[0], color="black", linewidth=0.6, linestyle=(0, (1, 3)))
         return
     if line.kind == "band":
-        panel.fill_between(
-            line.x, line.low, line.high, color="0.87", linewidth=0, label=f"{line.label}, 95 %"
-        )
+        if line.low:
+            panel.fill_between(
+                line.x, line.low, line.high, color="0.87", linewidth=0, label=f"{line.label}, 95 %"
+            )
         panel.plot(line.x, line.y, "-", color="black", linewidth=2.2, label=line.label)
         return
     marker, dash, colour = style

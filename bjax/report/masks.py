@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from bjax.report import figures
+from bjax.report import figures, intervals
 from bjax.report.render import Figure, Heading, Mark, Table, Text, slug
 from bjax.report.runs import BLUR_TYPES, Row, Run, told_apart
 
@@ -45,24 +45,36 @@ def _matched_rates(run: Run) -> list:
     blurs = _unique(map(blur_of, masked))
     at = {(r.keep_rate, method_of(r), blur_of(r)): r for r in masked}
     whole = {blur_of(r): r for r in whole if blur_of(r) in blurs}
-    body = []
+    body, shown, pairs = [], [], []
     if whole:
-        body.append(["100 %", "all patches", *(_accuracy(whole.get(b), None) for b in blurs)])
+        found = [whole.get(b) for b in blurs]
+        shown += filter(None, found)
+        body.append(["100 %", "all patches", *map(_accuracy, found), *[""] * len(blurs)])
     for rate in sorted(rates, reverse=True):
         for method in _unique(method_of(r) for r in masked if r.keep_rate == rate):
-            cells = [
-                _accuracy(
-                    at.get((rate, method, b)), at.get((rate, "random", b)) if method != "random" else None
-                )
-                for b in blurs
-            ]
-            body.append([f"{100 * rate:g} %", method, *cells])
-    n = max(r.result["n"] for r in masked)
-    caption = (
-        f"Top-1 in per cent, 95 % interval in brackets, {n:,} images. Bold: the interval lies above random's own at "
-        "the same keep rate and blur; italic: below it."
-    )
-    return [Table(["kept", "patches that stay", *blurs], body, caption, left=2)]
+            found = [at.get((rate, method, b)) for b in blurs]
+            controls = [at.get((rate, "random", b)) if method != "random" else None for b in blurs]
+            paired = [intervals.difference(*pair) for pair in zip(found, controls, strict=True)]
+            shown += filter(None, found)
+            pairs += [pair for pair, control in zip(paired, controls, strict=True) if control]
+            body.append([f"{100 * rate:g} %", method, *map(_accuracy, found), *map(_beside_random, paired)])
+    header, groups = ["kept", "patches that stay", *blurs], ()
+    caption = f"Top-1 in per cent, {max(r.result['n'] for r in shown):,} images. {intervals.about(shown)}"
+    if any(pairs):
+        header, groups = [*header, *blurs], (("", 2), ("top-1 %", len(blurs)), ("minus random", len(blurs)))
+        caption += (
+            " Minus random: the difference from a random choice of as many patches under the same blur, percentage "
+            f"points, {intervals.PAIRED}. Bold: more, italic: less than chance explains, each looked at on its own: of "
+            "twenty without any effect one is marked."
+        )
+    else:
+        body = [row[: len(header)] for row in body]
+        if pairs:
+            caption += (
+                " No difference from a random choice is told: these results keep no answers that could be paired; "
+                "evaluate again with --mode=eval."
+            )
+    return [Table(header, body, caption, left=2, groups=groups)]
 
 
 def _blurs(rows: list[Row]) -> Callable[[Row], str]:
@@ -95,9 +107,9 @@ def _accuracy_against_kept(run: Run) -> list:
         return []
     drawing = _curves(rows, lambda r: 100 * r.kept, "tokens computed, % of all")
     caption = (
-        f"Top-1 accuracy of {rows[0].result['n']:,} images. Grey band: 95 % interval of a random choice; a choice that "
-        "is worth its scores lies above it. EViT and ToMe begin with all patches and lose them from layer to layer: "
-        "they stand at their mean over the layers."
+        f"Top-1 accuracy of {rows[0].result['n']:,} images. Grey band: a random choice's own 95 % interval; how others "
+        "differ from it on the same images is in the table at matched keep rates. EViT and ToMe begin with all patches "
+        "and lose them from layer to layer: they stand at their mean over the layers."
     )
     return [
         Figure(
@@ -218,16 +230,14 @@ def _class(run: Run, number: int) -> str:
     return name if len(name) <= 18 else f"{name[:17]}…"
 
 
-def _accuracy(row: Row | None, random: Row | None) -> str | Mark:
-    if row is None:
+def _accuracy(row: Row | None) -> str:
+    return "" if row is None else f"{100 * row.result['top1']:.1f}{intervals.brackets(row.result, digits=0)}"
+
+
+def _beside_random(paired: intervals.Difference | None) -> str | Mark:
+    if paired is None:
         return ""
-    low, high = row.result["top1_95"]
-    text = f"{100 * row.result['top1']:.1f} ({100 * low:.0f}–{100 * high:.0f})"
-    if random is not None and low > random.result["top1_95"][1]:
-        return Mark(text, "strong")
-    if random is not None and high < random.result["top1_95"][0]:
-        return Mark(text, "em")
-    return text
+    return Mark(paired.text, {1: "strong", -1: "em"}[paired.sign]) if paired.sign else paired.text
 
 
 def _unique(values) -> list:
@@ -247,7 +257,7 @@ def _curves(rows: list[Row], x: Callable[[Row], float], label: str):
             own = sorted((r for r in rows if blur_of(r) == blur and method_of(r) == method), key=x)
             if own:
                 kind = {"random": "band", "all patches": "point"}.get(method, "line")
-                low, high = ([100 * r.result["top1_95"][i] for r in own] for i in (0, 1))
+                low, high = intervals.bars([r.result for r in own])
                 values = [x(r) for r in own], [100 * r.result["top1"] for r in own]
                 bounds = (low, high) if kind == "band" else (None, None)
                 panels[blur].append(figures.Line(method, *values, *bounds, kind))

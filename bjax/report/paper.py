@@ -4,7 +4,7 @@ Kim, Kim, Han: Image Classification of Blurred Images Without Deblurring. Which 
 its config says (model, blur of the training images and of a condition, mask), never from a name.
 """
 
-from bjax.report import figures, seeds
+from bjax.report import figures, intervals, seeds
 from bjax.report.render import Figure, Heading, Table, Text
 from bjax.report.runs import Row, Run, firsts, in_order, is_noisy, is_papers, told_apart
 
@@ -80,7 +80,8 @@ def tables(runs: list[Run]) -> list:
     shown = {number: blocks for number, blocks in found.items() if blocks}
     if not shown:
         return []
-    blocks = [Text(ABOUT)]
+    rows = [row for run in runs for row in run.rows if is_sharp(row) or is_blurred(row) or _removes(row)]
+    blocks = [Text(f"{ABOUT} {intervals.about(rows)} {NUMBERS}")]
     for number, own in shown.items():
         blocks += [Heading(TITLES[number], 3), *own]
     missing = [TITLES[number] for number in found if number not in shown]
@@ -91,10 +92,9 @@ def tables(runs: list[Run]) -> list:
 
 ABOUT = (
     "Per cent. Empty: no run for that cell. The difference, ours − paper's, is given on ImageNet alone: accuracy on "
-    "other images and classes answers another question, and its distance from the paper's number means nothing. In "
-    "brackets the 95 % interval: of one seed Wilson's, over the test images; of several seeds Student's t, over the "
-    "seeds. Runs go by their numbers above, 3 ×5 being the five seeds of run 3."
+    "other images and classes answers another question, and its distance from the paper's number means nothing."
 )
+NUMBERS = "Runs go by their numbers above, 3 ×5 being the five seeds of run 3."
 
 
 def _baseline(runs: list[Run], number: int, metric: str) -> list:
@@ -109,7 +109,8 @@ def _baseline(runs: list[Run], number: int, metric: str) -> list:
                 "blurred": next(filter(is_blurred, rows), None),
             }
             numbers = [x for test in TESTED for x in _cell(paper[test], run, cells[test], metric)]
-            body.append([run.model, _images(run, rows), *numbers, number_text(run)])
+            shown = [row for row in cells.values() if row]
+            body.append([run.model, _images(run, rows), *numbers, number_text(run, shown)])
             used = True
         if not lines:
             body.append([NAMES[name], "", *(x for t in TESTED for x in (f"{paper[t]:.2f}", "", "")), ""])
@@ -139,7 +140,7 @@ def _by_training(runs: list[Run], number: int, metric: str) -> list:
                 run, row = chosen[0]
                 numbers = [x for t in ("blurred", "mix") for x in _cell(paper[t], *cells[t], metric)]
                 control = _cell(None, *cells["sharp"], metric)[1]
-                which = ", ".join(number_text(run) for run, _ in chosen)
+                which = ", ".join(number_text(run, [row]) for run, row in chosen)
                 body.append([run.model, _images(run, [row]), *numbers, control, which])
                 used = True
         if not alike:
@@ -171,14 +172,19 @@ def _patches_removed(runs: list[Run]) -> list:
                 kept = f"{100 * row.result['kept']:.1f}" if "kept" in row.result else ""
                 cell = _cell(None if control else number, run, row, "top1")
                 who = [run.model, run.trained_on, _tested(run, [row])]
-                body.append([*who, what, kept, *cell, number_text(run)])
-    header = ["model", "trained on", "tested on", "patches", "kept %", *CELL, "run"]
+                random = None if control else next((r for r in rows if _is_control(r, row)), None)
+                paired = intervals.difference(row, random)
+                beside = "" if paired is None else paired.text
+                body.append([*who, what, kept, *cell, beside, number_text(run, [row])])
+    header = ["model", "trained on", "tested on", "patches", "kept %", *CELL, "− random", "run"]
     caption = (
         "Paper 1, table 5, which names neither the ViT's size nor its training. It removes patches “above 100”, "
         "although a low variance of the Laplacian means blurry: below 100 are the blurry ones, above 100 its wording. "
         "Neither polarity is proven to be what the authors ran; both stand beside 51.75, each with a random choice of "
         "as many patches, which the paper lacks, and with the share of patches kept."
     )
+    if any(line[-2] for line in body):
+        caption += f" − random: the difference from that choice, percentage points, {intervals.PAIRED}."
     return [Table(header, body, caption, left=4)] if body else []
 
 
@@ -194,6 +200,11 @@ def _removes(row: Row) -> str | None:
     if mask["selector"] == "random":
         return f"as many as {mask['drop']} 100, at random{how}"
     return f"{mask['drop']} 100 removed{' (blurry)' if mask['drop'] == 'below' else ' (wording)'}{how}"
+
+
+def _is_control(row: Row, masked: Row) -> bool:
+    """Whether `row` is the random choice of as many patches as `masked` leaves."""
+    return row.condition == {**masked.condition, "mask": {**masked.mask, "selector": "random"}}
 
 
 def _family(run: Run) -> str:
@@ -226,10 +237,7 @@ def accuracy(row: Row | None, metric: str = "top1") -> str:
     if row is None or metric not in row.result:
         return ""
     digits = 2 if row.result["n"] >= 10_000 else 1
-    text = f"{100 * row.result[metric]:.{digits}f}"
-    if f"{metric}_95" in row.result:
-        text += " ({:.1f}–{:.1f})".format(*(100 * x for x in row.result[f"{metric}_95"]))
-    return text
+    return f"{100 * row.result[metric]:.{digits}f}{intervals.brackets(row.result, metric)}"
 
 
 def signed(x: float, digits: int) -> str:
@@ -245,8 +253,14 @@ def _tested(run: Run, rows: list[Row]) -> str:
     return f"{run.config['data']['name']} {rows[0].condition['split']}, {rows[0].result['n']:,}"
 
 
-def number_text(run: Run) -> str:
-    return f"{run.number}" + (f" ×{len(run.seeds)}" if len(run.seeds) > 1 else "")
+def number_text(run: Run, rows: list[Row] = ()) -> str:
+    """The run's number: "3", of five seeds "3 ×5", and "3 ×2–4 of 5" where not all of them have these `rows`."""
+    every = len(run.seeds)
+    counts = sorted({row.seeds for row in rows}) or [every]
+    if every == 1:
+        return f"{run.number}"
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return f"{run.number} ×{number}" + (f" of {every}" if counts != [every] else "")
 
 
 # --- the matrix
@@ -278,7 +292,8 @@ def matrix(runs: list[Run]) -> list:
                         run.regimen + (", bn_adapt" if adapted else ""),
                         run.origin,
                     ]
-                    body.append([*what, *(accuracy(found.get(c)) for c in columns), number_text(run)])
+                    cells = [accuracy(found.get(c)) for c in columns]
+                    body.append([*what, *cells, number_text(run, list(found.values()))])
         n = sorted({row.result["n"] for row in every})
         if len(by_data) > 1:
             blocks.append(Heading(data, 3))
@@ -291,9 +306,8 @@ def matrix(runs: list[Run]) -> list:
             "run",
         ]
         caption = (
-            f"Top-1 in per cent, 95 % interval in brackets, {images} images of {data}. One seed: Wilson's interval, "
-            "over the images; several seeds: the mean, and Student's t interval over the seeds. Dropped are patches "
-            "below or above that variance of the Laplacian."
+            f"Top-1 in per cent, {images} images of {data}. {intervals.about(every)} Dropped are patches below or "
+            "above that variance of the Laplacian."
         )
         blocks.append(Table(header, body, caption, left=3))
         drawn = _matrix_figure(own, rows, name, number, data)
@@ -333,7 +347,7 @@ def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) ->
         for i, (label, points) in enumerate(by_condition.items()):
             shift = 0.08 * (i - (len(by_condition) - 1) / 2)
             values = [100 * row.result["top1"] for _, row in points]
-            low, high = ([100 * row.result["top1_95"][end] for _, row in points] for end in (0, 1))
+            low, high = intervals.bars([row.result for _, row in points])
             panel.append(figures.Line(label, [x + shift for x, _ in points], values, low, high))
         if titles.count(title) > 1:
             numbers = sorted(run.number for those in found.values() for run in those)
@@ -346,5 +360,5 @@ def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) ->
         panels, "blur of the training images", "top-1 accuracy, %", x_ticks=(range(len(trainings)), trainings)
     )
     images = " or ".join(f"{n:,}" for n in sorted(shown))
-    caption = f"Top-1 accuracy on {images} images of {data}; bars: 95 % intervals."
+    caption = f"Top-1 accuracy on {images} images of {data}; bars: the table's 95 % intervals."
     return Figure(f"matrix{number}", drawing, caption, "Top-1 accuracy by blur of the training images")

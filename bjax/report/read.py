@@ -1,11 +1,13 @@
 """Folders -> runs: what finished, and why the rest is left out."""
 
+import base64
 import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from bjax import stats
 from bjax.config import fill
 from bjax.errors import UserError
 from bjax.report import shapes
@@ -92,10 +94,13 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
             notes.append(
                 f"{workdir}: results.json has {name}, config.json has not; evaluate again with --mode=eval"
             )
-        elif wrong := misfit(condition, shapes.CONDITION) or misfit(result, shapes.RESULT) or _uneven(result):
+        elif wrong := misfit(condition, shapes.CONDITION) or misfit(result, shapes.RESULT) or _unfit(result):
             notes.append(f"{workdir}: {name}: {wrong} is missing or damaged; evaluate again with --mode=eval")
         else:
-            rows.append(Row(name, condition, result, speeds.get(name)))
+            for part in (part for bins in result.get("by_strength", {}).values() for part in bins):
+                if part["top1"] is not None:
+                    part["top1_95"] = stats.wilson(part["top1"] * part["n"], part["n"])
+            rows.append(Row(name, condition, result, speeds.get(name), {config["seed"]: result}))
     if not rows:
         raise UserError("; ".join([*notes, f"{workdir}: no condition is left"]))
     sessions = tuple((files.get("run.json") or {}).get("sessions", ()))
@@ -120,8 +125,15 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
     return run, notes
 
 
-def _uneven(result: dict) -> str | None:
-    return "coverage" if len({len(x) for x in result.get("coverage", {}).values()}) > 1 else None
+def _unfit(result: dict) -> str | None:
+    """What of a row does not fit the rest of it."""
+    if len({len(x) for x in result.get("coverage", {}).values()}) > 1:
+        return "coverage"
+    try:
+        hits = base64.b64decode(result.get("hits", ""), validate=True)
+    except ValueError:
+        return "hits"
+    return "hits" if "hits" in result and len(hits) != -(-result["n"] // 8) else None
 
 
 def _json(path: Path):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bjax import stats
+
 BLUR_TYPES = ("sharp", "gaussian", "motion", "defocus")  # in the order of labels and confusion matrices
 TRAINING = {"sharp": {"sharp": 1.0}, "blurred": {"gaussian": 1.0}, "mix": {"sharp": 0.5, "gaussian": 0.5}}
 CONTROLS = ("random", "centre", "inverse")  # selectors without sharp and blurry ends
@@ -25,13 +27,27 @@ BLUR_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One condition of a run: a row of results.json with its entry of config.json."""
+    """One condition of a run: a row of results.json with its entry of config.json.
+
+    What `seeds.merge` makes of several: result has means, the intervals NAME_95, or, of two seeds, both values as
+    NAME_seeds; by_seed has each seed's own result.
+    """
 
     name: str
     condition: dict
     result: dict
     speed: dict | None = None
-    seeds: int = 1
+    by_seed: dict[int, dict] = dataclasses.field(default_factory=dict)
+    run: int = 0  # the number of its run in the report
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds have it: of a run of several perhaps not all."""
+        return max(1, len(self.by_seed))
+
+    def interval(self, metric: str = "top1") -> tuple[float, float] | None:
+        """The 95 % interval to print, in shares; None of two seeds, which show both values instead."""
+        return stats.interval(self.result, metric)
 
     @property
     def adapted(self) -> bool:

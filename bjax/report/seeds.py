@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 
 from bjax import stats
 from bjax.report.runs import Row, Run
@@ -27,9 +28,10 @@ IRRELEVANT = (
 
 
 def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Runs that differ in their seed alone become one, with means and t intervals over the seeds; numbered from 1.
+    """Runs that differ in their seed alone become one, with means and intervals over the seeds; numbered from 1.
 
-    A run that repeats another's config and seed is left out: it would make the interval too narrow.
+    All seeds answer the same images: an interval over them is never narrower than one seed's over these (`_over`). A
+    run that repeats another's config and seed is left out: it would make the interval too narrow.
     """
     groups, notes = {}, []
     for run in runs:
@@ -47,10 +49,13 @@ def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
         if name in names:
             name = f"{name} ({number})"
         names.add(name)
-        rows = [
-            _merge_rows([row for row in (run.find(first.name) for run in group) if row])
-            for first in {row.name: row for run in group for row in run.rows}.values()
-        ]
+        rows = []
+        for condition in dict.fromkeys(row.name for run in group for row in run.rows):
+            found = {run.seeds[0]: row for run in group if (row := run.find(condition))}
+            rows.append(dataclasses.replace(_merge_rows(found), run=number))
+            if len(found) < len(group):
+                lacking = ", ".join(str(run.seeds[0]) for run in group if run.seeds[0] not in found)
+                notes.append(f"{name}: {condition} was not evaluated with seed {lacking}")
         first = next((run for run in group if run.sweep), group[0])
         merged.append(
             dataclasses.replace(
@@ -91,17 +96,26 @@ def identity(config: dict, *but: str) -> str:
     return json.dumps(without(config, ""), sort_keys=True)
 
 
-def _merge_rows(rows: list[Row]) -> Row:
-    if len(rows) == 1:
-        return rows[0]
-    results = [row.result for row in rows]
+def _merge_rows(rows: dict[int, Row]) -> Row:
+    """One row of every seed's."""
+    first = next(iter(rows.values()))
+    by_seed = {seed: row.result for seed, row in rows.items()}
+    results = list(by_seed.values())
+    if len(results) == 1:
+        return dataclasses.replace(first, by_seed=by_seed)
     merged = {"n": min(r["n"] for r in results)}
     for key in ("top1", "top5", "loss", "ece", "kept"):
-        values = [r[key] for r in results if key in r]
-        if values:
-            merged[key] = math.fsum(values) / len(values)
-            if len(values) > 1:
-                merged[f"{key}_95"] = stats.t_interval(values, within=(0, math.inf if key == "loss" else 1))
+        own = [r for r in results if key in r]
+        if own:
+            merged |= _over(key, own, within=(0, math.inf if key == "loss" else 1))
+    if all("n_photographs" in r for r in results):
+        merged["n_photographs"] = min(r["n_photographs"] for r in results)
+    photographs = [r.get("photographs") for r in results]
+    if all(photographs) and len({tuple((k, p["n"]) for k, p in x.items()) for x in photographs}) == 1:
+        merged["photographs"] = {
+            name: {"hits": math.fsum(x[name]["hits"] for x in photographs) / len(photographs), "n": part["n"]}
+            for name, part in photographs[0].items()
+        }
     curves = [r.get("coverage") for r in results]
     if all(curves) and len({(*c, *c["share"]) for c in curves}) == 1:
         merged["coverage"] = {
@@ -124,13 +138,32 @@ def _merge_rows(rows: list[Row]) -> Row:
         merged["by_strength"][kind] = [_pool(parts, "top1") for parts in bins.values()]
     for name, parts in merged.get("estimates", {}).items():
         merged["estimates"][name] = _pool(parts, "mae")
-    speed = next((row.speed for row in rows if row.speed), None)
-    return dataclasses.replace(rows[0], result=merged, speed=speed, seeds=len(rows))
+    speed = next((row.speed for row in rows.values() if row.speed), None)
+    return dataclasses.replace(first, result=merged, speed=speed, by_seed=by_seed)
 
 
-def _pool(parts, key: str) -> dict:
-    """One of several means with their numbers: weighted by them."""
+def _over(key: str, results: list[dict], *, within: stats.Interval) -> dict:
+    """The mean of `key` over the seeds with its 95 % interval, or, of two seeds, with both values."""
+    values = [r[key] for r in results]
+    found = {key: math.fsum(values) / len(values)}
+    if len(values) == 2:  # Student's t of two is 13 times as wide as what they differ by
+        found[f"{key}_seeds"] = values
+    elif len(values) > 2:
+        own = [interval for r in results if (interval := stats.interval(r, key))]
+        whole = own if len(own) == len(values) else []
+        found[f"{key}_95"] = stats.over_seeds(values, whole, within=within)
+    return found
+
+
+def _pool(parts: Sequence[dict], key: str) -> dict:
+    """A part of a row, such as a bin, of every seed: the mean, and the number of images, which all seeds share."""
     known = [part for part in parts if part["n"] and part[key] is not None]
-    n = sum(part["n"] for part in known)
-    mean = math.fsum(part[key] * part["n"] for part in known) / n if n else None
-    return {**parts[0], key: mean, "n": n}
+    merged = {k: parts[0][k] for k in ("low", "high") if k in parts[0]}
+    if not known:
+        return {**merged, key: None, "n": 0}
+    merged |= {"n": min(part["n"] for part in known)}
+    if key == "mae":
+        return merged | {key: math.fsum(part[key] for part in known) / len(known)}
+    if all("n_photographs" in part for part in known):
+        merged["n_photographs"] = min(part["n_photographs"] for part in known)
+    return merged | _over(key, known, within=(0, 1))

@@ -16,6 +16,10 @@ def count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def positive(value) -> bool:
+    return count(value) and value > 0
+
+
 def share_or_none(value) -> bool:
     return value is None or share(value)
 
@@ -37,6 +41,8 @@ CONFIG = {
     "mask?": MASK,
     "eval": {"*": object},  # conditions, one by one
 }
+BIN = {"low": N, "high": N, "n": count, "top1": share_or_none}
+BIN |= {"top1_95_photographs?": PAIR, "n_photographs?": positive}
 RESULT = {
     "n": count,
     "top1": share,
@@ -47,10 +53,13 @@ RESULT = {
     "loss_95?": PAIR,
 }
 RESULT |= {"kept?": share, "kept_95?": PAIR, "empty?": count, "skipped?": count, "ece?": share}
+PHOTOGRAPHS = {f"{name}_95_photographs?": PAIR for name in ("top1", "top5", "loss", "kept")}
+RESULT |= PHOTOGRAPHS | {"n_photographs?": positive, "photographs?": {"*": {"hits": count, "n": positive}}}
+RESULT |= {"images?": str, "hits?": str}
 RESULT |= {
     "coverage?": {"share": [share], "confidence?": [share], "sharpness?": [share]},
     "confusion?": [[count] * 4] * 4,
-    "by_strength?": {"*": [{"low": N, "high": N, "n": count, "top1": share_or_none}]},
+    "by_strength?": {"*": [BIN]},
     "estimates?": {"*": {"mae": MAYBE, "n": count}},
 }
 TEXT = (str, types.NoneType)

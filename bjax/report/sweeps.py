@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from bjax.report import figures
-from bjax.report.paper import accuracy
+from bjax.report import figures, intervals
+from bjax.report.paper import accuracy, number_text
 from bjax.report.read import axes
 from bjax.report.render import Figure, Heading, Items, Table, Text
 from bjax.report.runs import Run, leaves
@@ -46,11 +46,11 @@ def _list(runs: list[Run], keys: list[str], conditions: list[str]) -> Table:
         [
             *(dict(run.point).get(k, "") for k in keys),
             *(accuracy(run.find(c)) for c in conditions),
-            f"{run.number}",
+            number_text(run, [row for c in conditions if (row := run.find(c))]),
         ]
         for run in runs
     ]
-    return Table([*keys, *conditions, "run"], body, CAPTION.format(_images(runs)), left=len(keys))
+    return Table([*keys, *conditions, "run"], body, _caption(runs, conditions), left=len(keys))
 
 
 def _matrices(runs: list[Run], keys: list[str], values: dict, conditions: list[str], number: int) -> list:
@@ -69,7 +69,7 @@ def _matrices(runs: list[Run], keys: list[str], values: dict, conditions: list[s
             body.append([condition, d, *(accuracy(row) for row in line)])
     header = ["condition", down, *values[across]]
     groups = (("", 2), (across, len(values[across])))
-    table = Table(header, body, CAPTION.format(_images(runs)), left=2, groups=groups)
+    table = Table(header, body, _caption(runs, conditions), left=2, groups=groups)
     drawing = figures.heat_maps(maps, values[down], values[across], down, across)
     caption = (
         f"Top-1 accuracy in per cent, {_images(runs)} images; one scale for all conditions, dark is high."
@@ -77,10 +77,9 @@ def _matrices(runs: list[Run], keys: list[str], values: dict, conditions: list[s
     return [table, Figure(f"sweep{number}", drawing, caption, f"Top-1 accuracy over {down} and {across}")]
 
 
-CAPTION = (
-    "Top-1 in per cent of {} images, 95 % interval in brackets (one seed: Wilson's, over the images; several: "
-    "Student's t, over the seeds). Empty: no finished run."
-)
+def _caption(runs: list[Run], conditions: list[str]) -> str:
+    rows = [row for run in runs for c in conditions if (row := run.find(c))]
+    return f"Top-1 in per cent of {_images(runs)} images. {intervals.about(rows)} Empty: no finished run."
 
 
 def _images(runs: list[Run]) -> str:

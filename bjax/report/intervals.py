@@ -1,0 +1,201 @@
+"""Intervals in words, and paired differences: what a cell, a caption and a bar say of how sure a number is."""
+
+import base64
+import dataclasses
+
+import numpy as np
+
+from bjax import stats
+from bjax.report.render import Table
+from bjax.report.runs import Row, Run
+
+SHOWN = 3  # conditions of which a caption has the photographs' own values; the section has all
+SIGNIFICANT = 0.05
+# What `difference` does, for captions
+PAIRED = (
+    "paired over the same images: 95 % interval of Student's t over the photographs' differences, or, where every "
+    "image is a photograph of its own, p of McNemar's exact test; of two seeds both differences"
+)
+
+
+def brackets(result: dict, metric: str = "top1", digits: int = 1) -> str:
+    """What stands behind a mean: " (43.5–56.5)", its 95 % interval in per cent; of two seeds both values; or ""."""
+    ends, joint = stats.interval(result, metric), "–"
+    if f"{metric}_seeds" in result:
+        ends, joint = result[f"{metric}_seeds"], " and "
+    return f" ({joint.join(f'{100 * x:.{digits}f}' for x in ends)})" if ends else ""
+
+
+def bars(results: list[dict], metric: str = "top1") -> tuple[list[float], list[float]] | tuple[None, None]:
+    """The lower and the upper ends of a line's intervals, per cent; none where a point of it has none."""
+    ends = [stats.interval(result, metric) for result in results]
+    if None in ends:
+        return None, None
+    return [100 * low for low, _ in ends], [100 * high for _, high in ends]
+
+
+def about(rows: list[Row], where: str = "brackets") -> str:
+    """What the intervals of `rows` are; which are not to be trusted, and the photographs' own values of these.
+
+    where: in brackets, or as the bars of a figure.
+    """
+    text, doubted = kinds(rows, where), [row for row in rows if doubtful(row)]
+    if not doubted:
+        return text
+    own = [f"{row.name} (run {row.run}): {values(row)}" for row in doubted[:SHOWN]]
+    if len(doubted) > SHOWN:
+        own.append(f"of the other {len(doubted) - SHOWN} under Photographs")
+    return f"{text} {doubt(len(doubted))}. The photographs' own values, %: {'; '.join(own)}."
+
+
+def doubt(number: int) -> str:
+    """That so many intervals are not to be trusted."""
+    return (
+        f"{number} of them {'is' if number == 1 else 'are'} over too few photographs for so high or low a share, and "
+        "may miss the truth more often than 1 time in 10 (docs/intervals.md)"
+    )
+
+
+def kinds(rows: list[Row], where: str) -> str:
+    """Which kinds of intervals those of `rows` are."""
+    what, of_two = {
+        "brackets": ("95 % interval in brackets", "both values"),
+        "bars": ("bars are 95 % intervals", "none"),
+    }[where]
+    if {row.seeds for row in rows} == {2}:
+        return {"brackets": "In brackets the values of both seeds.", "bars": "no bars, of two seeds."}[where]
+    of = sorted({row.result["n_photographs"] for row in rows if "n_photographs" in row.result})
+    found = []
+    if of:
+        found.append(
+            f"Student's t over the {' or '.join(map(str, of))} photographs that the images are crops of, never "
+            "narrower than Wilson's over the images"
+        )
+    if any("n_photographs" not in row.result for row in rows):
+        found.append("Wilson's, over the images")
+    text = f"{what}: {'; where no photographs are named '.join(found)}"
+    if any(row.seeds > 2 for row in rows):
+        text += "; of several seeds Student's t over the seeds, nowhere narrower than one seed's"
+    if any(row.seeds == 2 for row in rows):
+        text += f"; of two seeds {of_two}"
+    return text + "."
+
+
+def doubtful(row: Row) -> bool:
+    """Whether its interval is shown, and is over too few photographs to be trusted."""
+    number = row.result.get("n_photographs")
+    return number is not None and row.interval() is not None and not stats.covered(number, row.result["top1"])
+
+
+def photographs(runs: list[Run]) -> list:
+    """The photographs' own values, of every condition whose interval is not to be trusted."""
+    body = [
+        [
+            row.name,
+            values(row),
+            f"{row.result['n']:,}",
+            f"{100 * row.result['top1']:.1f}{brackets(row.result)}",
+            str(run.number),
+        ]
+        for run in runs
+        for row in run.rows
+        if doubtful(row)
+    ]
+    caption = (
+        "Top-1 in per cent, of conditions whose images are crops of too few photographs for an interval that holds the "
+        "truth 9 times in 10 at so high or low a share (docs/intervals.md has the simulation), and on each photograph."
+    )
+    header = ["condition", "on each photograph, %", "images", "top-1 % (95 %)", "run"]
+    return [Table(header, body, caption, left=2)] if body else []
+
+
+def values(row: Row) -> str:
+    """Top-1 on each photograph, per cent."""
+    known = row.result.get("photographs")
+    if not known:
+        return "not kept of so many"
+    return ", ".join(f"{name} {100 * p['hits'] / p['n']:.1f}" for name, p in known.items())
+
+
+# --- two conditions on the same images
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Of two conditions' top-1 on the same images, in shares, mean over the seeds.
+
+    ends: 95 % interval; None of two seeds. p: of McNemar's exact test; one seed, every image a photograph of its own.
+    seeds: each seed's difference. sign: 1 or -1 where chance alone does not explain it, else 0.
+    """
+
+    mean: float
+    ends: stats.Interval | None
+    p: float | None
+    seeds: tuple[float, ...]
+    sign: int
+
+    @property
+    def text(self) -> str:
+        """In percentage points: "+2.0 (+0.3 to +3.7)", "+2.0 (p = 0.031)", of two seeds "+2.0 (+1.0 and +3.0)"."""
+        if self.p is not None:
+            behind = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        elif self.ends is None:
+            behind = " and ".join(map(_points, self.seeds))
+        elif self.ends[0] == self.ends[1]:
+            behind = "the same on each"  # no interval: that so few agree says little
+        else:
+            behind = " to ".join(map(_points, self.ends))
+        return f"{_points(self.mean)} ({behind})"
+
+
+def difference(row: Row | None, control: Row | None) -> Difference | None:
+    """`row` minus `control`, paired by seed and by photograph; None where they have no answers to the same images.
+
+    Student's t over the photographs' differences; where every image is a photograph of its own McNemar's exact test; of
+    several seeds Student's t over their differences, nowhere narrower than one seed's. Of two seeds each must show it.
+    """
+    if row is None or control is None:
+        return None
+    seeds = [seed for seed in row.by_seed if seed in control.by_seed]
+    found = [_paired(row.by_seed[seed], control.by_seed[seed]) for seed in seeds]
+    if not found or None in found:
+        return None
+    means, ends, ps = zip(*found, strict=True)
+    mean = sum(means) / len(means)
+    signs = {_sign(*one) for one in found}
+    if len(found) == 1:
+        return Difference(mean, ends[0], ps[0], means, signs.pop())
+    if len(found) == 2:
+        return Difference(mean, None, None, means, signs.pop() if len(signs) == 1 else 0)
+    over = stats.over_seeds(means, ends, within=(-1.0, 1.0))
+    return Difference(mean, over, None, means, _sign(mean, over, None))
+
+
+def _paired(ours: dict, theirs: dict) -> tuple[float, stats.Interval, float | None] | None:
+    """Mean difference of two rows of results.json, its 95 % interval, and McNemar's p where that applies."""
+    if "images" not in ours or ours["images"] != theirs.get("images") or ours["n"] != theirs["n"]:
+        return None
+    if "photographs" in ours and ours["photographs"].keys() == theirs.get("photographs", {}).keys():
+        pairs = [(own, theirs["photographs"][name]) for name, own in ours["photographs"].items()]
+        differences, p = [a["hits"] / a["n"] - b["hits"] / b["n"] for a, b in pairs], None
+    elif "hits" in ours and "hits" in theirs:
+        first, second = _bits(ours), _bits(theirs)
+        differences, p = first - second, stats.mcnemar(first > 0, second > 0)
+    else:
+        return None
+    return float(np.mean(differences)), stats.t_interval(differences, within=(-1.0, 1.0)), p
+
+
+def _bits(row: dict) -> np.ndarray:
+    packed = np.frombuffer(base64.b64decode(row["hits"]), np.uint8)
+    return np.unpackbits(packed, count=row["n"]).astype(float)
+
+
+def _sign(mean: float, ends: stats.Interval, p: float | None) -> int:
+    shown = p < SIGNIFICANT if p is not None else ends[0] < ends[1] and not ends[0] <= 0 <= ends[1]
+    return int(np.sign(mean)) if shown else 0
+
+
+def _points(share: float) -> str:
+    """Percentage points with a sign, and a minus as wide as the plus."""
+    return f"{100 * share:+.1f}".replace("-", "−")
