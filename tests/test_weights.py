@@ -1,7 +1,10 @@
 import builtins
 import gzip
+import io
 import json
 import pickle
+import struct
+import zipfile
 from pathlib import Path
 
 import flax.traverse_util
@@ -13,6 +16,8 @@ import optax
 import peers
 import pytest
 import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bjax import models, weights
 from bjax.errors import UserError
@@ -357,6 +362,189 @@ def test_damaged_files(tmp_path, suffix, content):
     with pytest.raises(UserError, match=rf"broken\{suffix}") as caught:
         weights.read(path)
     assert "\n" not in str(caught.value)
+
+
+def safetensors_bytes(**entries):
+    """A file by its format: the header's length, the header in JSON, the numbers; entries: (kind, shape, bytes)."""
+    header, numbers = {}, b""
+    for key, (kind, shape, content) in entries.items():
+        offsets = [len(numbers), len(numbers) + len(content)]
+        header[key] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
+        numbers += content
+    header = json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + numbers
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F8_E8M0"])
+def test_safetensors_of_8_bit_floats_are_refused(tmp_path, kind):
+    path = tmp_path / "small.safetensors"
+    path.write_bytes(safetensors_bytes(fine=("F32", [1], bytes(4)), coarse=(kind, [4], bytes(4))))
+    with pytest.raises(UserError, match=rf"small\.safetensors: coarse cannot be read \(it is {kind}\)"):
+        weights.read(path)
+
+
+def npy(header):
+    header = repr(header).encode()
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + bytes(16)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy({"descr": "<f4", "fortran_order": False, "shape": (10**13,)}),
+        npy({"descr": "<f4", "fortran_order": False, "shape": (10**30,)}),
+        npy({"descr": "<f4", "fortran_order": False, "shape": (5,)}),
+        npy({"descr": "|O", "fortran_order": False, "shape": (1,)}),
+        npy("nothing"),
+        b"no array",
+        b"",
+    ],
+    ids=["terabytes", "overflow", "short", "objects", "no dictionary", "no array", "empty"],
+)
+def test_a_damaged_array_of_an_npz_is_named(tmp_path, content):
+    path = tmp_path / "part.npz"
+    np.savez(path, fine=np.ones(3))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("broken.npy", content)
+    with pytest.raises(UserError, match=r"part\.npz: broken cannot be read \(.+\); expected dense") as caught:
+        weights.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_npy_named_npz_is_refused(tmp_path):
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(UserError, match=r"array\.npz: not a readable npz file of arrays"):
+        weights.read(tmp_path / "array.npz")
+
+
+def test_pth_of_parameters_is_read(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    layer = torch.nn.Linear(3, 2)
+    torch.save(dict(layer.named_parameters()), tmp_path / "parameters.pth")  # which require gradients
+    found = weights.read(tmp_path / "parameters.pth")
+    assert found.keys() == {"weight", "bias"}
+    np.testing.assert_array_equal(found["weight"], layer.weight.detach().numpy())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda torch: torch.eye(3).to_sparse(), "it is nested, sparse or"),
+        (lambda torch: torch.eye(3).to_sparse_csr(), "it is nested, sparse or"),
+        (lambda torch: torch.empty(3, device="meta"), "it is nested, sparse or"),
+        (lambda torch: torch.ones(3).to(torch.float8_e4m3fn), "it is torch.float8_e4m3fn"),
+        (lambda torch: torch.ones(1).half().expand(10**6, 10**6), "it has more numbers than are stored"),
+        (lambda torch: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "it is torch.qint8"),
+    ],
+)
+def test_pth_of_other_tensors_is_refused(tmp_path, make, reason):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.save({"fine": torch.ones(3), "odd": make(torch)}, tmp_path / "some.pth")
+    with pytest.raises(UserError, match=rf"some\.pth: odd cannot be read \({reason}.*; expected dense"):
+        weights.read(tmp_path / "some.pth")
+
+
+def test_pth_that_is_no_state_dict_or_cut_off_is_refused(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    path = tmp_path / "some.pth"
+    for state, has in (({1: torch.ones(3)}, "1: Tensor"), ({"epoch": 3}, "'epoch': int")):
+        torch.save(state, path)
+        with pytest.raises(UserError, match=rf"some\.pth: expected a state dict.*; it has {has}$"):
+            weights.read(path)
+    for new in (True, False):
+        torch.save({"weight": torch.ones(1000)}, path, _use_new_zipfile_serialization=new)
+        data = path.read_bytes()
+        for cut in (30, 300, len(data) // 2, len(data) - 10):
+            path.write_bytes(data[:-cut])
+            with pytest.raises(
+                UserError, match=r"some\.pth: (not a readable PyTorch file|refused)"
+            ) as caught:
+                weights.read(path)
+            assert "\n" not in str(caught.value)
+
+
+def weight_files():
+    tensors = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.ones(2, np.float16),
+        "c": np.ones(()),
+    }
+    files = [(".safetensors", safetensors.numpy.save(tensors))]
+    for save in (np.savez, np.savez_compressed):
+        data = io.BytesIO()
+        save(data, **tensors)
+        files.append((".npz", data.getvalue()))
+    return files
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(st.sampled_from(weight_files()), st.data())
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_bytes_are_arrays_or_one_line(tmp_path, file, data):
+    suffix, content = file
+    content = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        match data.draw(st.sampled_from(["flip", "digit", "cut", "remove", "repeat"])):
+            case "flip":
+                content[place] ^= 1 << data.draw(st.integers(0, 7))
+            case "digit":  # of a shape or an offset
+                content[place] = data.draw(st.sampled_from(b"0123456789[](),-\xff"))
+            case "cut":
+                del content[max(place, 1) :]
+            case "remove":
+                del content[place : min(place + 4, len(content) - 1)]
+            case "repeat":
+                content[place:place] = content[place : place + data.draw(st.integers(1, 20))]
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    try:
+        found = weights.read(path)
+    except UserError as error:
+        said = str(error)
+        assert said.startswith(f"{path}: ") and "\n" not in said
+        return
+    assert all(isinstance(array, np.ndarray) for array in found.values())
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    tensors = golden_tensors("vit")
+    key = "encoder.layers.encoder_layer_1.ln_1.weight"
+    for value in (np.nan, np.inf):
+        broken = tensors | {key: np.where(np.arange(48) == 7, value, tensors[key])}
+        safetensors.numpy.save_file(broken, tmp_path / "diverged.safetensors")
+        message = r"diverged\.safetensors: 1 tensors hold NaN or infinity: params/block_1/norm1/scale; take"
+        with pytest.raises(UserError, match=message):
+            weights.load("vit", tmp_path / "diverged.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "shape", "message"),
+    [
+        ("vit", "conv_proj.weight", (48, 3, 8), "no embedding/kernel of 2 dimensions"),
+        ("vit", "encoder.pos_embedding", (48,), "no position_embedding of 3 dimensions"),
+        ("vit", "heads.head.bias", (), "no head/bias to tell the number of classes"),
+        ("vit", "heads.head.bias", (0,), r"heads.head.bias is empty: its shape is \(0,\)"),
+        ("vgg19_bn", "classifier.0.weight", (32, 100), "1 shapes differ: params/classifier_0/kernel is"),
+        ("resnet50", "fc.bias", (0,), "fc.bias is empty"),
+    ],
+)
+def test_other_shapes_are_one_line(name, key, shape, message):
+    tensors = golden_tensors(name)
+    assert key in tensors
+    like = None if name == "vit" else golden_model(name)[1]
+    with pytest.raises(UserError, match=message):
+        weights.convert(name, tensors | {key: np.zeros(shape, np.float32)}, like=like)
+
+
+def test_other_shapes_of_attention_are_one_line():
+    tensors = vision_transformer_tensors()
+    key = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/key/kernel"
+    tensors[key] = np.zeros((5, 3, 16), np.float32)
+    with pytest.raises(UserError, match=r"block_0: query, key and value kernels of shapes .*\(5, 3, 16\)"):
+        weights.convert("vit", tensors)
 
 
 def test_other_files(tmp_path):

@@ -9,12 +9,10 @@ tensor of the file must find its place and every variable its tensor; what is le
 `note`.
 """
 
+import contextlib
 import logging
 import math
 import pickle
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +64,8 @@ def convert(
       `{"params": …, "batch_stats": …}` (only what `like` has), float32 numpy arrays.
 
     Raises:
-      UserError: tensors without a place, variables without a tensor, shapes that differ; all are listed.
+      UserError: tensors without a place, variables without a tensor, shapes that differ, numbers that are not
+        finite; all are listed.
     """
     if name not in models.MODELS:
         models.build(name)  # raises, and lists the names
@@ -97,6 +96,10 @@ def convert(
         found[positions] = _resized(found[positions], expected[positions], note)
 
     _check(found, expected, family)
+    if broken := sorted("/".join(path) for path in expected if not np.isfinite(found[path]).all()):
+        raise UserError(
+            f"{len(broken)} tensors hold NaN or infinity: {', '.join(broken)}; take a file of before training diverged"
+        )
     return flax.traverse_util.unflatten_dict({path: found[path] for path in expected})
 
 
@@ -104,7 +107,8 @@ def read(path) -> dict[str, np.ndarray]:
     """The tensors of a `.safetensors`, `.npz` or `.pth` (`.pt`, `.bin`) file, as they are stored.
 
     Raises:
-      UserError: no such file, another kind of file, a damaged one, or a pickle that wants to run code.
+      UserError: no such file, another kind of file, a damaged one, a tensor that is not dense or of 8-bit floats, or
+        a pickle that wants to run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,22 +125,28 @@ def read(path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path):
-    import safetensors.numpy
+    import safetensors
 
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); download it again") from None
+    def array(key):
+        kind = file.get_slice(key).get_dtype()
+        if kind.startswith(("F8", "F6", "F4")):  # NumPy has none
+            raise ValueError(f"it is {kind}")
+        return file.get_tensor(key)
+
+    with _readable(path, "safetensors file"), safetensors.safe_open(path, framework="numpy") as file:
+        return _tensors(path, file.keys(), array)
 
 
 def _read_npz(path):
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            tensors = dict(file)
-    except (ValueError, EOFError, SyntaxError, tokenize.TokenError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a readable npz file of arrays ({error}); download it again") from None
-    # NumPy has no bfloat16 and returns such arrays as two raw bytes.
-    return {key: a.view(jax.numpy.bfloat16) if a.dtype == "V2" else a for key, a in tensors.items()}
+    def array(key):
+        array = file[key]
+        if not isinstance(array, np.ndarray):
+            raise ValueError("no .npy file")
+        # NumPy has no bfloat16 and returns such arrays as two raw bytes.
+        return array.view(jax.numpy.bfloat16) if array.dtype == "V2" else array
+
+    with _readable(path, "npz file of arrays"), np.load(path, allow_pickle=False) as file:
+        return _tensors(path, file.files, array)
 
 
 def _read_torch(path):
@@ -146,36 +156,79 @@ def _read_torch(path):
         raise UserError(
             f"{path}: reading it needs PyTorch: pip install 'bjax[torch]', or use the .safetensors file"
         ) from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # PyTorch's message is a page of advice around one sentence.
-        reason = str(error).partition("WeightsUnpickler error: ")[2].partition(". ")[0].split("\n")[0]
-        raise UserError(
-            f"{path}: refused, its pickle is damaged or holds more than tensors, which could run code "
-            f"({reason}); save the state dict alone, best as .safetensors"
-        ) from None
-    except (RuntimeError, EOFError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: not a readable PyTorch file ({reason}); download it again") from None
+    with _readable(path, "PyTorch file"):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            # PyTorch's message is a page of advice around one sentence.
+            reason = str(error).partition("WeightsUnpickler error: ")[2].partition(". ")[0].split("\n")[0]
+            raise UserError(
+                f"{path}: refused, its pickle is damaged or holds more than tensors, which could run code "
+                f"({reason}); save the state dict alone, best as .safetensors"
+            ) from None
     # Training scripts store the state dict among other things (DeiT: "model", timm: "state_dict").
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, dict):
         raise UserError(f'{path}: expected a state dict, alone or under "model" or "state_dict"')
-    # NumPy has no bfloat16.
-    return {
-        key.removeprefix("module."): (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for key, tensor in state.items()
-    }
+    for key, tensor in state.items():
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            raise UserError(
+                f'{path}: expected a state dict, alone or under "model" or "state_dict"; it has {key!r}: '
+                f"{type(tensor).__name__}"
+            )
+
+    def array(key):
+        tensor = state[key].detach()
+        if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_meta:
+            raise ValueError("it is nested, sparse or on the meta device")
+        if tensor.is_quantized or (tensor.dtype.itemsize == 1 and tensor.is_floating_point()):
+            raise ValueError(f"it is {tensor.dtype}")
+        if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise ValueError("it has more numbers than are stored")
+        # NumPy has no bfloat16.
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        return tensor.resolve_conj().resolve_neg().numpy()
+
+    tensors = _tensors(path, state, array)
+    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+
+
+def _tensors(path, keys, get):
+    """{key: get(key)}; whatever `get` raises becomes a UserError with the file and the key."""
+    tensors = {}
+    for key in keys:
+        try:
+            tensors[key] = get(key)
+        except Exception as error:  # a damaged tensor, or a kind that NumPy has not: libraries raise anything
+            raise UserError(
+                f"{path}: {key} cannot be read ({_line(error)}); expected dense floating-point weights"
+            ) from None
+    return tensors
+
+
+@contextlib.contextmanager
+def _readable(path, what):
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # damaged files: OSError, RuntimeError, BadZipFile, TokenError, OverflowError, …
+        raise UserError(f"{path}: not a readable {what} ({_line(error)}); download it again") from None
+
+
+def _line(error):
+    return str(error).split("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _described(name, family, found):
     """Shapes of the variables of the model that the tensors describe."""
     shape = {path[1:]: array.shape for path, array in found.items() if path[0] == "params"}
     head = (*mapping.HEADS[family][0], "bias")
-    if head not in shape:
+    if len(shape.get(head, ())) != 1:
         raise UserError(
             f"no {'/'.join(head)} to tell the number of classes: pass like=, the shapes of the model"
         )
@@ -183,9 +236,12 @@ def _described(name, family, found):
     if family == "googlenet":
         options["aux_heads"] = ("aux1", "fc2", "bias") in shape
     if family == "vit":
-        for needed in (("embedding", "kernel"), ("position_embedding",), ("block_0", "mlp_1", "kernel")):
-            if needed not in shape:
-                raise UserError(f"no {'/'.join(needed)}: is this the file of a ViT with a class token?")
+        needed = {("embedding", "kernel"): 2, ("position_embedding",): 3, ("block_0", "mlp_1", "kernel"): 2}
+        for path, rank in needed.items():
+            if len(shape.get(path, ())) != rank:
+                raise UserError(
+                    f"no {'/'.join(path)} of {rank} dimensions: is this the file of a ViT with a class token?"
+                )
         inputs, width = shape["embedding", "kernel"]
         patch_size = math.isqrt(inputs // 3)
         image_size = patch_size * math.isqrt(shape["position_embedding",][1] - 1)
@@ -195,7 +251,7 @@ def _described(name, family, found):
             "depth": len({path[0] for path in shape if path[0].startswith("block_")}),
             "heads": 1,  # no variable's shape depends on it
             "mlp_dim": shape["block_0", "mlp_1", "kernel"][1],
-            "representation_size": shape.get(("pre_logits", "bias"), (None,))[0],
+            "representation_size": next(iter(shape.get(("pre_logits", "bias"), ())), None),
         }
     model = models.build(name, num_classes=shape[head][0], **options)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)

@@ -93,8 +93,9 @@ def _from_torch(key, array):
         return ("params", *module, leaf), array
     if array.ndim == 1:
         return ("params", *module, "scale"), array
-    if module in FLATTENING and array.ndim == 2:
-        array = array.reshape(len(array), -1, FLATTENING[module], FLATTENING[module])
+    side = FLATTENING.get(module, 1)
+    if module in FLATTENING and array.ndim == 2 and array.shape[1] % side**2 == 0:
+        array = array.reshape(len(array), -1, side, side)
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
         if module[0] == "embedding" or module[0].startswith("classifier") or module in FLATTENING:
@@ -112,11 +113,14 @@ def _from_vision_transformer(tensors):
     # Attention's arrays keep the heads apart: kernels [D, heads, D/heads] in, [heads, D/heads, D] out.
     for path in list(found):
         *block, module, leaf = path
-        if leaf == "kernel" and module in ("embedding", "out"):
+        if leaf == "kernel" and module in ("embedding", "out") and found[path].ndim:
             found[path] = found[path].reshape(-1, found[path].shape[-1])
         parts = [(*block, part, leaf) for part in ("query", "key", "value")]
         if module == "query" and all(part in found for part in parts):
             arrays = [found.pop(part) for part in parts]
+            if arrays[0].ndim < 2 or len({array.shape for array in arrays}) > 1:
+                shapes = ", ".join(str(array.shape) for array in arrays)
+                raise UserError(f"{'/'.join(block)}: query, key and value {leaf}s of shapes {shapes}")
             flat = (-1,) if leaf == "bias" else (len(arrays[0]), -1)
             found[(*block, "qkv", leaf)] = np.concatenate([array.reshape(flat) for array in arrays], axis=-1)
     return found
@@ -132,6 +136,8 @@ def _float32(key, tensor):
     # bfloat16 of ml_dtypes is floating to JAX, not to NumPy.
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise UserError(f"{key} is {tensor.dtype}: expected floating-point weights, not quantised ones")
+    if not tensor.size:
+        raise UserError(f"{key} is empty: its shape is {tensor.shape}")
     return np.asarray(tensor, np.float32)
 
 
