@@ -393,6 +393,8 @@ def test_a_jpeg_of_many_scans_is_refused_and_what_is_appended_is_none():
         film = data + b"\xff\xda\0\0" * 1000
         np.testing.assert_array_equal(decode.decode(film, exif_rotate=exif_rotate), decode.decode(data))
     assert decode._scans(data) == len(start) == 10
+    sequential = encode(photo())
+    assert decode._scans(sequential) == decode._scans(sequential[:-2] + scan * 200 + data[-2:]) == 1
 
 
 def test_a_run_length_encoded_bmp_is_refused(bombs):

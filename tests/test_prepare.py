@@ -442,6 +442,14 @@ def test_a_damaged_data_set_is_named(tmp_path, replaced):
         loader.open_split("pets", "train", data_dir=tmp_path / "data")
 
 
+def test_an_empty_tfds_data_dir_is_none(monkeypatch):
+    monkeypatch.setattr(
+        tfds.core.constants, "DATA_DIR", ""
+    )  # as TFDS reads TFDS_DATA_DIR= in the environment
+    assert builders.data_root() == os.path.expanduser("~/tensorflow_datasets")
+    assert builders.data_root("~/data") == os.path.expanduser("~/data")
+
+
 def test_folder_without_train(tmp_path):
     source = write_tree(
         tmp_path / "pets", {"val/b/1.jpg": picture(1), "test/a/1.jpg": picture(2), "test/b/1.jpg": picture(2)}

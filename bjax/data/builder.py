@@ -38,7 +38,8 @@ class ReproducibleWriter(tfds.core.ExampleWriter):
 
 def data_root(data_dir=None):
     """The folder of all data sets: data_dir, or TFDS's default (TFDS_DATA_DIR, ~/tensorflow_datasets)."""
-    return os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+    # TFDS takes a TFDS_DATA_DIR that is set to nothing for the current folder.
+    return os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR or "~/tensorflow_datasets")
 
 
 def prepare(builder, *, overwrite=False):

@@ -92,8 +92,7 @@ def decode(data, *, exif_rotate=False):
     if not data:
         raise ValueError("empty file")
     if data.startswith(b"\xff\xd8\xff"):
-        # Counted first, which takes no time; a film that a camera appends has the bytes by chance.
-        if data.count(b"\xff\xda") > MOST_SCANS and (scans := _scans(data)) > MOST_SCANS:
+        if (scans := _scans(data)) > MOST_SCANS:
             raise ValueError(f"JPEG of {scans} scans: up to {MOST_SCANS} are decoded")
         if not exif_rotate:
             try:
@@ -155,14 +154,19 @@ def _one_error():
 
 
 def _scans(data):
-    """The number of scans of a JPEG, up to the end of its image."""
-    place, scans = 2, 0
+    """How many scans of a JPEG are decoded; what comes after its image, such as a film, is none."""
+    place, scans, components = 2, 0, None
     while marker := MARKER.search(data, place):
         place = marker.end()
         code = data[place - 1]
         if code == 0xD9:
             break
-        scans += code == 0xDA
+        if code in (0xC0, 0xC1):
+            components = data[place + 7 : place + 8]
+        if code == 0xDA:
+            scans += 1
+            if data[place + 2 : place + 3] == components:
+                break  # a sequential JPEG in one scan, as most are: decoders read no other
         place += int.from_bytes(data[place : place + 2]) if code != 0xD8 else 0
     return scans
 
