@@ -98,7 +98,15 @@ def build(config, num_classes: int) -> Experiment:
                 "zero_pixels, zero_tokens, or gather at a keep_rate alone"
             )
         check_size(mask)
-        return Inputs(blur, mask, patch, config.normalize.mean, config.normalize.std, corruption)
+        return Inputs(
+            blur,
+            mask,
+            patch,
+            config.normalize.mean,
+            config.normalize.std,
+            corruption,
+            quantize=config.task == "blur_type",
+        )
 
     train = inputs("", config.blur, config.mask, model)
     if train.mask.mode == "bucket":

@@ -24,7 +24,13 @@ from bjax.tokens import MaskSpec
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """How uint8 images become what the model sees: blur -> leave out patches -> normalise (0..1 scale)."""
+    """How uint8 images become what the model sees: blur -> leave out patches -> normalise (0..1 scale).
+
+    quantize: round the blurred images to the 256 levels of a file, half to even. For task=blur_type: an image that was
+    not blurred lies on the levels and one that was does not, which would tell them apart without looking at the blur,
+    and photographs in files, whose blur is to be named, all lie on them. Elsewhere the blur is not the label, and the
+    images stay as they were blurred.
+    """
 
     blur: sample.BlurSpec
     mask: MaskSpec
@@ -32,6 +38,7 @@ class Inputs:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     corruption: tuple[str, int] | None = None  # ImageNet-C's name and severity, instead of `blur`
+    quantize: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +285,8 @@ def _blur(keys, images, inputs: Inputs, mesh: Mesh):
     def local(keys, images):
         keys = _stream(keys, 0)
         if inputs.corruption is None:
-            return tuple(sample.draw(keys, images.astype(jnp.float32) / 255, inputs.blur))
+            images, kind, drawn = sample.draw(keys, images.astype(jnp.float32) / 255, inputs.blur)
+            return jnp.round(images * 255) / 255 if inputs.quantize else images, kind, drawn
         name, severity = inputs.corruption
         # One at a time: a vmapped kernel is a grouped convolution, slow on every platform.
         images = jax.lax.map(lambda item: imagenet_c.corrupt(*item, name, severity), (keys, images))

@@ -1,5 +1,6 @@
 """The device functions: what counts, what is drawn, and that neither devices nor parts change the result."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bjax import models, sharding, state, step
+from bjax import config as configs
+from bjax import experiment, models, sharding, state, step
 from bjax.blur import imagenet_c
 from bjax.blur.sample import BlurSpec
 from bjax.tokens import MaskSpec
@@ -188,6 +190,26 @@ def test_blur_type_is_learned_from_the_draw_not_the_label():
     drawn = {"gaussian": "sigma", "motion": "length", "defocus": "radius"}
     for number, name in enumerate(drawn.values(), 1):
         np.testing.assert_array_equal(answers[name] > 0, kind == number)
+
+
+@pytest.mark.parametrize("task", ["blur_type", "object"])
+def test_levels_of_8_bits_tell_nothing_of_the_type_of_blur(task):
+    """Blurred images that are not rounded lie between the levels, sharp ones on them: no blur needs to be seen."""
+    kinds = [(f"blur.kinds.{kind}", "0.25") for kind in ("sharp", "gaussian", "motion", "defocus")]
+    values = [*kinds, ("blur.noise", "0,0"), ("data.image_size", "32")]
+    exp = experiment.build(configs.load(f"configs/densenet121.py:demo,task={task}", values), CLASSES)
+    batch = batch_of(64)
+    options = {"objective": step.Objective("blur_type", 4), "mesh": one_device()}
+    for own in (exp.train, *(condition.inputs for condition in list(exp.conditions.values())[:1])):
+        plain = dataclasses.replace(own, blur=exp.train.blur, mean=(0.0,) * 3, std=(1.0,) * 3)
+        images, _, kind, _ = step.prepare(jax.random.key(0), batch, inputs=plain, **options)
+        images, kind = 255 * np.asarray(images, np.float64), np.asarray(kind)
+        levels = np.round(images)  # what a file would hold
+        on_a_level = (abs(images - levels) < 1e-4).mean(axis=(1, 2, 3))
+        shares = [on_a_level[kind == k].mean() for k in range(4)]
+        assert shares[0] == 1
+        assert all(share == 1 if task == "blur_type" else share < 0.02 for share in shares[1:]), shares
+        np.testing.assert_array_equal(levels[kind == 0], batch["image"][kind == 0])
 
 
 def test_a_model_learns_how_strong_the_blur_is():
