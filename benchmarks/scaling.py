@@ -22,8 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from bjax import metrics, models, optim, sharding, state, step
+from bjax import models
 from bjax.blur.sample import BlurSpec
+from bjax.runtime import sharding
+from bjax.runtime.console import columns
+from bjax.step import optim, state
+from bjax.step.inputs import Inputs
+from bjax.step.losses import Objective
+from bjax.step.train_step import train_step
 from bjax.tokens import MaskSpec
 from configs import common
 
@@ -66,16 +72,16 @@ def compiled_step(
     init = functools.partial(state.init, model=model, tx=tx, image_size=size, ema=False)
     shapes = jax.eval_shape(init, jax.random.key(0))
     plan = sharding.plan(shapes, mesh, rules)
-    inputs = step.Inputs(
+    inputs = Inputs(
         BlurSpec(**common.blur().to_dict()),
         MaskSpec(),
         16,
         tuple(config.normalize.mean),
         tuple(config.normalize.std),
     )
-    objective = step.Objective(task="object", num_classes=1000, accumulate=accumulate)
-    train_step = jax.jit(
-        functools.partial(step.train_step, model=model, tx=tx, inputs=inputs, objective=objective, mesh=mesh),
+    objective = Objective(task="object", num_classes=1000, accumulate=accumulate)
+    update = jax.jit(
+        functools.partial(train_step, model=model, tx=tx, inputs=inputs, objective=objective, mesh=mesh),
         donate_argnums=1,
         out_shardings=(plan, None),
     )
@@ -90,7 +96,7 @@ def compiled_step(
     batch = {
         k: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=split) for k, (dtype, shape) in rows.items()
     }
-    return train_step.lower(jax.random.key(0), placed, batch).compile(), shapes, plan
+    return update.lower(jax.random.key(0), placed, batch).compile(), shapes, plan
 
 
 def held(shapes, plan) -> int:
@@ -181,7 +187,7 @@ def main():
         return f"{more}{found['calls']} ({found['bytes'] / 1e6:,.1f} MB)" if found else "0"
 
     print(
-        metrics.columns(
+        columns(
             ("model", "data × fsdp", "state MB", "arguments MB", "temporaries MB", *kinds),
             [
                 (

@@ -26,8 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bjax import models, optim, sharding, state, step
+from bjax import models
 from bjax.blur.sample import BlurSpec
+from bjax.runtime import sharding
+from bjax.step import optim, state
+from bjax.step.eval_step import eval_step
+from bjax.step.inputs import Inputs
+from bjax.step.losses import Objective
+from bjax.step.train_step import train_step
 from bjax.tokens import MaskSpec, budget
 
 RIVALS = {
@@ -114,7 +120,7 @@ def noise(batch, size):
 
 
 def inputs_of(model, mask):
-    return step.Inputs(
+    return Inputs(
         BlurSpec({"sharp": 1}), mask, model.patch_size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     )
 
@@ -126,10 +132,10 @@ def inference(model, mask, batch):
     variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), batch["image"][:1].astype(jnp.float32))
     evaluate = jax.jit(
         functools.partial(
-            step.eval_step,
+            eval_step,
             model=model,
             inputs=inputs_of(model, mask),
-            objective=step.Objective("object", CLASSES),
+            objective=Objective("object", CLASSES),
             mesh=mesh,
         )
     )
@@ -149,11 +155,11 @@ def training(model, mask, batch):
     current = jax.jit(init, out_shardings=plan)(jax.random.key(0, impl="rbg"))
     train = jax.jit(
         functools.partial(
-            step.train_step,
+            train_step,
             model=model,
             tx=tx,
             inputs=inputs_of(model, mask),
-            objective=step.Objective("object", CLASSES),
+            objective=Objective("object", CLASSES),
             mesh=mesh,
         ),
         donate_argnums=1,

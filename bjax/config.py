@@ -172,17 +172,17 @@ def _unshare(node: ml_collections.ConfigDict, seen: set[int]) -> None:
     for key, child in list(node.items()):
         if isinstance(child, ml_collections.ConfigDict):
             if id(child) in seen:
-                node[key] = child = _copied(child)
+                node[key] = child = copied(child)
             seen.add(id(child))
             _unshare(child, seen)
 
 
-def _copied(node: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def copied(node: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A copy in the same order; a leaf that may be None keeps its type."""
     made = ml_collections.ConfigDict(sort_keys=False)
     for key, value in node.items(preserve_field_references=True):
         is_group = isinstance(value, ml_collections.ConfigDict)
-        made[key] = _copied(value) if is_group else copy.deepcopy(value)
+        made[key] = copied(value) if is_group else copy.deepcopy(value)
     return made
 
 

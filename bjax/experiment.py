@@ -1,7 +1,7 @@
-"""One config -> the model, the inputs of every condition, the objective, for training, evaluation and prediction.
+"""One config -> everything that a run is made of, handed on as one object to training, evaluation and prediction.
 
 Constructors find what `config.validate` cannot know (unknown selectors, model options, sizes); their one-line
-ValueErrors become UserErrors here that begin with the config key. Nothing here touches a device.
+ValueErrors become UserErrors here that begin with the config key.
 """
 
 import dataclasses
@@ -10,21 +10,34 @@ import functools
 import math
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from bjax import distributed, losses, models, weights
+from bjax import models, weights
 from bjax.blur import imagenet_c
 from bjax.blur.sample import KINDS, BlurSpec
+from bjax.config import check_devices
 from bjax.data import loader
+from bjax.data.loader import Source
 from bjax.errors import UserError
 from bjax.models.vit import TOKEN_OPTIONS
-from bjax.step import Inputs, Objective
+from bjax.runtime import checkpoint, distributed, sharding
+from bjax.step import losses, optim, state
+from bjax.step.inputs import Inputs
+from bjax.step.losses import Objective
+from bjax.step.state import State
 from bjax.tokens import MaskSpec
 
+# Of every evaluation, so that runs and conditions blur an image alike: differences between them are then paired.
+SEED = 0
 CNN_PATCH = 16  # patch grid of zero_pixels for models without patches of their own; that of a ViT-*/16
 
 
@@ -45,10 +58,34 @@ class Experiment:
     train: Inputs
     conditions: dict[str, Condition]
     quality: dict[str, MaskSpec]  # masks whose choice is compared with where blur is
+    config: ConfigDict  # of the sizes and numbers that are read where they are used
+    source: Source | None = None  # the training split
+    splits: dict[str, Source] = dataclasses.field(
+        default_factory=dict
+    )  # of the conditions, and of mask_quality
+    mesh: Mesh | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the model's classes, in their order."""
+        return KINDS if self.config.task == "blur_type" else self.source.class_names
 
 
-def build(config, num_classes: int) -> Experiment:
-    """config: as `bjax.config.load` returns it. num_classes: of the dataset (task=blur_type has its own four)."""
+def build(config, num_classes: int | None = None) -> Experiment:
+    """The experiment of `config`, as `bjax.config.load` returns it, with its splits open and the mesh of its devices.
+
+    num_classes: of the dataset (task=blur_type has its own four). Where it is given, no dataset is opened and no device
+    touched: the experiment has neither source, splits nor mesh. Raises UserError for whatever the user can mend.
+    """
+    if num_classes is None:
+        source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
+        exp = build(config, source.num_classes)
+        if config.task == "object":
+            source = loader.with_labels(source, f"config.data.train={config.data.train}")
+        splits = _open_splits(exp)
+        check_devices(config, jax.device_count())
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+        return dataclasses.replace(exp, source=source, splits=splits, mesh=mesh)
     num_classes = len(KINDS) if config.task == "blur_type" else num_classes
     outputs = num_classes + (losses.PARAMETERS if config.loss.parameters else 0)
 
@@ -166,7 +203,7 @@ def build(config, num_classes: int) -> Experiment:
             f"config.mask_quality.sigma={','.join(f'{s:g}' for s in sigmas)}: expected standard deviations in pixels, "
             "more than 0, such as 1,2,4"
         )
-    return Experiment(model, objective, train, conditions, quality)
+    return Experiment(model, objective, train, conditions, quality, config)
 
 
 def _corruption(config, name: str, condition) -> tuple[str, int] | None:
@@ -191,25 +228,61 @@ def _corruption(config, name: str, condition) -> tuple[str, int] | None:
     return condition.corruption, condition.severity
 
 
-def eval_batches(config, source: loader.Source, **options):
-    """The batches of `source` as every evaluation of `config` reads them: `loader.eval_batches`, for this process.
+def _open_splits(exp: Experiment) -> dict[str, Source]:
+    """The splits that the conditions and mask_quality name.
+
+    Raises UserError for a split or dataset that does not exist, for one without the labels that the task needs, and for
+    a condition that several processes cannot evaluate.
+    """
+    config = exp.config
+    data_dir = config.data.data_dir or None
+    splits = {}
+    for name, condition in exp.conditions.items():
+        split = condition.split
+        if split not in splits:
+            splits[split] = loader.open_split(config.data.name, split, data_dir=data_dir)
+            if config.task == "object":
+                splits[split] = loader.with_labels(splits[split], f"config.eval.{name}.split={split}")
+        if condition.inputs.mask.mode == "bucket" and jax.process_count() > 1:
+            raise UserError(
+                f"config.eval.{name}.mask.mode=bucket: evaluates in one process; use attend, or gather with a keep_rate"
+            )
+    split = config.mask_quality.split
+    if exp.quality and split not in splits:
+        splits[split] = loader.open_split(config.data.name, split, data_dir=data_dir)
+    return splits
+
+
+def train_batches(exp: Experiment, start_step: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of the training split from `start_step` on, as far as this process holds them."""
+    config = exp.config
+    return loader.train_batches(
+        exp.source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        image_size=config.data.image_size,
+        crop=config.data.crop,
+        scale=config.data.scale,
+        flip=config.data.flip,
+        start_step=start_step,
+        num_steps=num_steps,
+        **_reading(config),
+    )
+
+
+def eval_batches(exp: Experiment, source: Source) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of `source` as every evaluation reads them, as far as this process holds them.
 
     Raises `distributed.Stopped` instead of the next batch when the process is told to stop.
     """
+    config = exp.config
     batches = loader.eval_batches(
         source,
-        **{
-            "batch_size": config.eval_batch_size,
-            "image_size": config.data.image_size,
-            "resize": config.data.resize,
-            "interpolation": config.data.interpolation,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-            "threads": config.data.threads,
-            "prefetch": config.data.prefetch,
-            "on_corrupt": config.data.on_corrupt,
-            **options,
-        },
+        batch_size=config.eval_batch_size,
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+        interpolation=config.data.interpolation,
+        **_reading(config),
     )
     for batch in batches:
         if distributed.stopping():
@@ -217,7 +290,50 @@ def eval_batches(config, source: loader.Source, **options):
         yield batch
 
 
-def weights_of(config, shapes) -> dict:
+def _reading(config) -> dict:
+    return {
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "threads": config.data.threads,
+        "prefetch": config.data.prefetch,
+        "on_corrupt": config.data.on_corrupt,
+    }
+
+
+def state_of(
+    exp: Experiment, total_steps: int
+) -> tuple[optax.GradientTransformation, Callable, State, State]:
+    """What decides a run's state: its optimiser, `init(key)`, and the state's shapes and shardings."""
+    config = exp.config
+    tx = optim.build(config.optim, total_steps)
+    init = functools.partial(
+        state.init, model=exp.model, tx=tx, image_size=config.data.image_size, ema=config.optim.ema > 0
+    )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return tx, init, shapes, sharding.plan(shapes, exp.mesh, config.mesh.rules)
+
+
+def variables_of(exp: Experiment, workdir: Path) -> tuple[str, dict]:
+    """The variables of the newest checkpoint in `workdir`, or, where there is none, of the file `config.init_from`.
+
+    The first value says which, for people. Raises UserError where they do not fit the config, and where a training that
+    began with the file has no checkpoint yet: its weights are others.
+    """
+    _, _, shapes, plan = state_of(exp, 1)
+    if checkpoint.exists(workdir / "checkpoints"):
+        with checkpoint.manager(workdir / "checkpoints", read_only=True) as manager:
+            restored = checkpoint.restore(manager, shapes, plan)
+        return f"{workdir}, step {int(restored.step)}", restored.variables
+    if (workdir / "metrics.jsonl").exists():
+        raise UserError(
+            f"--workdir={workdir}: holds a training without a checkpoint yet; go on with it, or name an empty "
+            f"--workdir to evaluate {exp.config.init_from}"
+        )
+    variables = weights_of(exp.config, shapes)
+    return exp.config.init_from, jax.device_put(variables, {k: getattr(plan, k) for k in variables})
+
+
+def weights_of(config, shapes: State) -> dict:
     """The variables in the file `config.init_from`, fitted to a state of `shapes`; touches no device."""
     like = {"params": shapes.params, "batch_stats": shapes.batch_stats}
     like = {k: v for k, v in like.items() if v}

@@ -25,8 +25,9 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from bjax import metrics, predict
+from bjax import predict
 from bjax.errors import UserError
+from bjax.runtime.workdir import write_text
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     temporary.write_bytes(data)
     os.replace(temporary, args.out)
     about = args.out.with_name(args.out.name + ".json")
-    metrics.write_text(about, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_text(about, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     print(f"{facts['run']}\n{facts['input']}")
     for name, shape in facts["outputs"].items():
         print(f"  -> {name} {shape}")

@@ -15,8 +15,9 @@ from pathlib import Path
 import jax
 
 from bjax import config as configs
-from bjax import distributed, evaluate, experiment, train
+from bjax import evaluate, experiment, train
 from bjax.errors import UserError
+from bjax.runtime import distributed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def _run(argv: list[str]) -> None:
         config = configs.reload(workdir / "config.json", overrides)
     else:
         raise UserError("--config: missing; for example --config=configs/vit_mask.py:demo")
-    experiment.build(config, num_classes=2)  # finds mistakes before data and devices are touched
+    experiment.build(config, num_classes=2)  # finds mistakes before any data or device is touched
     if args.print_config:
         print(configs.to_json(config), end="")
         return

@@ -41,11 +41,16 @@ from flax import linen as nn
 from PIL import Image
 from tqdm import tqdm
 
-from bjax import checkpoint, evaluate, experiment, losses, metrics, overlay, sharding, sharpness, step, tokens
 from bjax import config as configs
+from bjax import experiment, overlay, sharpness, tokens
 from bjax.blur import sample
 from bjax.data import decode, loader
 from bjax.errors import UserError
+from bjax.evaluate.summary import PARAMETERS
+from bjax.runtime import checkpoint, sharding
+from bjax.runtime.console import Progress, columns
+from bjax.step import losses
+from bjax.step.inputs import Inputs, apply, see
 
 BATCH = 32
 CROPS = 16  # of one photograph, where the type of its blur is asked for
@@ -59,7 +64,7 @@ class Run:
     config: object
     classes: tuple[str, ...]
     model: nn.Module
-    inputs: step.Inputs
+    inputs: Inputs
     variables: dict
 
     @property
@@ -125,8 +130,8 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
         )
     if inputs.mask.mode == "bucket":  # groups images of one length; alone, each is what attend computes
         inputs = dataclasses.replace(inputs, mask=dataclasses.replace(inputs.mask, mode="attend"))
-    mesh = sharding.make_mesh(1, 1, jax.local_devices()[:1])
-    what, variables = evaluate.variables_of(config, exp, mesh, workdir)
+    exp = dataclasses.replace(exp, mesh=sharding.make_mesh(1, 1, jax.local_devices()[:1]))
+    what, variables = experiment.variables_of(exp, workdir)
     return Run(what, config, classes, model, dataclasses.replace(inputs, blur=sample.SHARP), variables)
 
 
@@ -159,13 +164,14 @@ def look(run: Run, images: jax.Array, variables: dict) -> tuple[jax.Array, jax.A
     """
     batch = images.shape[0]
     # Every image gets the same key: what it is told does not depend on its place in a batch, or on a name.
-    keys = jnp.broadcast_to(jax.random.key(evaluate.SEED), (batch,))
-    outputs, kept = step.outputs(keys, images, variables, model=run.model, inputs=run.inputs)
+    keys = jnp.broadcast_to(jax.random.key(experiment.SEED), (batch,))
+    seen = see(keys, images, run.inputs)
+    outputs = apply(run.model, variables, seen.images, seen.kept, train=False)
     mask, patch = run.inputs.mask, run.patch_size
     measure = sharpness.MEASURES[mask.measure]
     side = run.size // patch * patch  # without a mask a CNN may see images that patches do not fill
     scores = measure(images[:, :side, :side].astype(jnp.float32) / 255, patch, scope=mask.scope)
-    keep = jnp.ones(scores.shape, bool) if kept is None else kept.keep.reshape(scores.shape)
+    keep = jnp.ones(scores.shape, bool) if seen.kept is None else seen.kept.keep.reshape(scores.shape)
     return outputs, scores, keep
 
 
@@ -243,7 +249,7 @@ class Predictor:
             return {}
         values = np.array(losses.decode_parameters(outputs[None])[0], float)
         values[2] = np.rad2deg(values[2])
-        own = metrics.PARAMETERS.items()
+        own = PARAMETERS.items()
         return {
             name: float(v) for (name, of), v in zip(own, values, strict=True) if of == self.run.classes[kind]
         }
@@ -323,7 +329,7 @@ def _run(args: argparse.Namespace) -> int:
     predictor = Predictor(run, min(BATCH, len(paths) * run.crops))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-    bar = metrics.Progress(len(paths), 0, "predict", shown=len(paths) > 1, unit="photo")
+    bar = Progress(len(paths), 0, "predict", shown=len(paths) > 1, unit="photo")
     rows, drawn, broken = [], set(), 0
     for path, prediction, cause in predict(predictor, paths):
         bar.advance()
@@ -349,7 +355,7 @@ def _run(args: argparse.Namespace) -> int:
             rows += _rows(path, prediction)
     bar.close()
     if rows:
-        print(metrics.columns(("photo", "sharpness", "kept %", "prediction", "%"), rows))
+        print(columns(("photo", "sharpness", "kept %", "prediction", "%"), rows))
         print(
             f"\nby {run.what}; sharpness: variance of the Laplacian (0..255) of what the model sees, "
             f"{run.size} × {run.size} px"

@@ -27,7 +27,7 @@ class MaskSpec:
     mode: none; zero_pixels (patches painted with `fill`, every model); zero_tokens (embeddings zeroed); attend (all
       tokens computed, dropped ones masked as keys: no influence, no saving); gather (a static number of tokens
       enters the encoder: compute falls); bucket (inference under a threshold: images are grouped by how many they
-      keep, and compute falls with each image's own number, see `bjax.bucket`).
+      keep, and compute falls with each image's own number, see `bjax.evaluate.bucket`).
     selector: a focus measure of `sharpness.MEASURES`, or a control that keeps as many patches of each image as the
       Laplacian variance would: random, inverse (the other end of the scores), centre (nearest the centre first).
     drop: below keeps the highest scores, above the lowest.

@@ -5,7 +5,8 @@ import inspect
 import pytest
 
 import bjax.blur
-from bjax import augment, dead_leaves, sharpness, tokens
+from bjax import dead_leaves, sharpness, tokens
+from bjax.step import augment
 
 IMAGES = ("images", "image")
 MODULES = (

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bjax import bn_adapt, config, experiment, models, sharding
+from bjax import config, experiment, models
 from bjax.data import loader
 from bjax.errors import UserError
+from bjax.evaluate import bn_adapt
 from bjax.models.norm import MOMENTUM
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "resnet50.py") + ":demo"
@@ -33,17 +34,16 @@ def prepared(data_dir, **overrides):
     values = {"data.data_dir": data_dir, "eval_batch_size": 32, "bn_adapt_batches": 2, **overrides}
     c = config.load(DEMO, [(k, str(v)) for k, v in values.items()])
     source = loader.open_split("photos", "train", data_dir=data_dir)
-    return c, experiment.build(c, source.num_classes), source
+    return c, experiment.build(c), source
 
 
 def test_statistics_are_those_of_the_training_images(data_dir):
-    c, exp, source = prepared(data_dir)
+    _, exp, source = prepared(data_dir)
     model = Two()
     exp = dataclasses.replace(exp, model=model)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    mesh = sharding.make_mesh(-1, 1)
     inputs = exp.conditions["sharp"].inputs
-    found = bn_adapt.statistics(c, exp, mesh, source, variables, inputs)
+    found = bn_adapt.statistics(exp, variables, inputs)
 
     batches = loader.eval_batches(source, batch_size=32, image_size=64, resize=0)
     expected = {"first": [], "second": []}
@@ -60,7 +60,7 @@ def test_statistics_are_those_of_the_training_images(data_dir):
 
 
 def test_another_image_stands_in_for_one_that_cannot_be_decoded(data_dir, monkeypatch):
-    c, exp, source = prepared(data_dir, **{"data.on_corrupt": "skip", "bn_adapt_batches": 1})
+    _, exp, source = prepared(data_dir, **{"data.on_corrupt": "skip", "bn_adapt_batches": 1})
     victims = [source[i]["file_name"] for i in (3, 4)]
     intact = loader.Source.__getitem__
 
@@ -74,7 +74,7 @@ def test_another_image_stands_in_for_one_that_cannot_be_decoded(data_dir, monkey
     inputs = exp.conditions["sharp"].inputs
     (images, *_) = (b["image"] for b in loader.eval_batches(source, batch_size=32, image_size=64, resize=0))
     monkeypatch.setattr(loader.Source, "__getitem__", damaged)
-    found = bn_adapt.statistics(c, exp, sharding.make_mesh(-1, 1), source, variables, inputs)
+    found = bn_adapt.statistics(exp, variables, inputs)
     images = images.copy()
     images[[3, 4]] = images[[5, 6]]  # good rows in turn, from where the damaged ones are
     x = (images / 255 - np.array(inputs.mean)) / np.array(inputs.std) * [1, 2, 3] + 5
@@ -82,18 +82,16 @@ def test_another_image_stands_in_for_one_that_cannot_be_decoded(data_dir, monkey
 
     victims += [source[i]["file_name"] for i in range(32)]
     with pytest.raises(UserError, match="photos train: none of the 32 images of a batch"):
-        bn_adapt.statistics(c, exp, sharding.make_mesh(-1, 1), source, variables, inputs)
+        bn_adapt.statistics(exp, variables, inputs)
 
 
 def test_blurred_images_give_statistics_of_their_own(data_dir):
-    c, exp, source = prepared(data_dir)
+    _, exp, _ = prepared(data_dir)
     model = Two()
     exp = dataclasses.replace(exp, model=model)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    mesh = sharding.make_mesh(-1, 1)
     sharp, blurred = (
-        bn_adapt.statistics(c, exp, mesh, source, variables, exp.conditions[name].inputs)
-        for name in ("sharp", "blurred")
+        bn_adapt.statistics(exp, variables, exp.conditions[name].inputs) for name in ("sharp", "blurred")
     )
     assert (blurred["first"]["var"] < sharp["first"]["var"]).all()
     np.testing.assert_allclose(blurred["first"]["mean"], sharp["first"]["mean"], rtol=0.01)
@@ -109,15 +107,15 @@ def test_every_family_takes_the_shared_momentum():
 
 
 def test_a_model_without_batch_norm_and_a_split_smaller_than_a_batch_are_refused(data_dir):
-    c, exp, source = prepared(data_dir)
+    c, exp, _ = prepared(data_dir)
     assert [name for name, condition in exp.conditions.items() if condition.bn_adapt] == ["blurred_bn_adapt"]
-    bn_adapt.check(c, exp, source, {"x": 0})
+    bn_adapt.check(exp, {"x": 0})
     with pytest.raises(
         UserError, match=r"config.eval.blurred_bn_adapt.bn_adapt=true: resnet50 has no BatchN"
     ):
-        bn_adapt.check(c, exp, source, {})
+        bn_adapt.check(exp, {})
     c.eval_batch_size = 1000
     with pytest.raises(UserError, match=r"config.eval_batch_size=1000: more than the 672 images"):
-        bn_adapt.check(c, exp, source, {"x": 0})
+        bn_adapt.check(exp, {"x": 0})
     del exp.conditions["blurred_bn_adapt"]
-    bn_adapt.check(c, exp, source, {})
+    bn_adapt.check(exp, {})

@@ -12,15 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
-from bjax import bucket, models, sharding, step, tokens
+from bjax import models, tokens
 from bjax.blur.sample import BlurSpec
+from bjax.evaluate import bucket
 from bjax.models.vit import patchify
+from bjax.runtime import sharding
+from bjax.step.eval_step import eval_step
+from bjax.step.inputs import Inputs
+from bjax.step.losses import Objective
 from bjax.tokens import MaskSpec
 
 PATCH, BATCH = 8, 8
 MODEL = models.build("vit", num_classes=3, variant="Ti/8", depth=2, width=16, heads=2)
 GRIDS = ((2, 2), (3, 4))  # rows and columns of patches
-OBJECTIVE = step.Objective("object", 3)
+OBJECTIVE = Objective("object", 3)
 
 
 @functools.cache
@@ -237,7 +242,7 @@ def streamed(model, batches, spec, devices):
         batch_size=BATCH,
         patches=grid[0] * grid[1],
         model=model,
-        inputs=step.Inputs(BlurSpec({"sharp": 1}), spec, PATCH, (0.5,) * 3, (0.25,) * 3),
+        inputs=Inputs(BlurSpec({"sharp": 1}), spec, PATCH, (0.5,) * 3, (0.25,) * 3),
         objective=OBJECTIVE,
         mesh=mesh(devices),
     )
@@ -307,12 +312,12 @@ def test_one_compile_per_k_over_blurs_and_selectors():
         }
         mask = MaskSpec("gather", selector, keep_rate=keep_rate)
         blur = BlurSpec({"gaussian": 1}, sigma=sigma, kernel_size=13)
-        answers = step.eval_step(
+        answers = eval_step(
             jax.random.key(0),
             variables(grid),
             sharding.put(batch, mesh(8)),
             model=model,
-            inputs=step.Inputs(blur, mask, PATCH, (0.5,) * 3, (0.25,) * 3),
+            inputs=Inputs(blur, mask, PATCH, (0.5,) * 3, (0.25,) * 3),
             objective=OBJECTIVE,
             mesh=mesh(8),
         )

@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from bjax import checkpoint, models, sharding, state
+from bjax import models
 from bjax.errors import UserError
+from bjax.runtime import checkpoint, sharding
+from bjax.step import state
 
 
 def parts(mesh, width=64, ema=True):

@@ -15,9 +15,9 @@ from pathlib import Path
 import filelock
 import pytest
 
-from bjax import distributed
 from bjax.errors import UserError
 from bjax.main import main
+from bjax.runtime import distributed
 
 ROOT = Path(__file__).parents[1]
 STEPS = 30

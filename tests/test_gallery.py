@@ -13,8 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bjax import config as configs
-from bjax import evaluate, experiment, gallery, sharding, sharpness, step
+from bjax import experiment, sharpness
 from bjax.data import loader
+from bjax.evaluate import gallery
+from bjax.runtime import sharding
+from bjax.runtime.workdir import write
+from bjax.step.eval_step import eval_step
 
 NAMES = ("sharp", "blurred", "blurred_drop_below", "blurred_drop_above_random", "blurred_keep_half")
 
@@ -30,19 +34,20 @@ def ready(data_dir):
     c.eval.bucket.mask.mode = "bucket"
     c.eval.gradient = c.eval.blurred_drop_below.copy_and_resolve_references()
     c.eval.gradient.mask.selector = "tenengrad"
-    exp = experiment.build(c, 14)
+    exp = experiment.build(c)
+    exp = dataclasses.replace(exp, mesh=sharding.make_mesh(-1, 1, jax.devices()[:1]))
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     random = np.random.RandomState(0)
     variables = jax.tree.map(lambda leaf: jnp.float32(random.normal(0, 0.3, leaf.shape)), shapes)
-    return c, exp, sharding.make_mesh(-1, 1, jax.devices()[:1]), variables
+    return c, exp, exp.mesh, variables
 
 
 @pytest.fixture(scope="module")
 def found(ready, tmp_path_factory):
-    """gallery.npz as `evaluate.measure` leaves it, read back."""
-    config, exp, mesh, variables = ready
+    """gallery.npz as an evaluation leaves it, read back."""
+    _, exp, _, variables = ready
     workdir = tmp_path_factory.mktemp("gallery")
-    evaluate.measure(config, exp, mesh, variables, workdir)
+    write(workdir / "gallery.npz", gallery.run(exp, variables)["gallery.npz"])
     assert [path.name for path in workdir.iterdir()] == ["gallery.npz"]
     with np.load(workdir / "gallery.npz") as file:
         return dict(file)
@@ -74,11 +79,11 @@ def test_images_are_those_of_the_split_blurred_as_in_evaluation(ready, found):
     whole = {k: [] for k in ("image", "label", "prediction", "confidence", "kept")}
     condition = exp.conditions["blurred_drop_below"]
     sharp = []
-    for batch in experiment.eval_batches(config, source):
+    for batch in experiment.eval_batches(exp, source):
         sharp.append(batch["image"])
         placed = sharding.put(batch, mesh)
-        answers = step.eval_step(
-            jax.random.key(evaluate.SEED),
+        answers = eval_step(
+            jax.random.key(experiment.SEED),
             variables,
             placed,
             model=condition.model,
@@ -124,18 +129,17 @@ def test_patches_that_do_not_tile_the_image(ready, data_dir):
     """A CNN's images may have any size where no condition masks them."""
     values = {"data.data_dir": data_dir, "gallery": "2", "data.image_size": "70", "eval_batch_size": "32"}
     c = configs.load("configs/resnet50.py:demo", [*values.items(), ("eval_only", "blurred")])
-    exp = experiment.build(c, 14)
+    exp = experiment.build(c)
     condition = dataclasses.replace(exp.conditions["blurred"], model=Mean())
-    exp = dataclasses.replace(exp, conditions={"blurred": condition})
+    exp = dataclasses.replace(exp, conditions={"blurred": condition}, mesh=ready[2])
     variables = Mean().init(jax.random.key(0), jnp.zeros((1, 70, 70, 3)))
-    found = gallery.collect(jax.random.key(0), c, exp, ready[2], variables)
+    found = gallery.run(exp, variables)["gallery.npz"]
     assert found["blurred/kept"].shape == found["blurred/score"].shape == (2, 1, 1)
 
 
 def test_without_the_field_nothing_is_written(ready, tmp_path):
-    config, exp, mesh, variables = ready
+    config, exp, _, variables = ready
     config = config.copy_and_resolve_references()
     config.gallery = 0
-    evaluate.measure(config, exp, mesh, variables, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert gallery.run(dataclasses.replace(exp, config=config), variables) == {}
     assert json.loads(configs.to_json(config))["gallery"] == 0

@@ -1,5 +1,6 @@
 """The grid of masks from one config to results, times and report, as small as it gets."""
 
+import dataclasses
 import json
 
 import pytest
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bjax import config as configs
-from bjax import evaluate, experiment, report, sharding, speed
-from bjax.data import loader
+from bjax import evaluate, experiment, report
 from bjax.errors import UserError
+from bjax.evaluate import bucket, conditions, speed
+from bjax.runtime import sharding
 
 
 def load(*overrides):
@@ -43,15 +45,13 @@ def small(data_dir):
 
 def evaluated(config, workdir):
     """What `evaluate.run` does with the weights of a run, here random ones on one device: no training."""
-    exp = experiment.build(config, 14)
-    mesh = sharding.make_mesh(-1, 1, jax.devices()[:1])
+    exp = experiment.build(config)
+    exp = dataclasses.replace(exp, mesh=sharding.make_mesh(-1, 1, jax.devices()[:1]))
     shapes = jax.eval_shape(exp.model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     random = np.random.RandomState(0)
     variables = jax.tree.map(lambda leaf: jnp.float32(random.normal(0, 0.3, leaf.shape)), shapes)
-    source = loader.open_split("photos", "train", data_dir=config.data.data_dir)
-    results = evaluate.build(config, exp, mesh, evaluate.open_splits(config, exp), source)(variables)
-    evaluate.report(results, workdir)
-    evaluate.measure(config, exp, mesh, variables, workdir)
+    results = conditions.evaluate(exp, variables)
+    evaluate.leave_results(exp, variables, results, workdir)
     return results
 
 
@@ -113,7 +113,7 @@ def test_a_bucket_needs_one_process(run, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     condition = exp.conditions["bucket"]
     with pytest.raises(UserError, match=r"mask\.mode=bucket: evaluates in one process"):
-        evaluate.bucket.stream(
+        bucket.stream(
             jax.random.key(0),
             {},
             batch_size=8,
@@ -127,20 +127,19 @@ def test_a_bucket_needs_one_process(run, monkeypatch):
 
 def test_several_processes_are_refused_a_bucket_before_training(run, monkeypatch):
     config, _, _ = run
-    exp = experiment.build(config, 14)
-    evaluate.open_splits(config, exp)
+    experiment.build(config)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"config\.eval\.bucket\.mask\.mode=bucket: evaluates in one process"):
-        evaluate.open_splits(config, exp)
+        experiment.build(config)
 
 
 def test_a_corruption_is_no_part_of_what_is_timed(data_dir, monkeypatch):
     overrides = {"data.data_dir": data_dir, "speed_rounds": "1", "eval_only": "sharp,sigma_2,glass_blur_3"}
     config = configs.load("configs/vit.py:demo,curves=true", list(overrides.items()))
-    exp = experiment.build(config, 14)
+    exp = experiment.build(config)
     timed = []
-    monkeypatch.setattr(speed.step, "eval_step", lambda *_, inputs, **__: timed.append(inputs))
-    found = speed.measure(config, exp, sharding.make_mesh(-1, 1), {})
+    monkeypatch.setattr(speed, "eval_step", lambda *_, inputs, **__: timed.append(inputs))
+    found = speed.run(exp, {})["speed.json"]
     assert set(timed) == {exp.conditions["sharp"].inputs}  # one program for all three
     assert len({c["images_per_second"] for c in found["conditions"].values()}) == 1
 

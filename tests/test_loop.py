@@ -18,10 +18,11 @@ import skimage
 import test_prepare
 
 from bjax import config as configs
-from bjax import export, predict, step
+from bjax import export, predict
 from bjax.data import loader
 from bjax.data.builder import prepare
 from bjax.errors import UserError
+from bjax.evaluate import conditions
 from bjax.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -342,7 +343,7 @@ def test_a_failing_evaluation_costs_no_step(evaluated_twice, tmp_path, monkeypat
         raise UserError("no evaluation today")
 
     with monkeypatch.context() as patched:
-        patched.setattr(step, "eval_step", fails)
+        patched.setattr(conditions, "eval_step", fails)
         assert in_process("vit_mask.py:demo", tmp_path, **options) == 2
     assert "no evaluation today" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
@@ -358,7 +359,7 @@ def test_a_failing_evaluation_costs_no_step(evaluated_twice, tmp_path, monkeypat
 
 def test_sigterm_is_heard_during_an_evaluation(evaluated_twice, tmp_path, monkeypatch, capsys):
     undisturbed, options = evaluated_twice
-    real = step.eval_step
+    real = conditions.eval_step
     calls = []
 
     def told(*args, **kwargs):
@@ -367,7 +368,7 @@ def test_sigterm_is_heard_during_an_evaluation(evaluated_twice, tmp_path, monkey
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(step, "eval_step", told)
+        patched.setattr(conditions, "eval_step", told)
         assert in_process("vit_mask.py:demo", tmp_path, **options) == 75
         assert len(calls) == 2  # both conditions of the first of four batches
         assert "told to stop during an evaluation" in capsys.readouterr().out
@@ -377,7 +378,7 @@ def test_sigterm_is_heard_during_an_evaluation(evaluated_twice, tmp_path, monkey
     assert without_times(read(tmp_path)[1]) == without_times(read(undisturbed)[1])
     before = (tmp_path / "results.json").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(step, "eval_step", told)
+        patched.setattr(conditions, "eval_step", told)
         assert in_process("vit_mask.py:demo", tmp_path, "--mode=eval", **options) == 75
     assert (tmp_path / "results.json").read_bytes() == before
 
@@ -422,7 +423,7 @@ def test_what_training_leaves_out_is_counted_across_restarts(
         raise UserError("no evaluation today")
 
     with monkeypatch.context() as patched:
-        patched.setattr(step, "eval_step", fails)
+        patched.setattr(conditions, "eval_step", fails)
         assert in_process("vit_mask.py:demo", tmp_path, **options) == 2
     assert in_process("vit_mask.py:demo", tmp_path, **options) == 0
     rows = {row["step"]: row for row in read(tmp_path)[1] if "corrupt" in row}

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bjax import augment, losses
 from bjax.blur.sample import Params
+from bjax.step import augment, losses
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -8,8 +8,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from bjax import mask_quality, sharding, tokens
+from bjax import tokens
 from bjax.blur import convolve, varying
+from bjax.evaluate import mask_quality
+from bjax.runtime import sharding
 from bjax.tokens import MaskSpec
 
 MASKS = (
@@ -67,8 +69,7 @@ def test_the_kernel_holds_the_largest_sigma(monkeypatch):
     batch = {"image": image, "id": np.zeros(1, np.uint32), "mask": np.ones(1, bool)}
     own = ml_collections.ConfigDict({"sigma": (1.0, 4.0), "split": "any"})
     config = ml_collections.ConfigDict({"mask_quality": own, "data": {"name": "any", "data_dir": ""}})
-    monkeypatch.setattr(mask_quality.loader, "open_split", lambda *args, **more: None)
-    monkeypatch.setattr(mask_quality.experiment, "eval_batches", lambda config, source: [batch])
+    monkeypatch.setattr(mask_quality, "eval_batches", lambda exp, source: [batch])
     seen = []
 
     def everywhere(key, images, sigma, *, kernel_size=19):
@@ -78,7 +79,9 @@ def test_the_kernel_holds_the_largest_sigma(monkeypatch):
 
     monkeypatch.setattr(mask_quality.varying, "regions", everywhere)
     exp = types.SimpleNamespace(quality={"all": MASKS[0]}, train=types.SimpleNamespace(patch_size=8))
-    mask_quality.measure(config, exp, sharding.make_mesh(-1, 1, jax.devices()[:1]))
+    exp.config, exp.splits = config, {"any": None}
+    exp.mesh = sharding.make_mesh(-1, 1, jax.devices()[:1])
+    mask_quality.run(exp, {})
     jax.effects_barrier()
     x = np.arange(64) - 32
     deviations = [np.sqrt((image.sum(0) * x**2).sum() / image.sum()) for image in seen]
@@ -86,11 +89,11 @@ def test_the_kernel_holds_the_largest_sigma(monkeypatch):
 
 
 def test_rates():
-    assert mask_quality._rates(30, 40, 60, 100) == {
+    assert mask_quality.rates(30, 40, 60, 100) == {
         "precision": 0.75,
         "recall": 0.5,
         "dropped": 0.4,
         "blurred": 0.6,
         "patches": 100,
     }
-    assert mask_quality._rates(0, 0, 0, 8)["precision"] is None
+    assert mask_quality.rates(0, 0, 0, 8)["precision"] is None

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from bjax import metrics, stats
+from bjax import stats
 from bjax.blur import sample
+from bjax.evaluate.summary import KINDS, accuracy_at, calibration_error, confusion, summarise, table
+from bjax.runtime.console import Progress
+from bjax.runtime.workdir import Log, session, write_text
 
 RNG = np.random.default_rng(0)
 
 
 def answers(n=200, classes=4, **more):
-    """What `step.eval_step` says of n images, made up."""
+    """What `eval_step` says of n images, made up."""
     confidence = RNG.uniform(1 / classes, 1, n).astype(np.float32)
     label = RNG.integers(classes, size=n).astype(np.int32)
     right = RNG.random(n) < confidence**2  # too sure of itself
@@ -36,7 +39,7 @@ def answers(n=200, classes=4, **more):
 
 def test_summary_is_of_all_images():
     given = answers(8, top1=np.float32([1, 0, 1, 0, 1, 0, 1, 0]), kept=np.float32([0, 0, 0, 1, 1, 0, 0, 0]))
-    result = metrics.summarise(given)
+    result = summarise(given)
     assert (result["top1"], result["top5"], result["kept"]) == (0.5, 1.0, 0.25)
     assert result["loss"] == pytest.approx(given["loss"].mean())
     assert (result["n"], result["empty"]) == (8, 6)
@@ -55,7 +58,7 @@ def crops(hits, n=16):
 
 def test_crops_of_one_photograph_are_not_taken_for_independent():
     hits = (16, 4, 12, 8)
-    row = metrics.summarise(crops(hits))
+    row = summarise(crops(hits))
     t = ttest_1samp(np.array(hits) / 16, 0).confidence_interval(0.95)
     assert row["top1_95_photographs"] == pytest.approx([max(0, t.low), min(1, t.high)])
     assert row["top1_95"] == pytest.approx(stats.wilson(40, 64))
@@ -65,27 +68,27 @@ def test_crops_of_one_photograph_are_not_taken_for_independent():
     )  # all right: never narrower than Wilson's
     assert "hits" not in row
     json.dumps(row, allow_nan=False)
-    one = metrics.summarise(crops((12,)))
+    one = summarise(crops((12,)))
     assert one["top1_95_photographs"] == [0, 1] and "loss_95_photographs" not in one
     json.dumps(one, allow_nan=False)
 
 
 def test_photographs_of_their_own_keep_a_bit_for_each_image():
     given = answers(21, id=RNG.permutation(21).astype(np.uint32))
-    row = metrics.summarise(given)
+    row = summarise(given)
     bits = np.unpackbits(np.frombuffer(base64.b64decode(row["hits"]), np.uint8), count=21)
     np.testing.assert_array_equal(bits, given["top1"][np.argsort(given["id"])])
     assert not any("photographs" in name for name in row)
-    again = metrics.summarise({name: values[::-1] for name, values in given.items()})
+    again = summarise({name: values[::-1] for name, values in given.items()})
     assert (again["hits"], again["images"]) == (row["hits"], row["images"])
-    assert metrics.summarise({**given, "id": given["id"] + np.uint32(1)})["images"] != row["images"]
+    assert summarise({**given, "id": given["id"] + np.uint32(1)})["images"] != row["images"]
 
 
 def test_a_bin_of_strengths_is_over_its_photographs():
     label, sigma = np.full(64, 1, np.int32), np.full(64, 1.1, np.float32)
     blur = sample.BlurSpec(dict.fromkeys(sample.KINDS, 0.25), sigma=(1, 3), length=(7, 17), radius=4)
     nothing = dict.fromkeys(("length", "radius"), np.zeros(64, np.float32))
-    row = metrics.summarise({**crops((16, 4, 12, 8)), "label": label, "sigma": sigma, **nothing}, blur)
+    row = summarise({**crops((16, 4, 12, 8)), "label": label, "sigma": sigma, **nothing}, blur)
     part = row["by_strength"]["gaussian"][0]
     assert (part["n"], part["n_photographs"]) == (64, 4)
     assert part["top1_95_photographs"] == pytest.approx(row["top1_95_photographs"])
@@ -93,8 +96,8 @@ def test_a_bin_of_strengths_is_over_its_photographs():
 
 
 def test_the_table_prints_the_interval_over_photographs_and_what_it_is_worth():
-    rows = {"few": metrics.summarise(crops((16, 12, 12, 11))), "images": metrics.summarise(answers(8))}
-    lines = metrics.table(rows).splitlines()
+    rows = {"few": summarise(crops((16, 12, 12, 11))), "images": summarise(answers(8))}
+    lines = table(rows).splitlines()
     low, high = rows["few"]["top1_95_photographs"]
     assert f"{100 * low:.1f}–{100 * high:.1f}" in lines[2] and lines[2].endswith(" 4")
     assert lines[0].endswith("photographs") and lines[3].endswith(" 8")
@@ -103,7 +106,7 @@ def test_the_table_prints_the_interval_over_photographs_and_what_it_is_worth():
         "few: too few photographs to trust that interval (docs/intervals.md); top-1 on each: a 100.0, b 75.0, c 75.0, "
         "d 68.8"
     ]
-    assert len(metrics.table({"enough": metrics.summarise(crops([8] * 14))}).splitlines()) == 4
+    assert len(table({"enough": summarise(crops([8] * 14))}).splitlines()) == 4
 
 
 def test_calibration_error_is_that_of_its_bins():
@@ -113,22 +116,22 @@ def test_calibration_error_is_that_of_its_bins():
         own = (given["confidence"] > low) & (given["confidence"] <= high)
         if own.any():
             expected += own.mean() * abs(given["top1"][own].mean() - given["confidence"][own].mean())
-    assert metrics.calibration_error(given["confidence"], given["top1"]) == pytest.approx(expected, rel=1e-5)
+    assert calibration_error(given["confidence"], given["top1"]) == pytest.approx(expected, rel=1e-5)
     right = np.ones(4)
-    assert metrics.calibration_error(right, right) == 0  # sure and right
-    assert metrics.calibration_error(right, np.zeros(4)) == 1  # sure and wrong
+    assert calibration_error(right, right) == 0  # sure and right
+    assert calibration_error(right, np.zeros(4)) == 1  # sure and wrong
 
 
 def test_accuracy_at_a_coverage_is_that_of_the_highest_ranked():
     correct = np.float64([0, 1, 1, 0, 0, 0, 0, 0, 0, 1])
     ranking = np.float64([1, 9, 8, 7, 2, 2, 2, 2, 2, 0])
-    found = metrics.accuracy_at(correct, ranking)
+    found = accuracy_at(correct, ranking)
     assert found[:3] == [1, 1, pytest.approx(2 / 3)]
     assert found[-1] == correct.mean()
 
 
 def test_confusion_is_scikit_learns_layout():
-    assert metrics.confusion([0, 0, 1, 3], [0, 2, 1, 0], 4) == [
+    assert confusion([0, 0, 1, 3], [0, 2, 1, 0], 4) == [
         [1, 0, 1, 0],
         [0, 1, 0, 0],
         [0, 0, 0, 0],
@@ -137,7 +140,7 @@ def test_confusion_is_scikit_learns_layout():
 
 
 def test_blur_kinds_are_those_that_are_drawn():
-    assert metrics.KINDS == sample.KINDS
+    assert KINDS == sample.KINDS
 
 
 def test_strengths_and_estimates_of_each_kind():
@@ -156,7 +159,7 @@ def test_strengths_and_estimates_of_each_kind():
         ),
     )
     blur = sample.BlurSpec(dict.fromkeys(sample.KINDS, 0.25), sigma=(1, 3), length=(7, 17), radius=4)
-    result = metrics.summarise(given, blur)
+    result = summarise(given, blur)
     assert result["confusion"][1] == [0, 1, 0, 1]
     gaussian = result["by_strength"]["gaussian"]
     assert [(b["low"], b["high"], b["n"], b["top1"]) for b in gaussian] == [
@@ -176,21 +179,21 @@ def test_strengths_and_estimates_of_each_kind():
 
 
 def test_table_lines_up():
-    row = metrics.summarise(answers(8, top1=np.float32([1, 0] * 4)))
-    lines = metrics.table({"sharp": row, "a_long_condition": {**row, "n": 50_000}}).splitlines()
+    row = summarise(answers(8, top1=np.float32([1, 0] * 4)))
+    lines = table({"sharp": row, "a_long_condition": {**row, "n": 50_000}}).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert "50.00" in lines[2]
     assert "25.0" in lines[2]
 
 
 def test_log_drops_what_the_killed_run_wrote_after_its_checkpoint(tmp_path):
-    log = metrics.Log(tmp_path, 0, writes=True)
+    log = Log(tmp_path, 0, writes=True)
     for step in (10, 20, 30):
         log.write(step, {"loss": step / 10})
     log.close()
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 40, "lo')  # killed in the middle of a line
-    log = metrics.Log(tmp_path, 20, writes=True)
+    log = Log(tmp_path, 20, writes=True)
     log.write(30, {"loss": 7.0})
     log.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -204,7 +207,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
         + 30 * b"\0"
         + b'\n[1]\n{"step": 2, "loss": NaN}\n{"step": 3, "sharp/n": 4}\n'
     )
-    log = metrics.Log(tmp_path, 20, writes=True)
+    log = Log(tmp_path, 20, writes=True)
     log.close()
     assert path.read_text() == '{"step": 1, "loss": 2.0}\n{"step": 3, "sharp/n": 4}\n'
     assert log.evaluated == {3}
@@ -214,7 +217,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
 @pytest.mark.parametrize("content", [b"\0\0", b"[]", b'{"sessions": 1}', b"\xff{"])
 def test_a_damaged_run_json_is_put_aside(tmp_path, content, capsys):
     (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(KeyError, match="the run's own"), metrics.session(tmp_path, "train", writes=True):
+    with pytest.raises(KeyError, match="the run's own"), session(tmp_path, "train", writes=True):
         raise KeyError("the run's own")
     assert len(json.loads((tmp_path / "run.json").read_text())["sessions"]) == 1
     assert (tmp_path / "run.json.damaged").read_bytes() == content
@@ -222,7 +225,7 @@ def test_a_damaged_run_json_is_put_aside(tmp_path, content, capsys):
 
 
 def test_log_of_another_process_writes_nothing(tmp_path):
-    log = metrics.Log(tmp_path, 0, writes=False)
+    log = Log(tmp_path, 0, writes=False)
     log.write(1, {"loss": 1.0})
     log.close()
     assert not list(tmp_path.iterdir())
@@ -230,7 +233,7 @@ def test_log_of_another_process_writes_nothing(tmp_path):
 
 def test_tensorboard_files_appear_where_it_is_installed(tmp_path):
     pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
-    log = metrics.Log(tmp_path, 0, writes=True)
+    log = Log(tmp_path, 0, writes=True)
     log.write(1, {"loss": 1.0})
     log.close()
     assert list((tmp_path / "tensorboard").iterdir())
@@ -238,12 +241,12 @@ def test_tensorboard_files_appear_where_it_is_installed(tmp_path):
 
 def test_progress_is_plain_lines_off_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    bar = metrics.Progress(10, 0, "train", shown=True)
+    bar = Progress(10, 0, "train", shown=True)
     bar.advance()
     bar.line("loss 1.0")
     bar.close()
     assert capsys.readouterr().out == "train 1/10  loss 1.0\n"
-    bar = metrics.Progress(10, 0, "train", shown=False)
+    bar = Progress(10, 0, "train", shown=False)
     bar.advance()
     bar.line("loss 1.0")
     bar.close()
@@ -252,7 +255,7 @@ def test_progress_is_plain_lines_off_a_terminal(capsys, monkeypatch):
 
 def test_files_are_written_whole(tmp_path):
     path = tmp_path / "results.json"
-    metrics.write_text(path, "a")
-    metrics.write_text(path, "b")
+    write_text(path, "a")
+    write_text(path, "b")
     assert path.read_text() == "b"
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

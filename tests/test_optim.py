@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bjax import optim
+from bjax.step import optim
 from configs.common import default
 
 

@@ -19,12 +19,17 @@ import pytest
 import skimage
 from PIL import Image
 
-from bjax import checkpoint, experiment, metrics, optim, overlay, predict, sharding, state, step
 from bjax import config as configs
+from bjax import experiment, overlay, predict
 from bjax.blur import sample
 from bjax.data import decode, loader
 from bjax.data.photos import TRAIN, UNSEEN
 from bjax.errors import UserError
+from bjax.evaluate.summary import PARAMETERS
+from bjax.runtime import checkpoint, sharding
+from bjax.step import optim, state
+from bjax.step.eval_step import prepare
+from bjax.step.inputs import apply
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 OUTSIDE = ("chelsea.png", "gravel.png", "ihc.png", "motorcycle_right.png")  # no training split has them
@@ -47,12 +52,10 @@ def evaluated(workdir, condition, crops):
     number = len(crops)
     batch = {"image": crops, "label": np.zeros(number, np.int32), "id": np.arange(number, dtype=np.uint32)}
     batch = sharding.put({**batch, "mask": np.ones(number, bool)}, mesh)
-    images, kept, *_ = step.prepare(
-        jax.random.key(0), batch, inputs=inputs, objective=exp.objective, mesh=mesh
-    )
+    images, kept, *_ = prepare(jax.random.key(0), batch, inputs=inputs, objective=exp.objective, mesh=mesh)
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.restore((workdir / "checkpoints" / "2" / "default").absolute())
-    return step._apply(model, jax.device_get(saved["ema"]), images, kept, train=False), kept
+    return apply(model, jax.device_get(saved["ema"]), images, kept, train=False), kept
 
 
 @pytest.mark.parametrize("condition", [None, *MASKED])
@@ -376,7 +379,7 @@ def test_estimates_are_those_of_the_predicted_kind(tiny_run, tmp_path):
     prediction = predictor(PHOTOS / UNSEEN[0])
     assert prediction.probabilities.shape == (4,)
     kind = prediction.top(1)[0][0]
-    assert set(prediction.estimates) == {k for k, of in metrics.PARAMETERS.items() if of == kind}
+    assert set(prediction.estimates) == {k for k, of in PARAMETERS.items() if of == kind}
 
 
 def test_a_drawing_shows_what_was_left_out():

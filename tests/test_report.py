@@ -17,9 +17,10 @@ from scipy import stats as scipy_stats
 pytest.importorskip("matplotlib")
 
 from bjax import config as configs
-from bjax import metrics, report, stats
+from bjax import report, stats
 from bjax.blur import imagenet_c
 from bjax.report import figures, masks, paper, read, render, shapes
+from bjax.runtime import workdir as workdirs
 
 ROOT = Path(__file__).parents[1]
 
@@ -712,9 +713,9 @@ def test_facts_tell_where_a_run_was_made(tmp_path):
 
 
 def test_every_column_of_the_sessions_is_filled_by_what_a_run_leaves(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "_commit", lambda: "51a10b6aa012")
+    monkeypatch.setattr(workdirs, "commit", lambda: "51a10b6aa012")
     run = made_up.run(tmp_path / "run", "configs/resnet50.py:demo", top1=0.5)
-    with metrics.session(run, "train", writes=True):
+    with workdirs.session(run, "train", writes=True):
         pass
     (session,) = json.loads((run / "run.json").read_text())["sessions"]
     started = session["started"][:16].replace("T", " ")

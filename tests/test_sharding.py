@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bjax import sharding
 from bjax.errors import UserError
+from bjax.runtime import sharding
 
 TREE = {
     "dense": {

@@ -13,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bjax import config as configs
-from bjax import experiment, models, sharding, state, step
+from bjax import experiment, models
 from bjax.blur import imagenet_c
 from bjax.blur.sample import BlurSpec
+from bjax.runtime import sharding
+from bjax.step import state
+from bjax.step.eval_step import eval_step, prepare
+from bjax.step.inputs import Inputs, see
+from bjax.step.inputs import mask as normalise
+from bjax.step.losses import Objective, hits
+from bjax.step.train_step import train_step
 from bjax.tokens import MaskSpec
 
 CLASSES, SIZE = 4, 16
@@ -28,7 +35,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def inputs(blur=SHARP, mask=MaskSpec()):  # noqa: B008 - frozen
-    return step.Inputs(blur, mask, 8, MEAN, STD)
+    return Inputs(blur, mask, 8, MEAN, STD)
 
 
 def batch_of(size, seed=0):
@@ -46,20 +53,20 @@ def run(mesh, batches, *, model=MODEL, blur=MIX, mask=MaskSpec(), tx=SGD, **obje
 
     The last return value is the final state as it lies on the devices.
     """
-    objective = step.Objective(**{"task": "object", "num_classes": CLASSES, **objective})
+    objective = Objective(**{"task": "object", "num_classes": CLASSES, **objective})
     init = functools.partial(state.init, model=model, tx=tx, image_size=SIZE, ema=objective.ema > 0)
     plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, ((".*", "fsdp"),))
     current = jax.jit(init, out_shardings=plan)(jax.random.key(0))
-    train_step = jax.jit(
+    update = jax.jit(
         functools.partial(
-            step.train_step, model=model, tx=tx, inputs=inputs(blur, mask), objective=objective, mesh=mesh
+            train_step, model=model, tx=tx, inputs=inputs(blur, mask), objective=objective, mesh=mesh
         ),
         donate_argnums=1,
         out_shardings=(plan, None),
     )
     losses, states = [], []
     for batch in batches:
-        current, values = train_step(jax.random.key(1), current, sharding.put(batch, mesh))
+        current, values = update(jax.random.key(1), current, sharding.put(batch, mesh))
         losses.append(float(values["loss"]))
         states.append(jax.device_get(current))
     return np.array(losses), states, current
@@ -70,7 +77,7 @@ def blurred_and_kind(blur, batch):
 
     def draw(ids, images):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), ids)
-        return step._blur(keys, images, inputs(blur), one_device())
+        return tuple(see(keys, images, inputs(blur), one_device()).blurred)
 
     return jax.device_get(jax.jit(draw)(batch["id"], batch["image"]))
 
@@ -94,7 +101,7 @@ def test_hits_are_those_of_top_k(seed, k, ties):
     labels = rng.integers(0, 7, 5)
     best = np.asarray(jax.lax.top_k(logits, k)[1])
     expected = (best == labels[:, None]).any(axis=1)
-    np.testing.assert_array_equal(step._hits(jnp.asarray(logits), jnp.asarray(labels), k), expected)
+    np.testing.assert_array_equal(hits(jnp.asarray(logits), jnp.asarray(labels), k), expected)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
@@ -105,7 +112,7 @@ def test_a_row_with_a_logit_that_is_not_finite_is_no_hit(wrong):
         found = np.asarray(jax.lax.top_k(logits, k)[1] == 1).any(axis=1)
         expected = found & np.isfinite(logits).all(axis=1)
         assert expected.tolist() == [False, False, False, True]
-        np.testing.assert_array_equal(step._hits(jnp.asarray(logits), labels, k), expected)
+        np.testing.assert_array_equal(hits(jnp.asarray(logits), labels, k), expected)
     if np.isnan(wrong):  # to `lax.top_k` a NaN is the largest: the label would be no hit there either
         assert np.asarray(jax.lax.top_k(logits, 1)[1])[:2, 0].tolist() == [0, 2]
 
@@ -157,10 +164,10 @@ def test_masked_rows_do_not_count():
     options = {
         "model": MODEL,
         "inputs": inputs(MIX, MaskSpec("attend", keep_rate=0.5)),
-        "objective": step.Objective("object", CLASSES),
+        "objective": Objective("object", CLASSES),
         "mesh": mesh,
     }
-    evaluate = jax.jit(functools.partial(step.eval_step, **options))
+    evaluate = jax.jit(functools.partial(eval_step, **options))
     answers = evaluate(jax.random.key(0), variables, padded)
     expected = evaluate(jax.random.key(0), variables, alone)
     for k in answers:
@@ -177,10 +184,10 @@ def test_blur_type_is_learned_from_the_draw_not_the_label():
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     evaluate = functools.partial(
-        step.eval_step,
+        eval_step,
         model=MODEL,
         inputs=inputs(kinds),
-        objective=step.Objective("blur_type", 4),
+        objective=Objective("blur_type", 4),
         mesh=one_device(),
     )
     answers = jax.jit(evaluate)(jax.random.key(0), variables, batch)
@@ -199,10 +206,10 @@ def test_levels_of_8_bits_tell_nothing_of_the_type_of_blur(task):
     values = [*kinds, ("blur.noise", "0,0"), ("data.image_size", "32")]
     exp = experiment.build(configs.load(f"configs/densenet121.py:demo,task={task}", values), CLASSES)
     batch = batch_of(64)
-    options = {"objective": step.Objective("blur_type", 4), "mesh": one_device()}
+    options = {"objective": Objective("blur_type", 4), "mesh": one_device()}
     for own in (exp.train, *(condition.inputs for condition in list(exp.conditions.values())[:1])):
         plain = dataclasses.replace(own, blur=exp.train.blur, mean=(0.0,) * 3, std=(1.0,) * 3)
-        images, _, kind, _ = step.prepare(jax.random.key(0), batch, inputs=plain, **options)
+        images, _, kind, _ = prepare(jax.random.key(0), batch, inputs=plain, **options)
         images, kind = 255 * np.asarray(images, np.float64), np.asarray(kind)
         levels = np.round(images)  # what a file would hold
         on_a_level = (abs(images - levels) < 1e-4).mean(axis=(1, 2, 3))
@@ -218,13 +225,13 @@ def test_a_model_learns_how_strong_the_blur_is():
     objective = {"task": "blur_type", "num_classes": 4, "parameters": 5.0}
     batches = [batch_of(64)] * 60
     losses, _, last = run(one_device(), batches, model=model, blur=blur, tx=optax.adamw(2e-3), **objective)
-    answers = step.eval_step(
+    answers = eval_step(
         jax.random.key(2),
         last.variables,
         batches[0],
         model=model,
         inputs=inputs(blur),
-        objective=step.Objective(**objective),
+        objective=Objective(**objective),
         mesh=one_device(),
     )
     assert answers["estimates"].shape == (64, 4)
@@ -239,11 +246,11 @@ def test_the_sharpness_of_an_image_is_opencvs_after_the_blur():
     cv2 = pytest.importorskip("cv2")
     batch = batch_of(8)
     blur = BlurSpec({"gaussian": 1}, sigma=1.0, kernel_size=9)
-    options = {"objective": step.Objective("object", CLASSES), "mesh": sharding.make_mesh(8, 1)}
+    options = {"objective": Objective("object", CLASSES), "mesh": sharding.make_mesh(8, 1)}
     batch["image"] = batch["image"][:, :8]  # not square
-    *_, facts = step.prepare(jax.random.key(0), batch, inputs=inputs(blur), **options)
-    plain = step.Inputs(blur, MaskSpec(), 8, (0.0,) * 3, (1.0,) * 3)
-    images, *_ = step.prepare(jax.random.key(0), batch, inputs=plain, **options)
+    *_, facts = prepare(jax.random.key(0), batch, inputs=inputs(blur), **options)
+    plain = Inputs(blur, MaskSpec(), 8, (0.0,) * 3, (1.0,) * 3)
+    images, *_ = prepare(jax.random.key(0), batch, inputs=plain, **options)
     for image, found in zip(np.asarray(images), facts["sharpness"], strict=True):
         grey = cv2.cvtColor(np.uint8(np.round(255 * image)), cv2.COLOR_RGB2GRAY)
         assert float(found) == pytest.approx(cv2.Laplacian(grey, cv2.CV_64F).var(), rel=1e-5)
@@ -252,12 +259,12 @@ def test_the_sharpness_of_an_image_is_opencvs_after_the_blur():
 def test_a_corruption_is_imagenet_cs_of_the_uint8_crop():
     batch = {k: v[:8] for k, v in batch_of(8).items()}
     batch["image"] = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    corrupted = step.Inputs(SHARP, MaskSpec(), 8, (0.0,) * 3, (1.0,) * 3, ("defocus_blur", 3))
-    images, _, labels, facts = step.prepare(
+    corrupted = Inputs(SHARP, MaskSpec(), 8, (0.0,) * 3, (1.0,) * 3, ("defocus_blur", 3))
+    images, _, labels, facts = prepare(
         jax.random.key(0),
         batch,
         inputs=corrupted,
-        objective=step.Objective("object", CLASSES),
+        objective=Objective("object", CLASSES),
         mesh=sharding.make_mesh(8, 1),
     )
     for image, source in zip(np.asarray(images), batch["image"], strict=True):
@@ -299,7 +306,7 @@ def test_inputs_are_normalised_and_erased_in_the_documented_order():
     mean, std = np.array(MEAN), np.array(STD)
     for fill, dropped in (("black", -mean / std), ("mean", np.zeros(3))):
         mask = MaskSpec("zero_pixels", selector="centre", keep_rate=0.25, fill=fill)
-        out, kept = jax.jit(functools.partial(step._mask, inputs=inputs(mask=mask), mesh=one_device()))(
+        out, kept = jax.jit(functools.partial(normalise, inputs=inputs(mask=mask), mesh=one_device()))(
             keys, images
         )
         keep = np.asarray(kept.keep)[0].reshape(2, 2).repeat(8, 0).repeat(8, 1)

@@ -11,37 +11,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bjax import experiment, sharding, tokens
+from bjax import tokens
 from bjax.blur import psf, varying
-from bjax.data import loader
-from bjax.sharding import BATCH
+from bjax.experiment import Experiment, eval_batches
+from bjax.runtime import sharding
+from bjax.runtime.sharding import BATCH
 from bjax.tokens import MaskSpec
 
 
-def measure(config, exp: experiment.Experiment, mesh) -> dict[str, dict[str, dict]]:
-    """What mask_quality.json holds: {σ: {mask: {precision, recall, dropped, blurred, patches}}}.
+def run(exp: Experiment, variables: dict) -> dict[str, dict]:
+    """{"mask_quality.json": {σ: {mask: {precision, recall, dropped, blurred, patches}}}}; {} without masks to measure.
 
     Of all patches of the split: precision, the share of the dropped that are blurred (None where none is dropped);
     recall, the share of the blurred that are dropped; dropped and blurred, their shares. A choice that knows nothing of
     blur has the precision `blurred` and the recall `dropped`.
     """
-    own = config.mask_quality
-    source = loader.open_split(config.data.name, own.split, data_dir=config.data.data_dir or None)
-    batches = experiment.eval_batches(config, source)
-    options = {"masks": tuple(exp.quality.values()), "patch_size": exp.train.patch_size, "mesh": mesh}
-    options["kernel_size"] = psf.gaussian_size(max(own.sigma))
-    found = {sigma: [] for sigma in own.sigma}
-    for batch in batches:
-        placed = sharding.put(batch, mesh)
-        for sigma, counts in found.items():
+    del variables  # of a model, which this needs none of
+    if not exp.quality:
+        return {}
+    options = {"masks": tuple(exp.quality.values()), "patch_size": exp.train.patch_size, "mesh": exp.mesh}
+    sigmas = exp.config.mask_quality.sigma
+    options["kernel_size"] = psf.gaussian_size(max(sigmas))
+    counts_of = {sigma: [] for sigma in sigmas}
+    for batch in eval_batches(exp, exp.splits[exp.config.mask_quality.split]):
+        placed = sharding.put(batch, exp.mesh)
+        for sigma, counts in counts_of.items():
             counts.append(count(jax.random.key(0), placed, jnp.float32(sigma), **options))
     results = {}
-    for sigma, counts in found.items():
+    for sigma, counts in counts_of.items():
         total = np.sum(jax.device_get(counts), axis=0, dtype=np.float64)
         results[f"{sigma:g}"] = {
-            name: _rates(*row.tolist()) for name, row in zip(exp.quality, total, strict=True)
+            name: rates(*row.tolist()) for name, row in zip(exp.quality, total, strict=True)
         }
-    return results
+    return {"mask_quality.json": results}
 
 
 @functools.partial(jax.jit, static_argnames=("masks", "patch_size", "mesh", "kernel_size"))
@@ -84,7 +86,7 @@ def true_patches(sigma_map: jax.Array, patch_size: int) -> jax.Array:
     return (inside.mean(axis=(2, 4)) >= 0.5).reshape(batch, -1)
 
 
-def _rates(both: float, dropped: float, blurred: float, patches: float) -> dict[str, float | int | None]:
+def rates(both: float, dropped: float, blurred: float, patches: float) -> dict[str, float | int | None]:
     return {
         "precision": both / dropped if dropped else None,
         "recall": both / blurred if blurred else None,

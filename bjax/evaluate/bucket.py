@@ -13,9 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bjax import sharding, step, tokens
+from bjax import tokens
 from bjax.errors import UserError
-from bjax.step import Inputs, Objective
+from bjax.runtime import sharding
+from bjax.step.eval_step import eval_step
+from bjax.step.inputs import Inputs, image_keys, see
+from bjax.step.losses import Objective
 from bjax.tokens import MaskSpec
 
 LENGTHS = (
@@ -45,7 +48,7 @@ def stream(
     mesh: Mesh,
     score: bool = True,
 ) -> "Stream":
-    """The evaluation of `inputs` (mask mode bucket) as a Stream, whose answers are those of `step.eval_step`.
+    """The evaluation of `inputs` (mask mode bucket) as a Stream, whose answers are those of `eval_step`.
 
     batch_size: of the programs; the mesh's devices divide it. patches: of an image. Blur and scores are computed
     twice, once to count and once in the program: cheaper than keeping what they made on the way between.
@@ -56,22 +59,21 @@ def stream(
     same = {"objective": objective, "mesh": mesh}
 
     def count(batch):
-        return _count(key, sharding.put(batch, mesh), inputs=inputs, **same)
+        return _count(key, sharding.put(batch, mesh), inputs=inputs, mesh=mesh)
 
     def program(mask, batch):
         batch = sharding.put(batch, mesh)
         own = dataclasses.replace(inputs, mask=mask)
-        return step.eval_step(key, variables, batch, model=model, inputs=own, score=score, **same)
+        return eval_step(key, variables, batch, model=model, inputs=own, score=score, **same)
 
     masks = programs_of(inputs.mask, patches)
     programs = {length: functools.partial(program, mask) for length, mask in masks.items()}
     return Stream(count, programs, batch_size)
 
 
-@functools.partial(jax.jit, static_argnames=("inputs", "objective", "mesh"))
-def _count(key, batch, *, inputs, objective, mesh):
-    _, kept, *_ = step.prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh, score=False)
-    return kept.keep.sum(axis=1)
+@functools.partial(jax.jit, static_argnames=("inputs", "mesh"))
+def _count(key, batch, *, inputs, mesh):
+    return see(image_keys(key, batch["id"]), batch["image"], inputs, mesh).kept.keep.sum(axis=1)
 
 
 class Stream:

@@ -1,5 +1,7 @@
 """Losses per image; the step weighs and averages them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,6 +9,23 @@ import optax
 # What one unit of the outputs for the blur's parameters stands for, about the middle of the usual range: pixels.
 SIGMA, LENGTH, RADIUS = 2.0, 10.0, 4.0
 PARAMETERS = 5  # outputs: sigma, length, cos and sin of twice the angle (a line has no direction), radius
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is predicted and how it is trained; see `configs/common.py` for the fields."""
+
+    task: str
+    num_classes: int
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    aux: float = 0.3
+    parameters: float = (
+        0.0  # weight of estimating the blur's parameters, for which the model then has outputs
+    )
+    accumulate: int = 1
+    ema: float = 0.0
 
 
 def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
@@ -42,3 +61,14 @@ def decode_parameters(estimates: jax.Array) -> jax.Array:
     sigma, length, cosine, sine, radius = estimates.astype(jnp.float32).T
     angle = jnp.arctan2(sine, cosine) / 2 % jnp.pi
     return jnp.stack([SIGMA * sigma, LENGTH * length, angle, RADIUS * radius], axis=1)
+
+
+def hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """float32[B]: 1 where the label is among the k largest logits; ties go to the lower class, as in `lax.top_k`.
+
+    0 where any logit of the row is not finite: what such a model says is no answer.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[1]) < labels[:, None]))
+    # A NaN compares false with everything: it would stand before no label.
+    return ((before.sum(axis=1) < k) & jnp.isfinite(logits).all(axis=1)).astype(jnp.float32)

@@ -13,23 +13,27 @@ import time
 import jax
 import numpy as np
 
-from bjax import bucket, experiment, sharding, step, tokens
+from bjax import tokens
 from bjax.blur import sample
-from bjax.data import loader
-from bjax.tokens import MaskSpec
+from bjax.evaluate import bucket
+from bjax.experiment import Condition, Experiment, eval_batches
+from bjax.runtime import sharding
+from bjax.step.eval_step import eval_step, look
 
 BUCKET_BATCHES = 4  # of a stream: grouping needs more than one batch to show what it costs
 
 
-def measure(config, exp: experiment.Experiment, mesh, variables: dict) -> dict:
-    """Times `config.speed_rounds` rounds; returns what speed.json holds.
+def run(exp: Experiment, variables: dict) -> dict[str, dict]:
+    """{"speed.json": its content}, of `config.speed_rounds` rounds; {} where that is 0.
 
     Per condition: images_per_second; tokens, the mean share over all blocks of the tokens that are computed, and flops,
     the share of the matrix products' operations, both where they are known beforehand (a ViT, no bucket).
     """
-    key = jax.random.key(0)
+    if not exp.config.speed_rounds:
+        return {}
+    key, mesh = jax.random.key(0), exp.mesh
     batches = {
-        c.split: list(itertools.islice(_batches(config, c.split), BUCKET_BATCHES))
+        c.split: list(itertools.islice(eval_batches(exp, exp.splits[c.split]), BUCKET_BATCHES))
         for c in exp.conditions.values()
     }
     runs, run_of = {}, {}
@@ -44,41 +48,37 @@ def measure(config, exp: experiment.Experiment, mesh, variables: dict) -> dict:
         if program in runs:
             continue
         if bucketed:
-            stream = [_blurred(key, b, condition.inputs, exp, mesh) for b in batches[condition.split]]
-            runs[program] = _bucketed(key, variables, stream, options, config)
+            stream = [_blurred(key, b, condition.inputs, mesh) for b in batches[condition.split]]
+            runs[program] = _bucketed(key, variables, stream, options, exp.config)
         else:
             runs[program] = _whole(key, variables, sharding.put(batches[condition.split][0], mesh), options)
     for run in runs.values():
         run()  # compiles
     rates = {program: [] for program in runs}
-    for _ in range(config.speed_rounds):
+    for _ in range(exp.config.speed_rounds):
         for program, run in runs.items():
             start = time.perf_counter()
             images = run()
             rates[program].append(images / (time.perf_counter() - start))
-    return {
+    content = {
         "how": "uint8 on the device -> scores, mask, normalise, model; no blur; median of interleaved rounds",
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "batch_size": config.eval_batch_size,
-        "rounds": config.speed_rounds,
+        "batch_size": exp.config.eval_batch_size,
+        "rounds": exp.config.speed_rounds,
         "conditions": {
             name: {
                 "images_per_second": statistics.median(rates[run_of[name]]),
-                **_shares(condition, config.data.image_size),
+                **_shares(condition, exp.config.data.image_size),
             }
             for name, condition in exp.conditions.items()
         },
     }
-
-
-def _batches(config, split: str):
-    source = loader.open_split(config.data.name, split, data_dir=config.data.data_dir or None)
-    return experiment.eval_batches(config, source)
+    return {"speed.json": content}
 
 
 def _whole(key, variables, batch, options):
     def run():
-        jax.block_until_ready(step.eval_step(key, variables, batch, **options))
+        jax.block_until_ready(eval_step(key, variables, batch, **options))
         return len(batch["label"])
 
     return run
@@ -96,15 +96,13 @@ def _bucketed(key, variables, batches, options, config):
     return run
 
 
-def _blurred(key, batch, inputs, exp, mesh):
+def _blurred(key, batch, inputs, mesh):
     """The host batch with its images blurred as `inputs` says, in 8 bits."""
-    plain = dataclasses.replace(inputs, mask=MaskSpec(), mean=(0.0,) * 3, std=(1.0,) * 3)
-    placed = sharding.put(batch, mesh)
-    images, *_ = step.prepare(key, placed, inputs=plain, objective=exp.objective, mesh=mesh, score=False)
+    images = look(key, sharding.put(batch, mesh), inputs=inputs, mesh=mesh).blurred.images
     return {**batch, "image": np.uint8(np.round(255 * np.asarray(images)))}
 
 
-def _shares(condition: experiment.Condition, image_size: int) -> dict[str, float]:
+def _shares(condition: Condition, image_size: int) -> dict[str, float]:
     model, mask = condition.model, condition.inputs.mask
     if not hasattr(model, "token_counts") or mask.mode == "bucket":
         return {}

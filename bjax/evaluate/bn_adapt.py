@@ -10,33 +10,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bjax import experiment, sharding
-from bjax.data import loader
+from bjax.data.loader import Source
 from bjax.errors import UserError
+from bjax.experiment import Experiment, eval_batches
 from bjax.models.norm import MOMENTUM
-from bjax.step import Inputs, batch_statistics
+from bjax.runtime import sharding
+from bjax.step.eval_step import batch_statistics
+from bjax.step.inputs import Inputs
 
 
-def check(config, exp: experiment.Experiment, source: loader.Source, batch_stats) -> None:
+def check(exp: Experiment, batch_stats) -> None:
     """Raises UserError where a condition adapts a model without BatchNorm, or from less than one batch of images."""
     name = next((name for name, condition in exp.conditions.items() if condition.bn_adapt), None)
     if name is None:
         return
     if not batch_stats:
         raise UserError(
-            f"config.eval.{name}.bn_adapt=true: {config.model.name} has no BatchNorm; set it to false, or evaluate "
+            f"config.eval.{name}.bn_adapt=true: {exp.config.model.name} has no BatchNorm; set it to false, or evaluate "
             "with --mode=eval"
         )
-    if source.num_examples < config.eval_batch_size:
+    if exp.source.num_examples < exp.config.eval_batch_size:
         raise UserError(
-            f"config.eval_batch_size={config.eval_batch_size}: more than the {source.num_examples} images of "
-            f"{source.name} {source.split}, which bn_adapt takes statistics from"
+            f"config.eval_batch_size={exp.config.eval_batch_size}: more than the {exp.source.num_examples} images of "
+            f"{exp.source.name} {exp.source.split}, which bn_adapt takes statistics from"
         )
 
 
-def statistics(
-    config, exp: experiment.Experiment, mesh, source: loader.Source, variables: dict, inputs: Inputs
-):
+def statistics(exp: Experiment, variables: dict, inputs: Inputs) -> dict:
     """The `batch_stats` of training images that went through `inputs`, a plain mean over batches.
 
     The images are the first `config.bn_adapt_batches` whole evaluation batches of the training split, cropped as in
@@ -44,18 +44,18 @@ def statistics(
     Raises UserError where a batch has no image that could be decoded.
     """
     step = jax.jit(
-        functools.partial(batch_statistics, model=exp.model, inputs=inputs, mesh=mesh, momentum=MOMENTUM)
+        functools.partial(batch_statistics, model=exp.model, inputs=inputs, mesh=exp.mesh, momentum=MOMENTUM)
     )
-    batches = experiment.eval_batches(config, source)
-    number = min(config.bn_adapt_batches, source.num_examples // config.eval_batch_size)
+    batches = eval_batches(exp, exp.source)
+    number = min(exp.config.bn_adapt_batches, exp.source.num_examples // exp.config.eval_batch_size)
     total = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     for _, batch in zip(range(number), batches, strict=False):
-        found = step(jax.random.key(0), variables, sharding.put(_whole(batch, source), mesh))
+        found = step(jax.random.key(0), variables, sharding.put(_whole(batch, exp.source), exp.mesh))
         total = jax.tree.map(lambda t, x: t + x / number, total, found)
     return total
 
 
-def _whole(batch: dict[str, np.ndarray], source: loader.Source) -> dict[str, np.ndarray]:
+def _whole(batch: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
     """The batch with its blank rows replaced: they would enter the statistics."""
     good = np.flatnonzero(batch["mask"])
     if not len(good):

@@ -1,26 +1,14 @@
-"""Numbers on their way out: results with intervals, their table, metrics.jsonl, the progress bar."""
+"""Answers per image -> a row of results.json with its intervals, and the table of all rows."""
 
 import base64
-import contextlib
-import datetime
-import importlib.metadata
-import importlib.util
-import json
 import math
-import os
-import platform
-import subprocess
-import sys
-import time
 import zlib
-from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from bjax import stats
+from bjax.runtime.console import columns
 
-VERSIONS = ("bjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHARES = tuple(i / 10 for i in range(1, 11))  # of the images, in coverage
 RANKINGS = ("confidence", "sharpness")  # what decides which images are answered first
 KINDS = ("sharp", "gaussian", "motion", "defocus")  # those of bjax.blur.sample, in its order
@@ -31,7 +19,7 @@ PARAMETERS = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radiu
 
 
 def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
-    """Rows of `step.eval_step` over a split -> one row of results.json.
+    """Rows of `eval_step` over a split -> one row of results.json.
 
     Means with 95 % intervals; n and empty are counts; ece and coverage as their functions say. blur: of a condition
     whose labels are kinds of blur; adds confusion, by_strength and, where the model estimates parameters, estimates.
@@ -194,194 +182,3 @@ def table(results: dict[str, dict]) -> str:
 def on_each(photographs: dict[str, dict]) -> str:
     """{photograph: {hits, n}} in words: "cat 64.6, gravel 75.0", in per cent."""
     return ", ".join(f"{name} {100 * p['hits'] / p['n']:.1f}" for name, p in photographs.items())
-
-
-def columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Aligned text columns: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(row):
-        cells = (row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)))
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(header), "  ".join("─" * w for w in widths), *map(line, rows)])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all: a reader never sees half of it."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def session(workdir: Path, mode: str, *, writes: bool):
-    """Adds to run.json, when it ends, how long this process worked on the run, with which versions and on what.
-
-    {"sessions": [{started, seconds, mode, commit, versions, device, processes}]}: one per command that began to work,
-    interrupted ones too; commit is None outside a git checkout. Only the process that `writes` writes. A damaged
-    run.json is put aside as run.json.damaged.
-    """
-    started, since = datetime.datetime.now(datetime.UTC), time.perf_counter()
-    try:
-        yield
-    finally:
-        if writes and workdir.is_dir():
-            import jax  # on the devices of the run, which are known by now
-
-            path = workdir / "run.json"
-            sessions = _sessions(path)
-            device = jax.devices()[0].device_kind
-            sessions.append(
-                {
-                    "started": started.isoformat(timespec="seconds"),
-                    "seconds": round(time.perf_counter() - since, 1),
-                    "mode": mode,
-                    "commit": _commit(),
-                    "versions": {"python": platform.python_version(), **_versions()},
-                    "device": f"{jax.device_count()} × {device}",
-                    "processes": jax.process_count(),
-                }
-            )
-            write_text(path, json.dumps({"sessions": sessions}, indent=2) + "\n")
-
-
-def _sessions(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    try:
-        sessions = json.loads(path.read_bytes())["sessions"]
-        if isinstance(sessions, list):
-            return sessions
-    except (ValueError, KeyError, TypeError):
-        pass
-    aside = path.with_name("run.json.damaged")
-    os.replace(path, aside)
-    print(f"bjax: {path}: damaged; kept as {aside.name}, and begun anew", file=sys.stderr, flush=True)
-    return []
-
-
-def _versions() -> dict[str, str]:
-    """Of what decides the numbers, as far as it is installed: a clone may be run in place."""
-    found = {}
-    for name in VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of this code, with a + where files that git knows are changed."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    try:
-        found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
-    except FileNotFoundError:  # git is not installed
-        return None
-    return found.stdout.strip() or None
-
-
-def _row(line: bytes) -> dict | None:
-    """The row of metrics.jsonl that `line` holds, or None."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(row, dict) and isinstance(row.get("step"), int)
-    return (
-        row if whole and all(isinstance(x, int | float) and math.isfinite(x) for x in row.values()) else None
-    )
-
-
-class Log:
-    """metrics.jsonl, one object a row, and TensorBoard files where the `tensorboard` extra is installed.
-
-    `start_step`: rows of later steps, left by a run that was killed after its last checkpoint, are dropped; so are
-    lines that are no rows (half a line of a killed process, NULs after a power cut), which are counted on stderr. Only
-    the process that `writes` writes; the others do nothing. evaluated: the steps whose evaluation has a row.
-    """
-
-    def __init__(self, workdir: Path, start_step: int, *, writes: bool):
-        self.writes = writes
-        self.board = None
-        self.evaluated = set()
-        if not writes:
-            return
-        path = workdir / "metrics.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        rows = [_row(line) for line in lines]
-        # A killed process leaves half a line at the end, which is nothing to speak of.
-        damaged = rows[:-1].count(None)
-        if damaged:
-            print(f"bjax: {path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
-        rows = [row for row in rows if row is not None and row["step"] <= start_step]
-        self.evaluated = {row["step"] for row in rows if any("/" in key for key in row)}
-        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-        self.file = path.open("a", buffering=1)
-        if importlib.util.find_spec("tensorboardX"):
-            from tensorboardX import SummaryWriter
-
-            self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if self.writes:
-            self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        if self.board:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if self.writes:
-            self.file.close()
-        if self.board:
-            self.board.close()
-
-
-class Progress:
-    """A bar with rate and time left on a terminal; plain lines elsewhere, where a bar would fill the log."""
-
-    def __init__(self, total: int, start: int, what: str, *, shown: bool, unit: str = "step"):
-        self.terminal = shown and sys.stderr.isatty()
-        self.shown = shown
-        self.total, self.step, self.what = total, start, what
-        self.bar = (
-            tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True)
-            if self.terminal
-            else None
-        )
-
-    def advance(self) -> None:
-        self.step += 1
-        if self.bar is not None:
-            self.bar.update()
-
-    def line(self, text: str) -> None:
-        """Shows `text`: beside the bar on a terminal, as a line of its own elsewhere."""
-        if self.bar is not None:
-            self.bar.set_postfix_str(text)
-        elif self.shown:
-            print(f"{self.what} {self.step}/{self.total}  {text}", flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-def parameter_table(params: dict, shardings: dict) -> str:
-    """Parameters by top-level module: arrays, numbers, MB, and how much of it each device holds."""
-    import jax  # the only use here: walking a tree
-
-    rows, total = [], [0, 0, 0, 0]
-    for name, module in params.items():
-        leaves = jax.tree.leaves(module)
-        places = jax.tree.leaves(shardings[name])
-        held = sum(
-            math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(leaves, places, strict=True)
-        )
-        row = [len(leaves), sum(x.size for x in leaves), sum(x.size * x.dtype.itemsize for x in leaves), held]
-        total = np.add(total, row)
-        rows.append((name, row))
-    shown = [
-        (name, f"{arrays:,}", f"{numbers:,}", f"{size / 1e6:.2f}", f"{held / 1e6:.2f}")
-        for name, (arrays, numbers, size, held) in [*rows, ("total", total)]
-    ]
-    return columns(("module", "arrays", "parameters", "MB", "MB a device"), shown)

@@ -1,0 +1,96 @@
+"""Evaluation of a run: named conditions, their rows of results.json, and what may be measured beside them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from bjax import config as configs
+from bjax import experiment
+from bjax.errors import UserError
+from bjax.evaluate import bn_adapt, conditions, gallery, mask_quality, speed
+from bjax.evaluate.summary import table
+from bjax.experiment import Experiment
+from bjax.runtime import checkpoint, distributed
+from bjax.runtime import workdir as workdirs
+
+ADD_ONS = (
+    speed,
+    mask_quality,
+    gallery,
+)  # each: run(exp, variables) -> {file: content}, {} where not asked for
+
+
+def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
+    """Evaluates without training; writes results.json, and config.json and classes.json, which tell what they are of.
+
+    What is evaluated is the newest checkpoint of `workdir`, or, where there is none, the weights `config.init_from`.
+    adapt: evaluate every condition a second time, as NAME_bn_adapt, with BatchNorm statistics of training images that
+    are blurred like that condition's.
+    """
+    main_process = jax.process_index() == 0
+    trained = checkpoint.exists(workdir / "checkpoints")
+    if trained or (workdir / "config.json").exists():
+        config = workdirs.as_trained(workdir, config, print if main_process else None)
+    if not trained and not config.init_from:
+        raise UserError(
+            f"--workdir={workdir}: holds no checkpoint; train first with --mode=train, or name weights with "
+            "--config.init_from=FILE"
+        )
+    exp = experiment.build(config)
+    if adapt:
+        twins = {f"{k}_bn_adapt": dataclasses.replace(c, bn_adapt=True) for k, c in exp.conditions.items()}
+        exp = dataclasses.replace(exp, conditions=exp.conditions | twins)
+    what, variables = experiment.variables_of(exp, workdir)
+    bn_adapt.check(exp, variables.get("batch_stats"))
+    if main_process:
+        print(f"evaluates {what}", flush=True)
+    mode = "bn_adapt" if adapt else "eval"
+    with distributed.stop_requests(), workdirs.session(workdir, mode, writes=main_process):
+        results = conditions.evaluate(exp, variables)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if main_process:
+            _keep_config_true(exp, workdir)
+            workdirs.write_classes(workdir, exp.class_names)
+        leave_results(exp, variables, results, workdir, keep_others=bool(config.eval_only), add_ons=not adapt)
+    return results
+
+
+def leave_results(
+    exp: Experiment,
+    variables: dict,
+    results: dict[str, dict],
+    workdir: Path,
+    *,
+    keep_others: bool = False,
+    add_ons: bool = True,
+) -> None:
+    """Prints the table and writes results.json, then what the add-ons measure, on one process.
+
+    keep_others: other conditions' rows stay in results.json.
+    """
+    main_process = jax.process_index() == 0
+    if main_process:
+        path = workdir / "results.json"
+        if keep_others and path.exists():
+            results = json.loads(path.read_text()) | results
+        workdirs.write(path, results)
+        print(f"{table(results)}\nwritten to {path}", flush=True)
+    for add_on in ADD_ONS if add_ons else ():
+        for name, content in add_on.run(exp, variables).items():
+            if main_process:
+                workdirs.write(workdir / name, content)
+
+
+def _keep_config_true(exp: Experiment, workdir: Path) -> None:
+    """Keeps config.json true to results.json: adds the conditions just evaluated to the run's config, or leaves one."""
+    path = workdir / "config.json"
+    config = exp.config
+    run = configs.read(path) if path.exists() else configs.copied(config)
+    before = run.eval if config.eval_only else {}
+    evaluated = {name: c for name, c in config.eval.items() if name in exp.conditions}
+    with run.unlocked():
+        run.eval = ConfigDict({**before, **evaluated}, sort_keys=False)
+    workdirs.write_text(path, configs.to_json(run))

@@ -1,0 +1,123 @@
+"""The pure functions that evaluate: variables and a batch of uint8 images in, answers per image out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bjax import sharpness, tokens
+from bjax.step import losses
+from bjax.step.inputs import Inputs, Seen, apply, image_keys, per_image, see
+from bjax.step.losses import Objective
+
+
+@functools.partial(jax.jit, static_argnames=("inputs", "mesh"))
+def look(key: jax.Array, batch: dict[str, jax.Array], *, inputs: Inputs, mesh: Mesh) -> Seen:
+    """What evaluation lets the model see of a batch: `see`, compiled."""
+    return see(image_keys(key, batch["id"]), batch["image"], inputs, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("inputs", "objective", "mesh", "score"))
+def prepare(
+    key: jax.Array,
+    batch: dict[str, jax.Array],
+    *,
+    inputs: Inputs,
+    objective: Objective,
+    mesh: Mesh,
+    score: bool = True,
+) -> tuple[jax.Array, tokens.Tokens | None, jax.Array, dict[str, jax.Array]]:
+    """A batch as evaluation sees it, and the truth about it.
+
+    Returns normalised images float32[B, H, W, 3], the tokens kept, labels int32[B], and facts, float32[B] each: the
+    parameters of the blur drawn (0 where its kind has none) and, unless not `score` or over 1024 px, sharpness, the
+    variance of the whole blurred image's Laplacian. The draw of an image's blur depends on key and id alone, so every
+    condition and every run blurs it alike.
+    """
+    images, kept, (blurred, kind, drawn) = see(image_keys(key, batch["id"]), batch["image"], inputs, mesh)
+    labels = kind if objective.task == "blur_type" else batch["label"]
+    facts = {name: getattr(drawn, name) for name in ("sigma", "length", "angle", "radius")}
+    if score and max(blurred.shape[1:3]) <= sharpness.LARGEST_PATCH:
+        whole = functools.partial(sharpness.laplacian_variance, patch_size=blurred.shape[1:3])
+        facts["sharpness"] = per_image(whole, mesh)(blurred)[:, 0, 0]
+    return images, kept, labels, facts
+
+
+@functools.partial(jax.jit, static_argnames=("model", "objective", "mesh"))
+def assess(
+    variables: dict,
+    images: jax.Array,
+    kept: tokens.Tokens | None,
+    labels: jax.Array,
+    facts: dict[str, jax.Array],
+    mask: jax.Array,
+    *,
+    model,
+    objective: Objective,
+    mesh: Mesh,
+) -> dict[str, jax.Array]:
+    """The model's answers to what `prepare` returns, one row per image, whole on every process.
+
+    int32[B] label and prediction; float32[B] top1, top5, loss, confidence (the largest probability), kept (a share),
+    and the facts; bool[B] mask, as given: which rows count; estimates float32[B, 4] of the blur's sigma, length, angle
+    and radius, where the model estimates them.
+    """
+    outputs = apply(model, variables, images, kept, train=False)
+    logits = outputs[:, : objective.num_classes]
+    answers = {
+        "label": labels,
+        "prediction": logits.argmax(axis=1).astype(jnp.int32),
+        "confidence": jax.nn.softmax(logits.astype(jnp.float32)).max(axis=1),
+        "top1": losses.hits(logits, labels, 1),
+        "top5": losses.hits(logits, labels, 5),
+        "loss": losses.cross_entropy(logits, losses.targets(labels, objective.num_classes)),
+        "kept": jnp.ones(len(labels)) if kept is None else kept.keep.mean(axis=1),
+        "mask": mask,
+        **facts,
+    }
+    if objective.parameters:
+        answers["estimates"] = losses.decode_parameters(outputs[:, objective.num_classes :])
+    return jax.lax.with_sharding_constraint(answers, NamedSharding(mesh, P()))
+
+
+def eval_step(
+    key: jax.Array,
+    variables: dict,
+    batch: dict[str, jax.Array],
+    *,
+    model,
+    inputs: Inputs,
+    objective: Objective,
+    mesh: Mesh,
+    score: bool = True,
+) -> dict[str, jax.Array]:
+    """`prepare`, then `assess`: the answers to a batch, one row per image.
+
+    Compiled in these two parts: conditions that differ in blur or selector share the second, by far the larger, so that
+    a grid of them compiles the model once per number of tokens.
+    """
+    prepared = prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh, score=score)
+    return assess(variables, *prepared, batch["mask"], model=model, objective=objective, mesh=mesh)
+
+
+def batch_statistics(
+    key: jax.Array,
+    variables: dict,
+    batch: dict[str, jax.Array],
+    *,
+    model,
+    inputs: Inputs,
+    mesh: Mesh,
+    momentum: float,
+) -> dict:
+    """The mean and variance that each BatchNorm sees in this batch, as a tree like `variables["batch_stats"]`.
+
+    As in training, each layer is fed by layers that normalise with the batch's own statistics. momentum: the model's.
+    """
+    images, kept, _ = see(image_keys(key, batch["id"]), batch["image"], inputs, mesh)
+    # From zero, one step of the running average is the batch's share of it.
+    start = {**variables, "batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
+    _, changed = apply(model, start, images, kept, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+    return jax.tree.map(lambda x: x / (1 - momentum), changed["batch_stats"])

@@ -1,0 +1,119 @@
+"""What the model sees: uint8 images -> blur -> scores and mask -> normalise.
+
+All of it happens on the devices, so the host only decodes and crops. Work per image runs under `shard_map`: each device
+blurs its own rows, and every random draw comes from the image's own key, so the number of devices changes nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from bjax import tokens
+from bjax.blur import imagenet_c, sample
+from bjax.runtime.sharding import BATCH
+from bjax.tokens import MaskSpec, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """How uint8 images become what the model sees: blur -> leave out patches -> normalise (0..1 scale).
+
+    quantize: round the blurred images to the 256 levels of a file, half to even. For task=blur_type: an image that was
+    not blurred lies on the levels and one that was does not, which would tell them apart without looking at the blur,
+    and photographs in files, whose blur is to be named, all lie on them. Elsewhere the blur is not the label, and the
+    images stay as they were blurred.
+    """
+
+    blur: sample.BlurSpec
+    mask: MaskSpec
+    patch_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    corruption: tuple[str, int] | None = None  # ImageNet-C's name and severity, instead of `blur`
+    quantize: bool = False
+
+
+class Blurred(NamedTuple):
+    """images: float32[B, H, W, 3] in [0, 1]; kind: int32[B], an index into `sample.KINDS`; drawn: its parameters."""
+
+    images: jax.Array
+    kind: jax.Array
+    drawn: sample.Params
+
+
+class Seen(NamedTuple):
+    """images: normalised, float32[B, H, W, 3]; kept: the tokens kept, None without a mask; blurred: before that."""
+
+    images: jax.Array
+    kept: Tokens | None
+    blurred: Blurred
+
+
+def see(keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None = None) -> Seen:
+    """What a model sees of uint8 images [B, H, W, 3], in one program.
+
+    keys: [B], the images' own (`image_keys`). mesh: of the devices that the batch is split over; None: one device.
+    """
+    blurred = blur(keys, images, inputs, mesh)
+    return Seen(*mask(keys, blurred.images, inputs, mesh), blurred)
+
+
+def image_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
+    """A key for every image, of its id (uint32[B]) alone: its draws depend on no batch, place or device."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+
+
+def blur(keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None = None) -> Blurred:
+    """uint8 images -> blurred ones; the kind is 0 under a corruption."""
+
+    def local(keys, images):
+        if inputs.corruption is not None:
+            # One at a time: a vmapped kernel is a grouped convolution, slow on every platform.
+            corrupt = lambda item: imagenet_c.corrupt(*item, *inputs.corruption)  # noqa: E731
+            images = jax.lax.map(corrupt, (_stream(keys, 0), images))
+        images = images.astype(jnp.float32) / 255
+        if inputs.corruption is not None or inputs.blur == sample.SHARP:
+            nothing = jnp.zeros(len(images))
+            return Blurred(images, nothing.astype(jnp.int32), sample.Params(*[nothing] * 5))
+        images, kind, drawn = sample.draw(_stream(keys, 0), images, inputs.blur)
+        return Blurred(jnp.round(images * 255) / 255 if inputs.quantize else images, kind, drawn)
+
+    return per_image(local, mesh)(keys, images)
+
+
+def mask(
+    keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None = None
+) -> tuple[jax.Array, Tokens | None]:
+    """Images float32[B, H, W, 3] in [0, 1] -> normalised images, and the tokens kept (None without a mask)."""
+
+    def local(keys, images):
+        kept = tokens.select(_stream(keys, 1), images, inputs.mask, inputs.patch_size)
+        mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
+        if inputs.mask.mode == "zero_pixels":
+            fill = mean if inputs.mask.fill == "mean" else 0.0
+            images = tokens.erase(images, kept, inputs.patch_size, fill)
+        return (images - mean) / std, kept
+
+    return per_image(local, mesh)(keys, images)
+
+
+def apply(model, variables: dict, images: jax.Array, kept: Tokens | None, **options):
+    """`model.apply` on what `see` returns; options: its own, such as train and mutable."""
+    variables = {k: v for k, v in variables.items() if v}
+    if kept is not None and kept.mode != "zero_pixels":
+        options["tokens"] = kept
+    return model.apply(variables, images, **options)
+
+
+def per_image(function: Callable, mesh: Mesh | None) -> Callable:
+    """`function` of arrays over images, on each device for the images that it holds."""
+    return function if mesh is None else jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH)
+
+
+def _stream(keys, number: int):
+    """Per-image keys for one purpose, so that blur and mask never share random numbers."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -1,0 +1,132 @@
+"""The pure function that trains: a state and a batch of uint8 images in, the next state and its metrics out."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bjax.step import augment, losses
+from bjax.step.inputs import Inputs, apply, blur, image_keys, mask
+from bjax.step.losses import Objective
+from bjax.step.state import State
+
+
+def train_step(
+    key: jax.Array,
+    state: State,
+    batch: dict[str, jax.Array],
+    *,
+    model,
+    tx: optax.GradientTransformation,
+    inputs: Inputs,
+    objective: Objective,
+    mesh: Mesh,
+) -> tuple[State, dict[str, jax.Array]]:
+    """One update. batch: image uint8[B, H, W, 3], label int32[B], id uint32[B], mask bool[B].
+
+    Rows whose mask is False are blank; they have no loss of their own, but BatchNorm sees them and mixing uses them.
+
+    key: the run's key, the same at every step. Returns the new state and float32[] metrics: loss, top1 (both over the
+    images that count), kept (mean share of patches), grad_norm; and corrupt, how many rows do not count.
+    """
+    key = jax.random.fold_in(key, state.step)
+    draw_keys, mix_key, dropout_key = jax.random.split(key, 3)
+    keys = image_keys(draw_keys, batch["id"])
+    images, kind, drawn = blur(keys, batch["image"], inputs, mesh)
+    labels = kind if objective.task == "blur_type" else batch["label"]
+    targets = losses.targets(labels, objective.num_classes, objective.label_smoothing)
+    images, targets = _mix(mix_key, images, targets, objective)
+    images, kept = mask(keys, images, inputs, mesh)
+
+    weights = batch["mask"].astype(jnp.float32)
+    count = jnp.maximum(weights.sum(), 1.0)
+
+    def loss_of_part(params, batch_stats, part, dropout_key):
+        images, kept, targets, kind, drawn, weights = part
+        # Split weights are gathered where they are used. Left to itself the compiler may send the activations, which
+        # are larger, from device to device instead.
+        params = jax.lax.with_sharding_constraint(params, NamedSharding(mesh, P()))
+        outputs, changed = apply(
+            model,
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            kept,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        outputs, aux = outputs if isinstance(outputs, tuple) else (outputs, ())
+
+        def loss_of(outputs):
+            loss = losses.cross_entropy(outputs[:, : objective.num_classes], targets)
+            if objective.parameters:
+                estimates = outputs[:, objective.num_classes :]
+                loss += objective.parameters * losses.blur_parameters(estimates, kind, drawn)
+            return loss
+
+        loss = loss_of(outputs)
+        for more in aux:
+            loss += objective.aux * loss_of(more)
+        logits = outputs[:, : objective.num_classes]
+        return (weights * loss).sum() / count, (changed.get("batch_stats", {}), logits)
+
+    gradient = jax.value_and_grad(loss_of_part, has_aux=True)
+    parts = (images, kept, targets, kind, drawn, weights)
+    if objective.accumulate == 1:
+        (loss, (batch_stats, logits)), grads = gradient(state.params, state.batch_stats, parts, dropout_key)
+    else:
+        loss, batch_stats, logits, grads = _accumulate(
+            gradient, state, parts, dropout_key, objective.accumulate
+        )
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        # Early averages would hold mostly the random start: the decay grows to its value (tf.train's and timm's rule).
+        decay = jnp.minimum(objective.ema, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - decay)
+    metrics = {
+        "loss": loss,
+        "top1": (weights * losses.hits(logits, labels, 1)).sum() / count,
+        "grad_norm": optax.tree.norm(grads),
+        "corrupt": (1 - weights).sum(),
+    }
+    if kept is not None:
+        metrics["kept"] = (weights * kept.keep.mean(axis=1)).sum() / count
+    return State(state.step + 1, params, batch_stats, opt_state, ema), metrics
+
+
+def _mix(key, images, targets, objective: Objective):
+    k_choice, k_mix = jax.random.split(key)
+    if objective.mixup and objective.cutmix:
+        mixed = augment.mixup(k_mix, images, targets, objective.mixup)
+        cut = augment.cutmix(k_mix, images, targets, objective.cutmix)
+        choice = jax.random.bernoulli(k_choice)
+        return jax.tree.map(lambda a, b: jnp.where(choice, a, b), mixed, cut)
+    if objective.mixup:
+        return augment.mixup(k_mix, images, targets, objective.mixup)
+    if objective.cutmix:
+        return augment.cutmix(k_mix, images, targets, objective.cutmix)
+    return images, targets
+
+
+def _accumulate(gradient: Callable, state: State, parts, dropout_key, number: int):
+    """Gradients of a batch computed in `number` parts, one after the other; BatchNorm sees each part on its own."""
+    # Rows go round-robin: each part then holds rows of every device, and none of them moves.
+    split = jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), parts)
+
+    def body(carry, item):
+        loss, grads, batch_stats = carry
+        part, i = item
+        (more, (batch_stats, logits)), g = gradient(
+            state.params, batch_stats, part, jax.random.fold_in(dropout_key, i)
+        )
+        return (loss + more, jax.tree.map(jnp.add, grads, g), batch_stats), logits
+
+    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+    (loss, grads, batch_stats), logits = jax.lax.scan(body, start, (split, jnp.arange(number)))
+    return loss, batch_stats, logits.swapaxes(0, 1).reshape(-1, logits.shape[-1]), grads
