@@ -39,8 +39,6 @@ RANGES = {
     "eval_batch_size": (1, None, True),
     "epochs": (0, None, False),
     "steps": (0, None, True),
-    "dead_leaves": (0, 1, True),
-    "dead_leaves_steps": (0, None, True),
     "eval_every": (0, None, True),
     "bn_adapt_batches": (1, None, True),
     "gallery": (0, None, True),
@@ -75,8 +73,6 @@ MAY_BE_NONE = ("threshold", "keep_rate")
 ADDED_TO_BLUR = {"psf_size": 21}
 ADDED = {
     "init_new_head": False,
-    "dead_leaves": 0.0,
-    "dead_leaves_steps": 0,
     "data": {"interpolation": "bilinear"},
     "blur": ADDED_TO_BLUR,
     "loss": {"parameters": 0.0},
@@ -89,6 +85,8 @@ ADDED = {
     "mask_quality": {"masks": {}, "split": "validation", "sigma": (1.0, 2.0, 4.0)},
     "bn_adapt_batches": 32,
 }
+# Fields that are gone, with the value at which they did nothing. A run with another is evaluated, but not gone on with.
+REMOVED = {"dead_leaves": 0.0, "dead_leaves_steps": 0}
 
 
 def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
@@ -144,7 +142,13 @@ def read_plain(path: Path, note: Callable[[str], None] | None = None) -> dict:
 
 
 def fill(config: dict) -> list[str]:
-    """Adds to a run's config, nested dictionaries, the fields of `ADDED` that it lacks; returns them as "key=value"."""
+    """Adds to a run's config, nested dictionaries, the fields of `ADDED` that it lacks; returns them as "key=value".
+
+    Fields of `REMOVED` that were off are taken out.
+    """
+    for key, off in REMOVED.items():
+        if config.get(key) == off:
+            del config[key]
     return list(dict.fromkeys(_fill(config, ADDED, "")))
 
 

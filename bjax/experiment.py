@@ -160,10 +160,6 @@ def build(config, num_classes: int | None = None) -> Experiment:
         raise UserError(
             "config.task=blur_type: mixing images hides their blur; set config.loss.mixup and config.loss.cutmix to 0"
         )
-    if config.dead_leaves and config.task != "blur_type":
-        raise UserError(
-            f"config.dead_leaves={config.dead_leaves}: generated images show no object; for config.task=blur_type only"
-        )
     wanted = [name.strip() for name in config.eval_only.split(",") if name.strip()] or list(config.eval)
     for name in wanted:
         if name not in config.eval:
@@ -189,8 +185,6 @@ def build(config, num_classes: int | None = None) -> Experiment:
         num_classes=num_classes,
         accumulate=config.optim.accumulate,
         ema=config.optim.ema,
-        dead_leaves=config.dead_leaves,
-        dead_leaves_steps=config.dead_leaves_steps,
         **config.loss,
     )
     quality = {}

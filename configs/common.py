@@ -123,10 +123,6 @@ def default():
     c.steps = 0  # length of the run in steps; 0: from epochs
     c.dtype = "float32"  # of activations: float32 | bfloat16; parameters stay float32
     c.init_from = ""  # weight file to start from (.safetensors, .npz, .pth); empty: random weights
-    c.dead_leaves = 0.0  # probability that a training image is replaced by a generated one (blur_type only)
-    c.dead_leaves_steps = (
-        0  # of the first so many steps alone, so that statistics end as photographs'; 0: of all
-    )
     c.init_new_head = False  # leave that file's last layer out, for other classes than the file's
 
     c.data = ConfigDict()

@@ -24,12 +24,12 @@ It has 240 steps: at the 25 images a second of two idle cores about 6 minutes. W
 seconds, it reached 81.8 % of the 192 crops (chance is 25 %), 75.5 % after 190 steps and 83.3 % after 380; a second run
 of the same seed, whose sums were rounded otherwise, reached 80.2 %. With four other draws of the blurs the first has
 76.3 %: 64 % on the cat, 75 to 88 % on the other three; Gaussian and motion are what it confuses. Four photographs are
-too few to say what it would reach on others (docs/intervals.md). Measured before
-blurred images were rounded to 8 bits, as sharp ones are.
+too few to say what it would reach on others (docs/intervals.md). All measured before blurred images were rounded to 8
+bits, as sharp ones are.
 
-Generated images did harm: with `--config.dead_leaves=0.5` 53.6, 67.2 and 70.8 % after 190, 380 and 560 steps, and
-64.7 % with the other draws. BatchNorm's statistics are most of why: taken anew from photographs they give 72.4 %. All
-of one seed. `dead_leaves_steps` ends a run on photographs alone for that reason; its effect is not measured.
+Generated images ("dead leaves": disks that hide one another) in the place of half of the photographs did harm: 53.6,
+67.2 and 70.8 % after 190, 380 and 560 steps, and 64.7 % with the other draws. BatchNorm's statistics are most of why:
+taken anew from photographs they give 72.4 %. All of one seed; bjax no longer has them.
 """
 
 from configs.common import ConfigDict, blur, cnn, condition, parse_arg

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 import bjax.blur
-from bjax import dead_leaves, sharpness, tokens
+from bjax import sharpness, tokens
 from bjax.step import augment
 
 IMAGES = ("images", "image")
@@ -16,7 +16,6 @@ MODULES = (
     bjax.blur.sample,
     bjax.blur.varying,
     augment,
-    dead_leaves,
     sharpness,
     tokens,
 )

@@ -147,7 +147,6 @@ def test_conditions_to_evaluate_may_be_listed_with_spaces():
         ("optim.ema=1", ["optim.ema=1", "less than 1"]),
         ("mesh.rules=(('[','fsdp'),)", ["mesh.rules", "regular expression"]),
         ("mesh.rules=(('a',),)", ["mesh.rules", "regular expression"]),
-        ("dead_leaves=1.5", ["dead_leaves=1.5", "at least 0 and at most 1"]),
         ("optim.accumulate=7", ["batch_size=64", "accumulate=7"]),
     ],
 )
@@ -177,7 +176,6 @@ def test_a_wrong_override_is_told_in_one_line(override, parts):
         (["model.options.depth=six"], ["config.model.options.depth=six", "a number"]),
         (["model.options.dropout=2"], ["config.model.options.dropout=2", "[0, 1)"]),
         (["model.name=resnet5"], ["config.model.name=resnet5", "resnet50"]),
-        (["dead_leaves=0.5"], ["config.dead_leaves=0.5", "config.task=blur_type"]),
         (["model.options.varant=S/16"], ["config.model.options", "variant"]),
         (["model.options.variant=XL/16"], ["config.model.options.variant", "S/16"]),
     ],

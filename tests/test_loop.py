@@ -559,7 +559,7 @@ def test_a_run_of_an_earlier_version_is_evaluated_predicted_with_exported_and_go
     results = json.loads((workdir / "results.json").read_text())
     path = workdir / "config.json"
     old = json.loads(path.read_text())
-    for key in ("dead_leaves_steps", "mask_quality", "bn_adapt_batches", "init_new_head"):
+    for key in ("speed_rounds", "mask_quality", "bn_adapt_batches", "init_new_head"):
         del old[key]
     del old["loss"]["parameters"], old["data"]["interpolation"], old["blur"]["psf_size"]
     for condition in old["eval"].values():
@@ -574,15 +574,26 @@ def test_a_run_of_an_earlier_version_is_evaluated_predicted_with_exported_and_go
         assert main([f"--workdir={workdir}", *arguments]) == 0
         out = capsys.readouterr().out
         assert out.count(f"{path}: older than some fields") == 1
-        assert "dead_leaves_steps=0, " in out and "eval.*.bn_adapt=False" in out
+        assert "speed_rounds=0, " in out and "eval.*.bn_adapt=False" in out
         assert json.loads((workdir / "results.json").read_text())["sharp"]["top1"] == results["sharp"]["top1"]
         assert not configs.differences(configs.read(path), configs.read(tiny_run / "config.json"))
     # What the run did not have is not taken from the command.
     path.write_text(old)
     assert main([f"--workdir={workdir}", *config, "--config.loss.parameters=0.5"]) == 2
-    assert main([f"--workdir={workdir}", *config, "--config.dead_leaves_steps=1"]) == 2
-    assert "dead_leaves_steps: 0 → 1" in capsys.readouterr().err
+    assert "loss.parameters: 0.0 → 0.5" in capsys.readouterr().err
     assert path.read_text() == old
+
+    # Of an option that is gone: what did nothing is forgotten; with what did something the run is evaluated alone.
+    path.write_text(json.dumps(json.loads(old) | {"dead_leaves": 0.0, "dead_leaves_steps": 0}))
+    assert main([f"--workdir={workdir}", *config]) == 0
+    assert "dead_leaves" not in path.read_text()
+    path.write_text(json.dumps(json.loads(old) | {"dead_leaves": 0.5, "dead_leaves_steps": 0}))
+    assert main([f"--workdir={workdir}", "--mode=eval"]) == 0
+    capsys.readouterr()
+    for arguments in ([], config):
+        assert main([f"--workdir={workdir}", *arguments]) == 2
+        assert "its run has dead_leaves=0.5, which is gone" in capsys.readouterr().err
+    path.write_text(old)
 
     photo = str(Path(skimage.__file__).parent / "data" / "chelsea.png")
     assert predict.main([photo, f"--workdir={workdir}", "--json"]) == 0

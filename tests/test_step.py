@@ -274,22 +274,6 @@ def test_a_corruption_is_imagenet_cs_of_the_uint8_crop():
     assert not facts["sigma"].any()
 
 
-def test_dead_leaves_replace_what_the_host_sends():
-    batch = batch_of(16)
-    other = {**batch, "image": 255 - batch["image"]}
-    mesh = one_device()
-
-    def losses(batch, mesh):
-        options = {"blur": MIX, "task": "blur_type", "dead_leaves": 1.0, "dead_leaves_steps": 2}
-        return run(mesh, [batch] * 3, **options)[0]
-
-    expected = losses(batch, mesh)
-    of_other = losses(other, mesh)
-    np.testing.assert_array_equal(of_other[:2], expected[:2])
-    assert of_other[2] != expected[2]  # after dead_leaves_steps
-    np.testing.assert_allclose(losses(batch, sharding.make_mesh(8, 1)), expected, rtol=0, atol=1e-5)
-
-
 def test_the_draw_of_an_image_depends_on_its_id_alone():
     batch = batch_of(16)
     order = np.random.default_rng(0).permutation(16)

@@ -68,7 +68,14 @@ def check_same_run(workdir: Path, config, note) -> None:
     """Raises UserError where the workdir holds a run of another config. note: as in `config.read`."""
     path = workdir / "config.json"
     if path.exists():
-        changed = [d for d in configs.differences(configs.read(path, note), config) if not _is_of(d, FREE)]
+        run = configs.read(path, note)
+        for key in configs.REMOVED:
+            if key in run:
+                raise UserError(
+                    f"--workdir={workdir}: its run has {key}={run[key]}, which is gone; evaluate it with "
+                    "--mode=eval, or train in another"
+                )
+        changed = [d for d in configs.differences(run, config) if not _is_of(d, FREE)]
         if changed:
             raise UserError(
                 f"--workdir={workdir}: holds a run with another config ({'; '.join(changed)}); use another"
