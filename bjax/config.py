@@ -6,7 +6,6 @@ device is touched, and told in one line: the key, its value, what is allowed, th
 
 import ast
 import copy
-import difflib
 import importlib.util
 import json
 import math
@@ -17,74 +16,14 @@ from pathlib import Path
 
 import ml_collections
 
-from bjax.errors import UserError
+from bjax import options, specs
+from bjax.errors import UserError, closest, nearest
 
 # Dictionaries that may get keys a config did not list: constructors check them.
 OPEN = re.compile(r"model\.options|eval\.[^.]+\.options")
 
-CHOICES = {
-    "task": ("object", "blur_type"),
-    "dtype": ("float32", "bfloat16"),
-    "data.crop": ("resized", "random"),
-    "data.on_corrupt": ("raise", "skip"),
-    "data.interpolation": ("bilinear", "bicubic"),
-    "optim.name": ("adamw", "sgd"),
-    "optim.decay": ("kernels", "all"),
-    "optim.schedule": ("cosine", "step", "constant"),
-}
-# key: (lowest, highest, whether the lowest itself is allowed)
-RANGES = {
-    "seed": (0, 2**32 - 1, True),
-    "batch_size": (1, None, True),
-    "eval_batch_size": (1, None, True),
-    "epochs": (0, None, False),
-    "steps": (0, None, True),
-    "eval_every": (0, None, True),
-    "bn_adapt_batches": (1, None, True),
-    "gallery": (0, None, True),
-    "speed_rounds": (0, None, True),
-    "log_every": (1, None, True),
-    "checkpoint_every": (1, None, True),
-    "checkpoint_keep": (1, None, True),
-    "data.image_size": (1, None, True),
-    "data.resize": (0, None, True),
-    "data.threads": (1, None, True),
-    "data.prefetch": (1, None, True),
-    "loss.label_smoothing": (0, 1, True),
-    "loss.mixup": (0, None, True),
-    "loss.cutmix": (0, None, True),
-    "loss.aux": (0, None, True),
-    "loss.parameters": (0, None, True),
-    "optim.lr": (0, None, True),
-    "optim.momentum": (0, 1, True),
-    "optim.b1": (0, 1, True),
-    "optim.b2": (0, 1, True),
-    "optim.weight_decay": (0, None, True),
-    "optim.warmup": (0, None, True),
-    "optim.clip": (0, None, True),
-    "optim.accumulate": (1, None, True),
-    "optim.ema": (0, 1, True),
-    "mesh.fsdp": (1, None, True),
-}
 # Leaves that may be None; any other float leaf is a number.
-MAY_BE_NONE = ("threshold", "keep_rate")
-# Fields that came after the first runs, with what a run without them did; "*" stands for every name. A config.json that
-# lacks one is read as if it had it, so a new field goes here as well.
-ADDED_TO_BLUR = {"psf_size": 21}
-ADDED = {
-    "init_new_head": False,
-    "data": {"interpolation": "bilinear"},
-    "blur": ADDED_TO_BLUR,
-    "loss": {"parameters": 0.0},
-    "eval": {
-        "*": {"blur": ADDED_TO_BLUR, "options": {}, "corruption": "", "severity": 1, "bn_adapt": False},
-    },
-    "eval_only": "",
-    "gallery": 0,
-    "speed_rounds": 0,
-    "mask_quality": {"masks": {}, "split": "validation", "sigma": (1.0, 2.0, 4.0)},
-    "bn_adapt_batches": 32,
-}
+MAY_BE_NONE = tuple(key.split(".")[-1] for key, f in options.leaves(specs.MaskSpec) if f.default is None)
 # Fields that are gone, with the value at which they did nothing. A run with another is evaluated, but not gone on with.
 REMOVED = {"dead_leaves": 0.0, "dead_leaves_steps": 0}
 
@@ -120,9 +59,9 @@ def reload(
 def read(path: Path, note: Callable[[str], None] | None = None) -> ml_collections.ConfigDict:
     """The config in a run's config.json; a damaged file is a UserError.
 
-    Fields that the file is too old to have are filled from `ADDED`; `note` is told which, in one line.
+    Fields that the file is too old to have are filled with their defaults; `note` is told which, in one line.
     """
-    return _node(read_plain(path, note))
+    return from_json_values(read_plain(path, note))
 
 
 def read_plain(path: Path, note: Callable[[str], None] | None = None) -> dict:
@@ -142,26 +81,29 @@ def read_plain(path: Path, note: Callable[[str], None] | None = None) -> dict:
 
 
 def fill(config: dict) -> list[str]:
-    """Adds to a run's config, nested dictionaries, the fields of `ADDED` that it lacks; returns them as "key=value".
+    """Adds to a run's config, nested dictionaries, the options that came after it; returns them as "key=value".
 
-    Fields of `REMOVED` that were off are taken out.
+    Options of `REMOVED` that were off are taken out.
     """
     for key, off in REMOVED.items():
         if config.get(key) == off:
             del config[key]
-    return list(dict.fromkeys(_fill(config, ADDED, "")))
+    filled = list(_fill(config, specs.Run, ""))
+    for condition in config.get("eval", {}).values():
+        filled += _fill(condition, specs.Condition, "eval.*.")
+    return list(dict.fromkeys(filled))
 
 
-def _fill(node: dict, added: dict, prefix: str) -> Iterator[str]:
-    for key, value in added.items():
-        if isinstance(value, dict):
-            inside = node.values() if key == "*" else [node.setdefault(key, {})]
-            for child in inside:
-                if isinstance(child, dict):
-                    yield from _fill(child, value, f"{prefix}{key}.")
-        elif key not in node:
-            node[key] = list(value) if isinstance(value, tuple) else value
-            yield f"{prefix}{key}={value!r}"
+def _fill(node: dict, kind: type, prefix: str) -> Iterator[str]:
+    for name, f in kind.__dataclass_fields__.items():
+        inside = f.metadata.get("group")
+        if inside and isinstance(node.setdefault(name, {}), dict):
+            yield from _fill(node[name], inside, f"{prefix}{name}.")
+        elif not inside and f.metadata["added"] and name not in node:
+            value = {} if f.metadata["open"] else f.default
+            node[name] = list(value) if isinstance(value, tuple) else value
+            if not f.metadata["open"]:
+                yield f"{prefix}{name}={value!r}"
 
 
 def _overridden(config, overrides) -> ml_collections.ConfigDict:
@@ -195,9 +137,7 @@ def module(path: str) -> types.ModuleType:
     file = Path(path)
     if not file.is_file():
         known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
-        raise UserError(
-            f"--config={path}: no such file{_nearest(path, known)}; there are: {', '.join(known)}"
-        )
+        raise UserError(f"--config={path}: no such file{nearest(path, known)}; there are: {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     found = importlib.util.module_from_spec(spec)
     try:
@@ -236,26 +176,15 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
 def validate(config: ml_collections.ConfigDict) -> None:
     """Checks values and combinations that a config alone decides; raises UserError naming the first bad key."""
     values = dict(leaves(config))
-    for key in (*CHOICES, *RANGES):
+    for key, f in options.leaves(specs.Run):
+        if f.metadata["open"]:
+            continue
         if key not in values:
             raise UserError(
                 f"config.{key}: missing; a config starts from configs.common.default(), which has it"
             )
-    for key, allowed in CHOICES.items():
-        if values[key] not in allowed:
-            raise UserError(
-                f"config.{key}={values[key]}: expected one of {', '.join(allowed)}{_nearest(values[key], allowed)}"
-            )
-    for key, (low, high, inclusive) in RANGES.items():
-        x = values[key]
-        if x is None or x < low or (x == low and not inclusive) or (high is not None and x > high):
-            above = f"{'at least' if inclusive else 'more than'} {low}"
-            raise UserError(
-                f"config.{key}={x}: expected {above}{'' if high is None else f' and at most {high}'}"
-            )
-    for key in ("optim.b1", "optim.b2", "optim.ema"):
-        if values[key] == 1:
-            raise UserError(f"config.{key}=1: nothing would ever be learned; expected less than 1")
+        if expected := options.wrong(values[key], f.metadata):
+            raise UserError(f"config.{key}={values[key]}: {expected}")
     for rule in config.mesh.rules:
         if len(rule) != 2 or not _is_pattern(rule[0]):
             raise UserError(f"config.mesh.rules: {rule}: expected (regular expression, fsdp | replicate)")
@@ -315,13 +244,14 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 def from_json(text: str) -> ml_collections.ConfigDict:
     """The config that `to_json` wrote; JSON lists become tuples again."""
-    return _node(json.loads(text))
+    return from_json_values(json.loads(text))
 
 
-def _node(x):
+def from_json_values(x):
+    """JSON's dictionaries and lists as ConfigDicts, in their order, and tuples."""
     if isinstance(x, dict):
-        return ml_collections.ConfigDict({k: _node(v) for k, v in x.items()}, sort_keys=False)
-    return tuple(map(_node, x)) if isinstance(x, list) else x
+        return ml_collections.ConfigDict({k: from_json_values(v) for k, v in x.items()}, sort_keys=False)
+    return tuple(map(from_json_values, x)) if isinstance(x, list) else x
 
 
 def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
@@ -397,21 +327,14 @@ def _literal(text: str) -> object:
 def _unknown_key(config: ml_collections.ConfigDict, key: str, bad: str) -> UserError:
     known = [k for k, _ in leaves(config)]
     last = key.split(".")[-1]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [
-        k for k in known if k.split(".")[-1] == last
-    ]
+    near = closest(key, known, cutoff=0.75) or next((k for k in known if k.split(".")[-1] == last), None)
     if near:
-        return UserError(f"--config.{key}: no such key {bad!r} (did you mean --config.{near[0]}?)")
+        return UserError(f"--config.{key}: no such key {bad!r} (did you mean --config.{near}?)")
     parent = config
     for part in bad.split(".")[:-1]:
         parent = parent[part]
     where = ".".join(bad.split(".")[:-1]) or "config"
     return UserError(f"--config.{key}: no such key {bad!r}; {where} has: {', '.join(parent)}")
-
-
-def _nearest(value: object, allowed) -> str:
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def split_arguments(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:

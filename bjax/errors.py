@@ -17,8 +17,13 @@ class UserError(ValueError):
 
 def nearest(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """ " (did you mean WORD?)" of the known word that is most like `word`; empty where none is."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = closest(word, known, cutoff=cutoff)
+    return f" (did you mean {near}?)" if near else ""
+
+
+def closest(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known word that is most like `word`; None where none is, by difflib's ratio of at least `cutoff`."""
+    return next(iter(difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)), None)
 
 
 class Parser(argparse.ArgumentParser):

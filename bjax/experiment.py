@@ -5,7 +5,6 @@ ValueErrors become UserErrors here that begin with the config key.
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import os
@@ -27,7 +26,7 @@ from bjax.blur.sample import KINDS, BlurSpec
 from bjax.config import check_devices
 from bjax.data import loader
 from bjax.data.loader import Source
-from bjax.errors import UserError
+from bjax.errors import UserError, nearest
 from bjax.models.vit import TOKEN_OPTIONS
 from bjax.runtime import checkpoint, distributed, sharding
 from bjax.step import losses, optim, state
@@ -97,10 +96,9 @@ def build(config, num_classes: int | None = None) -> Experiment:
         )
 
     if config.model.name not in models.MODELS:
-        near = difflib.get_close_matches(config.model.name, models.MODELS, n=1)
         raise UserError(
             f"config.model.name={config.model.name}: expected one of {', '.join(models.MODELS)}"
-            + (f" (did you mean {near[0]}?)" if near else "")
+            f"{nearest(config.model.name, models.MODELS)}"
         )
     model = build_model("model", config.model.options)
     own_patch = getattr(model, "patch_size", None)
@@ -206,8 +204,7 @@ def _corruption(config, name: str, condition) -> tuple[str, int] | None:
         return None
     key = f"config.eval.{name}.corruption={condition.corruption}"
     if condition.corruption not in imagenet_c.NAMES:
-        near = difflib.get_close_matches(condition.corruption, imagenet_c.NAMES, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = nearest(condition.corruption, imagenet_c.NAMES)
         raise UserError(f"{key}: expected one of {', '.join(imagenet_c.NAMES)}{hint}")
     if condition.severity not in range(1, 6):
         raise UserError(f"config.eval.{name}.severity={condition.severity}: expected 1 to 5")

@@ -46,9 +46,9 @@ from bjax import experiment, overlay, sharpness, tokens
 from bjax.blur import sample
 from bjax.data import decode, loader
 from bjax.errors import UserError
-from bjax.evaluate.summary import PARAMETERS
 from bjax.runtime import checkpoint, sharding
 from bjax.runtime.console import Progress, columns
+from bjax.specs import PARAMETERS
 from bjax.step import losses
 from bjax.step.inputs import Inputs, apply, see
 

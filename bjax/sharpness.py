@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bjax.errors import UserError
+from bjax.specs import gaussian_size
 
 LARGEST_PATCH = 1024  # px: 32 bits hold the sums of every measure and every image
 PIXELS = (2, 4)  # axes of a patch's own pixels, see _per_patch
@@ -233,7 +234,7 @@ def _score_photos(flags):
             batch = jnp.asarray(image[None])
             # Quantised, as a blurred photograph in a file would be: the measures see 8-bit levels.
             if sigma is not None:
-                size = blur.psf.gaussian_size(sigma)
+                size = gaussian_size(sigma)
                 batch = blur.gaussian(batch, sigma, kernel_size=size, quantize=True)
             scores[name].append(np.asarray(score(batch, flags.patch_size, scope=flags.scope)).ravel())
     return {name: np.concatenate(values) for name, values in scores.items()}

@@ -6,78 +6,14 @@ every other model. Paper 1 calls leaving out both "zeroed" and "excluded": zero_
 bucket are the second.
 """
 
-import dataclasses
-import difflib
-
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from bjax import sharpness
+from bjax.specs import CONTROLS, MEASURES, MaskSpec
 
-MODES = ("none", "zero_pixels", "zero_tokens", "attend", "gather", "bucket")
-CONTROLS = ("random", "inverse", "centre")
-SELECTORS = (*sharpness.MEASURES, *CONTROLS)
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskSpec:
-    """What is left out of an image, and what leaving out means.
-
-    mode: none; zero_pixels (patches painted with `fill`, every model); zero_tokens (embeddings zeroed); attend (all
-      tokens computed, dropped ones masked as keys: no influence, no saving); gather (a static number of tokens
-      enters the encoder: compute falls); bucket (inference under a threshold: images are grouped by how many they
-      keep, and compute falls with each image's own number, see `bjax.evaluate.bucket`).
-    selector: a focus measure of `sharpness.MEASURES`, or a control that keeps as many patches of each image as the
-      Laplacian variance would: random, inverse (the other end of the scores), centre (nearest the centre first).
-    drop: below keeps the highest scores, above the lowest.
-    threshold: a score on the 0..255 scale; patches on the dropped side of it go.
-    keep_rate: at most round(keep_rate · patches) stay, and at least one may; with a threshold, a budget.
-    scope: image | patch, see `sharpness.laplacian_variance`.
-    fill: of zero_pixels: black (zero before normalisation) | mean (the dataset's mean colour: zero after it). A zero
-      token is a mode of its own, zero_tokens.
-
-    Raises ValueError naming the field for a value outside these.
-    """
-
-    mode: str = "none"
-    selector: str = "laplacian"
-    drop: str = "below"
-    threshold: float | None = None
-    keep_rate: float | None = None
-    scope: str = "image"
-    fill: str = "black"
-
-    def __post_init__(self):
-        for field, allowed in {
-            "mode": MODES,
-            "selector": SELECTORS,
-            "drop": ("below", "above"),
-            "scope": ("image", "patch"),
-            "fill": ("black", "mean"),
-        }.items():
-            value = getattr(self, field)
-            if value not in allowed:
-                near = difflib.get_close_matches(str(value), allowed, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                raise ValueError(f"{field}={value}: expected one of {', '.join(allowed)}{hint}")
-        if self.keep_rate is not None and not 0 < self.keep_rate <= 1:
-            raise ValueError(f"keep_rate={self.keep_rate}: expected a share of the patches in (0, 1]")
-        if self.threshold is not None and not self.threshold >= 0:
-            raise ValueError(f"threshold={self.threshold}: expected a score of at least 0")
-        if self.mode != "none" and self.threshold is None and self.keep_rate is None:
-            raise ValueError(f"mode={self.mode}: needs a threshold, a keep_rate, or both")
-        if self.mode == "gather" and self.keep_rate is None:
-            raise ValueError("mode=gather: needs a keep_rate, the static number of tokens that are computed")
-        if self.mode == "bucket" and self.threshold is None:
-            raise ValueError(
-                "mode=bucket: needs a threshold; at a keep_rate alone all images keep as many: use gather"
-            )
-
-    @property
-    def measure(self) -> str:
-        """The focus measure of its scores and its threshold, a key of `sharpness.MEASURES`."""
-        return "laplacian" if self.selector in CONTROLS else self.selector
+SELECTORS = (*MEASURES, *CONTROLS)
 
 
 @struct.dataclass

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bjax import blur
 from bjax.blur import convolve, psf, sample, varying
+from bjax.specs import gaussian_size
 
 REFLECT = cv2.BORDER_REFLECT_101
 GAUSSIAN = jax.jit(blur.gaussian, static_argnames=("kernel_size", "quantize", "impl"))
@@ -213,7 +214,7 @@ def test_a_gaussian_cut_off_by_its_kernel_is_no_secret(sigma, kernel_size, devia
     x = np.arange(kernel_size) - kernel_size // 2
     taps = np.asarray(psf.gaussian_taps(sigma, kernel_size), np.float64)
     assert np.sqrt((taps * x**2).sum()) == pytest.approx(deviation, abs=5e-3)
-    enough = psf.gaussian_size(sigma)
+    enough = gaussian_size(sigma)
     message = (
         rf"sigma={sigma:g}: .* has a standard deviation of {deviation:.2f}; kernel_size={enough} holds it"
     )

@@ -9,11 +9,12 @@ its value is unknown: what lies outside the kernel is cut off and the rest is no
 end, and any σ is allowed: `check_cut` warns where its kernel is too small.
 """
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from bjax import specs
+from bjax.specs import check_kernel_size
 
 
 def check(name, value, low, high=np.inf, hint=""):
@@ -29,39 +30,10 @@ def check(name, value, low, high=np.inf, hint=""):
         raise ValueError(f"{name}={value[~fits].flat[0]:g}: must be {allowed}{hint}")
 
 
-def check_kernel_size(size, name="kernel_size"):
-    """Raise ValueError unless `size` is a positive odd integer."""
-    if not isinstance(size, int | np.integer) or size < 1 or size % 2 == 0:
-        raise ValueError(f"{name}={size!r}: must be a positive odd integer, so that the kernel has a centre")
-
-
-def gaussian_size(sigma):
-    """Side of a kernel that holds the Gaussian of standard deviation `sigma`: 4σ to either side of its
-    centre."""
-    check("sigma", sigma, 0)
-    return 2 * int(np.ceil(4 * sigma)) + 1
-
-
 def check_cut(sigma, kernel_size, stacklevel=3):
-    """Warn where `kernel_size` taps end within 3σ of their centre: what is applied then has another standard
-    deviation.
-
-    Traced values pass, they are not known yet. stacklevel: whose line the warning names, by default that
-    which called the caller.
-    """
-    if isinstance(sigma, jax.core.Tracer):
-        return
-    largest, radius = float(np.max(sigma)), kernel_size // 2
-    if radius >= 3 * largest:
-        return
-    x = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (x / largest) ** 2)
-    deviation = np.sqrt((weights * x**2).sum() / weights.sum())
-    warnings.warn(
-        f"sigma={largest:g}: with kernel_size={kernel_size} the Gaussian is cut off at {radius / largest:.2g}σ and "
-        f"has a standard deviation of {deviation:.2f}; kernel_size={gaussian_size(largest)} holds it",
-        stacklevel=stacklevel,
-    )
+    """`specs.check_cut` of the largest of `sigma`; traced values pass, they are not known yet."""
+    if not isinstance(sigma, jax.core.Tracer):
+        specs.check_cut(float(np.max(sigma)), kernel_size, stacklevel + 1)
 
 
 def gaussian_taps(sigma, kernel_size=19):

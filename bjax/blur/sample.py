@@ -1,7 +1,5 @@
 """A random blur per image: which kind, with which parameters, from a distribution that has a name."""
 
-import dataclasses
-import difflib
 import functools
 from typing import NamedTuple
 
@@ -11,87 +9,7 @@ import numpy as np
 from jax import lax
 
 from bjax.blur import convolve, psf
-
-KINDS = ("sharp", "gaussian", "motion", "defocus")
-
-
-def _kinds(kinds):
-    pairs = list(kinds.items() if hasattr(kinds, "items") else kinds)
-    given = dict(pairs)
-    if len(given) != len(pairs):
-        raise ValueError(f"kinds={kinds!r}: a kind is named twice")
-    for name, probability in given.items():
-        if name not in KINDS:
-            near = difflib.get_close_matches(str(name), KINDS, 1, 0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"kinds: unknown kind {name!r}, the kinds are {', '.join(KINDS)}{hint}")
-        if not 0 <= probability <= 1:
-            raise ValueError(f"kinds: {name}={probability} is no probability, must be in [0, 1]")
-    total = sum(given.values())
-    if abs(total - 1) > 1e-3:
-        raise ValueError(f"kinds: the probabilities sum to {total:g}, must be 1")
-    return tuple((name, float(given[name]) / total) for name in KINDS if given.get(name, 0) > 0)
-
-
-def _range(field, value, low, high):
-    try:
-        first, last = (value, value) if np.ndim(value) == 0 else value
-        first, last = float(first), float(last)
-    except (TypeError, ValueError):
-        raise ValueError(f"{field}={value!r}: must be a number or a range (low, high)") from None
-    if not (low <= first <= last <= high) or np.isinf([first, last]).any():
-        raise ValueError(f"{field}={value!r}: must be low ≤ high within [{low:g}, {high:g}]")
-    return first, last
-
-
-@dataclasses.dataclass(frozen=True)
-class BlurSpec:
-    """A distribution of blurs: draw a kind, then its parameters, uniformly in their ranges.
-
-    A range is (low, high) or a single number. Frozen and hashable, so it can be a static argument of a
-    jitted function.
-
-    Attributes:
-      kinds: mapping of kind (see `KINDS`) to probability; the probabilities sum to 1. Kept as a tuple of
-        pairs in the order of `KINDS`.
-      sigma: Gaussian standard deviation, pixels, ≥ 0.
-      length: motion length, pixels, 1 to `psf_size`.
-      angle: motion direction, radians, counter-clockwise from horizontal.
-      radius: defocus radius, pixels, 0 to `psf_size / 2`.
-      noise: standard deviation of the additive Gaussian noise on the 0..1 scale. It is added last and to
-        every kind alike, sharp too, so that noise tells nothing about the kind; the sum is clipped to [0,
-        1].
-      kernel_size: side of the Gaussian kernel, odd; a warning where it ends within 3σ of the largest σ.
-      psf_size: side of the motion and defocus kernels, odd.
-
-    Raises:
-      ValueError: naming the field and what is allowed.
-    """
-
-    kinds: tuple[tuple[str, float], ...]
-    sigma: tuple[float, float] = (1.0, 2.0)
-    length: tuple[float, float] = (7.0, 17.0)
-    angle: tuple[float, float] = (0.0, np.pi)
-    radius: tuple[float, float] = (2.0, 6.0)
-    noise: tuple[float, float] = (0.0, 0.0)
-    kernel_size: int = 19
-    psf_size: int = 21
-
-    def __post_init__(self):
-        for field in ("kernel_size", "psf_size"):
-            psf.check_kernel_size(getattr(self, field), field)
-        object.__setattr__(self, "kinds", _kinds(self.kinds))
-        limits = {
-            "sigma": (0, np.inf),
-            "length": (1, self.psf_size),
-            "angle": (-np.inf, np.inf),
-            "radius": (0, self.psf_size / 2),
-            "noise": (0, 1),
-        }
-        for field, (low, high) in limits.items():
-            object.__setattr__(self, field, _range(field, getattr(self, field), low, high))
-        if "gaussian" in dict(self.kinds):
-            psf.check_cut(self.sigma[1], self.kernel_size, stacklevel=4)  # past the generated __init__
+from bjax.specs import KINDS, BlurSpec
 
 
 class Params(NamedTuple):

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bjax import tokens
-from bjax.blur import psf, varying
+from bjax.blur import varying
 from bjax.experiment import Experiment, eval_batches
 from bjax.runtime import sharding
 from bjax.runtime.sharding import BATCH
+from bjax.specs import gaussian_size
 from bjax.tokens import MaskSpec
 
 
@@ -31,7 +32,7 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict]:
         return {}
     options = {"masks": tuple(exp.quality.values()), "patch_size": exp.train.patch_size, "mesh": exp.mesh}
     sigmas = exp.config.mask_quality.sigma
-    options["kernel_size"] = psf.gaussian_size(max(sigmas))
+    options["kernel_size"] = gaussian_size(max(sigmas))
     counts_of = {sigma: [] for sigma in sigmas}
     for batch in eval_batches(exp, exp.splits[exp.config.mask_quality.split]):
         placed = sharding.put(batch, exp.mesh)

@@ -8,14 +8,13 @@ import numpy as np
 
 from bjax import stats
 from bjax.runtime.console import columns
+from bjax.specs import KINDS, PARAMETERS
 
 SHARES = tuple(i / 10 for i in range(1, 11))  # of the images, in coverage
 RANKINGS = ("confidence", "sharpness")  # what decides which images are answered first
-KINDS = ("sharp", "gaussian", "motion", "defocus")  # those of bjax.blur.sample, in its order
 STRENGTHS = {"gaussian": "sigma", "motion": "length", "defocus": "radius"}
 LISTED = 200  # photographs whose own hits are kept: enough for any data set whose crops are cut from few
 MEANS = {"top1": 1.0, "top5": 1.0, "loss": math.inf, "kept": 1.0}  # and the most that they can be
-PARAMETERS = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}  # as estimated
 
 
 def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:

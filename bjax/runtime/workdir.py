@@ -21,22 +21,12 @@ import ml_collections
 import numpy as np
 
 from bjax import config as configs
+from bjax import options, specs
 from bjax.errors import UserError
 
 VERSIONS = ("bjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# A run may go on in its workdir with these changed: they do not alter what is learned.
-FREE = (
-    "data.data_dir",
-    "data.threads",
-    "data.prefetch",
-    "data.resize",
-    "data.interpolation",
-    "data.on_corrupt",
-)
-FREE += ("eval", "eval_only", "eval_batch_size", "eval_every", "bn_adapt_batches", "gallery", "speed_rounds")
-FREE += ("mask_quality", "log_every", "checkpoint_every", "checkpoint_keep", "mesh")
-# With others of these a run's weights would be misread.
-WEIGHTS = ("task", "init_from", "init_new_head", "data.name", "data.image_size", "model", "normalize")
+FREE = options.affecting(specs.Run, "evaluation", "nothing")  # a run may go on with these changed
+WEIGHTS = options.affecting(specs.Run, "weights")  # with others of these a run's weights would be misread
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,333 @@
+"""What can be asked for: every option of a run once, with its default, bounds or choices, meaning and effect.
+
+The groups are read through `bjax.options`. `BlurSpec` and `MaskSpec` check themselves, since they are made in Python
+too: a ValueError that names the field.
+"""
+
+import dataclasses
+import math
+import warnings
+
+import numpy as np
+
+from bjax.errors import nearest
+from bjax.options import group, number, one_of, plain, wrong
+
+KINDS = ("sharp", "gaussian", "motion", "defocus")  # of blur, in the order of blur_type's labels
+# What a model estimates of a blur (loss.parameters), and the kind that has it.
+PARAMETERS = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}
+MEASURES = ("laplacian", "tenengrad", "modified_laplacian", "high_frequency")  # of bjax.sharpness
+CONTROLS = (
+    "random",
+    "inverse",
+    "centre",
+)  # selectors that keep as many patches and look at less, or at the other end
+CORRUPTIONS = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur")  # of ImageNet-C
+
+
+# --- groups that are made in Python too
+
+
+def _kinds(kinds) -> tuple[tuple[str, float], ...]:
+    pairs = list(kinds.items() if hasattr(kinds, "items") else kinds)
+    given = dict(pairs)
+    if len(given) != len(pairs):
+        raise ValueError(f"kinds={kinds!r}: a kind is named twice")
+    for name, probability in given.items():
+        if name not in KINDS:
+            known = ", ".join(KINDS)
+            raise ValueError(
+                f"kinds: unknown kind {name!r}, the kinds are {known}{nearest(name, KINDS, cutoff=0.5)}"
+            )
+        if not 0 <= probability <= 1:
+            raise ValueError(f"kinds: {name}={probability} is no probability, must be in [0, 1]")
+    total = sum(given.values())
+    if abs(total - 1) > 1e-3:
+        raise ValueError(f"kinds: the probabilities sum to {total:g}, must be 1")
+    return tuple((name, float(given[name]) / total) for name in KINDS if given.get(name, 0) > 0)
+
+
+def _range(name: str, value, low: float, high: float) -> tuple[float, float]:
+    try:
+        first, last = (value, value) if np.ndim(value) == 0 else value
+        first, last = float(first), float(last)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r}: must be a number or a range (low, high)") from None
+    if not (low <= first <= last <= high) or math.inf in (-first, last):
+        raise ValueError(f"{name}={value!r}: must be low ≤ high within [{low:g}, {high:g}]")
+    return first, last
+
+
+def check_kernel_size(size, name: str = "kernel_size") -> None:
+    """Raises ValueError unless `size` is a positive odd integer."""
+    if not isinstance(size, int | np.integer) or size < 1 or size % 2 == 0:
+        raise ValueError(f"{name}={size!r}: must be a positive odd integer, so that the kernel has a centre")
+
+
+def gaussian_size(sigma: float) -> int:
+    """Side of a kernel that holds the Gaussian of standard deviation `sigma`: 4σ to either side of its centre.
+
+    Raises ValueError for a negative `sigma`.
+    """
+    if sigma < 0:
+        raise ValueError(f"sigma={sigma}: must be at least 0")
+    return 2 * math.ceil(4 * sigma) + 1
+
+
+def check_cut(sigma: float, kernel_size: int, stacklevel: int = 3) -> None:
+    """Warns where `kernel_size` taps end within 3σ of their centre: what is applied then has another deviation.
+
+    stacklevel: whose line the warning names, by default that which called the caller.
+    """
+    radius = kernel_size // 2
+    if radius >= 3 * sigma:
+        return
+    x = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (x / sigma) ** 2)
+    deviation = np.sqrt((weights * x**2).sum() / weights.sum())
+    warnings.warn(
+        f"sigma={sigma:g}: with kernel_size={kernel_size} the Gaussian is cut off at {radius / sigma:.2g}σ and "
+        f"has a standard deviation of {deviation:.2f}; kernel_size={gaussian_size(sigma)} holds it",
+        stacklevel=stacklevel,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BlurSpec:
+    """A distribution of blurs: draw a kind, then its parameters, uniformly in their ranges.
+
+    A range is (low, high) or a single number. Frozen and hashable, so it can be a static argument of a jitted function.
+
+    kinds: mapping of kind (see `KINDS`) to probability, which sum to 1. Kept as a tuple of pairs in their order.
+    sigma: Gaussian standard deviation, pixels, ≥ 0.
+    kernel_size: side of the Gaussian kernel, odd; a warning where it ends within 3σ of the largest σ.
+    psf_size: side of the motion and defocus kernels, odd.
+    length: motion length, pixels, 1 to `psf_size`. angle: its direction, radians, counter-clockwise from horizontal.
+    radius: defocus radius, pixels, 0 to `psf_size / 2`.
+    noise: standard deviation of the additive Gaussian noise on the 0..1 scale. It is added last and to every kind,
+      sharp too, so that noise tells nothing about the kind; the sum is clipped to [0, 1].
+
+    Raises ValueError naming the field and what is allowed.
+    """
+
+    kinds: tuple[tuple[str, float], ...] = plain(
+        {"defocus": 0.0, "gaussian": 0.0, "motion": 0.0, "sharp": 1.0}
+    )
+    sigma: tuple[float, float] = plain((1.0, 2.0))
+    kernel_size: int = plain(19)
+    psf_size: int = plain(21, added=True)
+    length: tuple[float, float] = plain((7.0, 17.0))
+    angle: tuple[float, float] = plain((0.0, math.pi))
+    radius: tuple[float, float] = plain((2.0, 6.0))
+    noise: tuple[float, float] = plain((0.0, 0.0))
+
+    def __post_init__(self):
+        for name in ("kernel_size", "psf_size"):
+            check_kernel_size(getattr(self, name), name)
+        object.__setattr__(self, "kinds", _kinds(self.kinds))
+        limits = {
+            "sigma": (0, math.inf),
+            "length": (1, self.psf_size),
+            "angle": (-math.inf, math.inf),
+            "radius": (0, self.psf_size / 2),
+            "noise": (0, 1),
+        }
+        for name, (low, high) in limits.items():
+            object.__setattr__(self, name, _range(name, getattr(self, name), low, high))
+        if "gaussian" in dict(self.kinds):
+            check_cut(self.sigma[1], self.kernel_size, stacklevel=4)  # past the generated __init__
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSpec:
+    """What is left out of an image, and what leaving out means.
+
+    mode: none; zero_pixels (patches painted with `fill`, every model); zero_tokens (embeddings zeroed); attend (all
+      tokens computed, dropped ones masked as keys: no influence, no saving); gather (a static number of tokens
+      enters the encoder: compute falls); bucket (inference under a threshold: images are grouped by how many they
+      keep, and compute falls with each image's own number, see `bjax.evaluate.bucket`).
+    selector: a focus measure of `sharpness.MEASURES`, or a control that keeps as many patches of each image as the
+      Laplacian variance would: random, inverse (the other end of the scores), centre (nearest the centre first).
+    drop: below keeps the highest scores, above the lowest.
+    threshold: a score on the 0..255 scale; patches on the dropped side of it go.
+    keep_rate: at most round(keep_rate · patches) stay, and at least one may; with a threshold, a budget.
+    scope: image | patch, see `sharpness.laplacian_variance`.
+    fill: of zero_pixels: black (zero before normalisation) | mean (the dataset's mean colour: zero after it). A zero
+      token is a mode of its own, zero_tokens.
+
+    Raises ValueError naming the field for a value outside these.
+    """
+
+    mode: str = one_of("none", "zero_pixels", "zero_tokens", "attend", "gather", "bucket")
+    selector: str = one_of(*MEASURES, *CONTROLS)
+    drop: str = one_of("below", "above")
+    threshold: float | None = plain(None)  # paper 1 uses 100
+    keep_rate: float | None = plain(None)
+    scope: str = one_of("image", "patch")
+    fill: str = one_of("black", "mean")
+
+    @property
+    def measure(self) -> str:
+        """The focus measure of its scores and its threshold, a key of `sharpness.MEASURES`."""
+        return "laplacian" if self.selector in CONTROLS else self.selector
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if "choices" in f.metadata and (expected := wrong(value, f.metadata)):
+                raise ValueError(f"{f.name}={value}: {expected}")
+        if self.keep_rate is not None and not 0 < self.keep_rate <= 1:
+            raise ValueError(f"keep_rate={self.keep_rate}: expected a share of the patches in (0, 1]")
+        if self.threshold is not None and not self.threshold >= 0:
+            raise ValueError(f"threshold={self.threshold}: expected a score of at least 0")
+        if self.mode != "none" and self.threshold is None and self.keep_rate is None:
+            raise ValueError(f"mode={self.mode}: needs a threshold, a keep_rate, or both")
+        if self.mode == "gather" and self.keep_rate is None:
+            raise ValueError("mode=gather: needs a keep_rate, the static number of tokens that are computed")
+        if self.mode == "bucket" and self.threshold is None:
+            raise ValueError(
+                "mode=bucket: needs a threshold; at a keep_rate alone all images keep as many: use gather"
+            )
+
+
+# --- a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    # photos | imagenet2012 | imagenette | as bjax.data.prepare has it
+    name: str = plain("imagenet2012", affects="weights")
+    # where datasets are; empty: TFDS_DATA_DIR or ~/tensorflow_datasets
+    data_dir: str = plain("", affects="nothing")
+    train: str = plain("train")  # training split; paper 1 uses train[:20%]
+    image_size: int = number(224, low=1, affects="weights")  # side of what the model sees, pixels
+    # of training: resized (random area and shape, rescaled) | random (same scale)
+    crop: str = one_of("resized", "random")
+    scale: tuple[float, float] = plain((0.08, 1.0))  # resized crop: share of the image's area
+    flip: bool = plain(True)  # mirror half of the training images
+    # shorter side before the centre crop; 0: no rescaling
+    resize: int = number(256, low=0, affects="evaluation")
+    interpolation: str = one_of("bilinear", "bicubic", added=True, affects="evaluation")  # of that rescaling
+    # that decode, per process; each makes a whole batch at a time
+    threads: int = number(16, low=1, affects="nothing")
+    # batches ahead, in memory; fewer than threads leaves some idle
+    prefetch: int = number(16, low=1, affects="nothing")
+    # an image that cannot be decoded; skip: counted
+    on_corrupt: str = one_of("raise", "skip", affects="evaluation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize:
+    mean: tuple[float, float, float] = plain((0.485, 0.456, 0.406))  # per RGB channel on the 0..1 scale
+    std: tuple[float, float, float] = number((0.229, 0.224, 0.225), above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    name: str = plain("vit")  # resnet50 | vgg19 | googlenet | densenet121 | vit | …, see bjax.models
+    options: dict = plain({})  # of that model's constructor, such as variant="S/16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    label_smoothing: float = number(0.0, low=0, high=1)  # share of the probability spread over all classes
+    mixup: float = number(0.0, low=0)  # Beta parameter of mixup, one draw per step; 0: off
+    # Beta parameter of cutmix; where both are on each step takes one of them
+    cutmix: float = number(0.0, low=0)
+    aux: float = number(0.3, low=0)  # weight of each auxiliary head (GoogLeNet)
+    # blur_type: weight of estimating the blur's strength and angle; 0: not
+    parameters: float = number(0.0, low=0, added=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    name: str = one_of("adamw", "sgd")  # sgd: Nesterov off, momentum below
+    lr: float = number(1e-3, low=0)  # peak learning rate, for batch_size as given
+    momentum: float = number(0.9, low=0, high=1)  # sgd
+    b1: float = number(0.9, low=0, below=1)  # adamw
+    b2: float = number(0.999, low=0, below=1)  # adamw
+    # adamw: decoupled, times the learning rate; sgd: added to the gradient
+    weight_decay: float = number(0.1, low=0)
+    decay: str = one_of("kernels", "all")  # what decays: kernels (not biases, norms, embeddings) | all
+    schedule: str = one_of("cosine", "step", "constant")  # step: × 0.1 every third of the run
+    warmup: int = number(0, low=0)  # steps of linear warm-up
+    clip: float = number(0.0, low=0)  # largest global gradient norm; 0: off
+    accumulate: int = number(1, low=1)  # parts in which each batch is computed, gradients averaged
+    # decay of averaged weights and statistics, for evaluation; 0: off
+    ema: float = number(0.0, low=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskQuality:
+    masks: dict = plain({}, added=True)  # {name: mask}; none: not measured
+    split: str = plain("validation", added=True)
+    sigma: tuple[float, ...] = number(
+        (1.0, 2.0, 4.0), above=0, added=True
+    )  # of the blur inside the regions, pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSpec:
+    data: int = plain(-1)  # devices the batch is split over; -1: all that fsdp leaves
+    fsdp: int = number(1, low=1)  # devices that parameters and optimiser state (and the batch) are split over
+    # (pattern of a parameter's path, fsdp | replicate); the first match counts
+    rules: tuple = plain(((".*", "fsdp"),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One row of the results."""
+
+    split: str = plain("")  # TFDS split, sub-splits such as validation[:10%] included
+    blur: BlurSpec = group(BlurSpec)
+    mask: MaskSpec = group(MaskSpec)
+    options: dict = plain({}, added=True)  # of the ViT, beside model.options: evit_keep, evit_layers, tome_r
+    # ImageNet-C's blur of the crop instead of `blur`, one of CORRUPTIONS; empty: none
+    corruption: str = plain("", added=True)
+    severity: int = number(1, low=1, high=5, added=True)  # of that corruption
+    # with BatchNorm statistics of training images blurred and masked like these
+    bn_adapt: bool = plain(False, added=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Every option of a run. Units: images, steps, pixels; sizes are those of all devices together."""
+
+    # of weights, order of examples, crops and the blur drawn in training
+    seed: int = number(0, low=0, high=2**32 - 1)
+    # the dataset's label | the kind of blur that was drawn
+    task: str = one_of("object", "blur_type", affects="weights")
+    batch_size: int = number(1024, low=1)  # images per step, over all devices
+    epochs: float = number(90.0, above=0)  # passes over the training split (ignored where steps is set)
+    steps: int = number(0, low=0)  # length of the run in steps; 0: from epochs
+    dtype: str = one_of("float32", "bfloat16")  # of activations; parameters stay float32
+    init_from: str = plain("", affects="weights")  # weight file to start from; empty: random weights
+    # leave its last layer out, for other classes than the file's
+    init_new_head: bool = plain(False, added=True, affects="weights")
+    data: Data = group(Data)
+    normalize: Normalize = group(Normalize, affects="weights")
+    model: Model = group(Model, affects="weights")
+    blur: BlurSpec = group(BlurSpec)  # of the training images
+    mask: MaskSpec = group(MaskSpec)  # of the training images
+    loss: Loss = group(Loss)
+    optim: Optim = group(Optim)
+    eval: dict = plain({}, affects="evaluation")  # {name: Condition}, the rows of results.json
+    # names of the conditions to evaluate, by commas; empty: all
+    eval_only: str = plain("", added=True, affects="nothing")
+    # images per evaluation step, over all devices
+    eval_batch_size: int = number(512, low=1, affects="nothing")
+    # steps between evaluations; 0: only at the end
+    eval_every: int = number(10_000, low=0, affects="nothing")
+    # images of each of the first conditions kept in gallery.npz
+    gallery: int = number(0, low=0, added=True, affects="nothing")
+    # rounds of timing every condition for speed.json; 0: none
+    speed_rounds: int = number(0, low=0, added=True, affects="nothing")
+    mask_quality: MaskQuality = group(MaskQuality, affects="nothing")  # what masks find of blurred regions
+    bn_adapt_batches: int = number(
+        32, low=1, added=True, affects="evaluation"
+    )  # of eval_batch_size, of training images
+    log_every: int = number(50, low=1, affects="nothing")  # steps between rows of metrics.jsonl
+    # steps between them; one is written at the end
+    checkpoint_every: int = number(1000, low=1, affects="nothing")
+    checkpoint_keep: int = number(2, low=1, affects="nothing")  # checkpoints kept
+    mesh: MeshSpec = group(MeshSpec, affects="nothing")
