@@ -48,6 +48,8 @@ ALLOWED = {
     "specs": {"options"},
     **dict.fromkeys(("errors", "options", "stats", "overlay", "data", "models"), frozenset()),
 }
+# Of the report: each can be read, changed and left out alone; what they share lies below them.
+SECTIONS = ("paper", "sweeps", "curves", "masks", "blur_type", "facts")
 SOURCES = sorted((ROOT / "bjax").rglob("*.py"))
 
 
@@ -80,6 +82,12 @@ def test_imports_follow_the_arrows(path):
         if name.startswith("bjax."):
             other = name.split(".")[1]
             assert other in {own, "errors", *ALLOWED.get(own, ())}, f"{own} imports {other}"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_sections_of_the_report_import_no_section(section):
+    names = imported(ROOT / f"bjax/report/{section}.py")
+    assert not {".".join(name.split(".")[:3]) for name in names} & {f"bjax.report.{s}" for s in SECTIONS}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bjax/data").glob("*.py")), ids=lambda p: p.name)

@@ -9,8 +9,9 @@ from scipy import stats as scipy_stats
 
 pytest.importorskip("matplotlib")
 
-from bjax import metrics, report, stats
+from bjax import report, stats
 from bjax.data import photos
+from bjax.evaluate import summary
 from bjax.report import intervals, render
 from bjax.report.runs import Row
 
@@ -54,7 +55,7 @@ def test_a_run_on_crops_counts_its_photographs(tiny_run, tmp_path):
     over = stats.over_photographs(np.array(hits) / 16, row["top1_95"], within=(0, 1))
     assert row["top1_95_photographs"] == pytest.approx(over)
     shown = "{:.1f}–{:.1f}".format(*(100 * x for x in over))
-    assert shown in metrics.table({"sharp": row})
+    assert shown in summary.table({"sharp": row})
     text = written(tiny_run, out=tmp_path / "out")
     assert f"({shown})" in text and "Student's t over the 14 photographs" in text
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bjax.errors import UserError
-from bjax.report import blur_type, curves, facts, intervals, masks, paper, read, render, seeds, sweeps
+from bjax.report import blur_type, curves, facts, masks, paper, read, render, seeds, sweeps
 from bjax.report.render import Heading, Items, Text
 from bjax.report.runs import Run
 
@@ -38,7 +38,7 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Blur types: what is taken for what": blur_type.confusion,
     "Blur types: accuracy against strength": blur_type.strengths,
     "Blur types: errors of the estimates": blur_type.estimates,
-    "Photographs": intervals.photographs,
+    "Photographs": facts.photographs,
     "Facts": facts.facts,
 }
 

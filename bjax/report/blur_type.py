@@ -9,10 +9,10 @@ import numpy as np
 
 from bjax import stats
 from bjax.report import figures, intervals
-from bjax.report.masks import each
-from bjax.report.paper import accuracy, number_text
-from bjax.report.render import Figure, Table
-from bjax.report.runs import BLUR_TYPES, Row, Run, kinds_of
+from bjax.report.intervals import accuracy
+from bjax.report.render import Figure, Table, each
+from bjax.report.runs import Row, Run, number_text
+from bjax.report.words import BLUR_TYPES, kinds_of
 
 PAPER_ACCURACY = 97.8  # per cent, of its abstract
 STRENGTHS = {"gaussian": "σ", "motion": "length", "defocus": "radius"}  # pixels

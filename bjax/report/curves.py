@@ -2,9 +2,10 @@
 
 from bjax import stats
 from bjax.report import figures, intervals
-from bjax.report.paper import accuracy, in_matrix, number_text
+from bjax.report.intervals import accuracy
 from bjax.report.render import Figure, Heading, Table
-from bjax.report.runs import BLUR_DEFAULTS, Row, Run, firsts, in_order, is_noisy, told_apart
+from bjax.report.runs import Row, Run, firsts, images_text, in_matrix, in_order, number_text, told_apart
+from bjax.report.words import BLUR_DEFAULTS, is_noisy
 
 LINES = len(figures.STYLES)  # of a panel
 PANELS = 6  # of a figure
@@ -30,7 +31,7 @@ def sigma_curves(runs: list[Run]) -> list:
                 cut |= {key} if len({(row.sigma, _taps(row)) for row in rows}) > len(grid) else set()
     blocks = []
     for number, ((data, split, grid), found) in enumerate(series.items(), 1):
-        images = f"{data} {split}, {_images(row for _, _, rows in found for row in rows)} images"
+        images = f"{data} {split}, {images_text(row for _, _, rows in found for row in rows)} images"
         if len(series) > 1:
             blocks.append(Heading(f"{data} {split}, σ up to {grid[-1]:g}", 3))
         for metric, title in (("top1", "top-1 accuracy"), ("ece", "calibration error")):
@@ -113,9 +114,9 @@ def imagenet_c(runs: list[Run]) -> list:
     header = ["model", "trained on", "images", "corruption", *"12345", "mean", "CE", "run"]
     groups = (("", 4), ("top-1 error in per cent at severity", 5), ("", 3))
     caption = (
-        f"ImageNet-C's blurs, {_images(row for *_, rows in series for row in rows)} images. CE: the mean error over "
-        "AlexNet's, in per cent (Hendrycks and Dietterich 2019); blur mCE: its mean over defocus, glass, motion and "
-        "zoom. Gaussian blur is one of the benchmark's extras, without AlexNet's error."
+        f"ImageNet-C's blurs, {images_text(row for *_, rows in series for row in rows)} images. CE: the mean error "
+        "over AlexNet's, in per cent (Hendrycks and Dietterich 2019); blur mCE: its mean over defocus, glass, motion "
+        "and zoom. Gaussian blur is one of the benchmark's extras, without AlexNet's error."
     )
     if not comparable or any(run.config["data"]["name"] != "imagenet2012" for run, *_ in series):
         caption += (
@@ -150,7 +151,8 @@ def abstention(runs: list[Run]) -> list:
             found[run.number] = run, rows
     if not found:
         return []
-    tested = told_apart([row for _, rows in found.values() for row in rows], lambda row: row.label)
+    every = [row for _, rows in found.values() for row in rows]
+    tested = told_apart(every, lambda row: row.label)
 
     def name(row: Row) -> str:
         return tested(row) + (", bn_adapt" if row.adapted else "")
@@ -182,9 +184,9 @@ def abstention(runs: list[Run]) -> list:
     header = ["model", "trained on", "test images", "all (95 %)", *shares, *shares, "run"]
     groups = (("", 4), *((f"top-1 %, by {ranking}", len(ANSWERED)) for ranking in RANKINGS), ("", 1))
     caption = (
-        f"{_images(row for _, rows in found.values() for row in rows)} images. The share with the largest probability, "
+        f"{images_text(every)} images. The share with the largest probability, "
         "or with the largest variance of the Laplacian, is answered; on the rest the classifier abstains. "
-    ) + intervals.about([row for _, rows in found.values() for row in rows])
+    ) + intervals.about(every)
     blocks = [Table(header, body, caption, left=3, groups=groups)]
     for part, some in enumerate(_chunks(panels), 1):
         drawing = figures.lines(some, "images answered, %", "top-1 accuracy of these, %", x_zero=True)
@@ -266,7 +268,3 @@ def _chunks(panels: dict) -> list[dict]:
             more = {line.label for line in drawn}
         chunks[-1][title], labels = drawn, more
     return [chunk for chunk in chunks if chunk]
-
-
-def _images(rows) -> str:
-    return " or ".join(f"{n:,}" for n in sorted({row.result["n"] for row in rows}))

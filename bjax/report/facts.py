@@ -4,8 +4,10 @@ import csv
 import io
 import json
 
+from bjax.report import intervals
 from bjax.report.render import Details, Table
-from bjax.report.runs import Run, leaves
+from bjax.report.runs import Run
+from bjax.report.words import leaves
 
 
 def overview(runs: list[Run]) -> list:
@@ -25,6 +27,28 @@ def overview(runs: list[Run]) -> list:
     header = ["", "run", "task", "model", "trained on", "px", "seeds"]
     caption = "px: side of the images that the model sees. Runs that differ in their seed alone are one."
     return [Table(header, body, caption, left=5)]
+
+
+def photographs(runs: list[Run]) -> list:
+    """The photographs' own values, of every condition whose interval is not to be trusted."""
+    body = [
+        [
+            row.name,
+            intervals.values(row),
+            f"{row.result['n']:,}",
+            f"{100 * row.result['top1']:.1f}{intervals.brackets(row.result)}",
+            str(run.number),
+        ]
+        for run in runs
+        for row in run.rows
+        if intervals.doubtful(row)
+    ]
+    caption = (
+        "Top-1 in per cent, of conditions whose images are crops of too few photographs for an interval that holds the "
+        "truth 9 times in 10 at so high or low a share (docs/intervals.md has the simulation), and on each photograph."
+    )
+    header = ["condition", "on each photograph, %", "images", "top-1 % (95 %)", "run"]
+    return [Table(header, body, caption, left=2)] if body else []
 
 
 def facts(runs: list[Run]) -> list:

@@ -6,8 +6,7 @@ import dataclasses
 import numpy as np
 
 from bjax import stats
-from bjax.report.render import Table
-from bjax.report.runs import Row, Run
+from bjax.report.runs import Row
 
 SHOWN = 3  # conditions of which a caption has the photographs' own values; the section has all
 SIGNIFICANT = 0.05
@@ -24,6 +23,14 @@ def brackets(result: dict, metric: str = "top1", digits: int = 1) -> str:
     if f"{metric}_seeds" in result:
         ends, joint = result[f"{metric}_seeds"], " and "
     return f" ({joint.join(f'{100 * x:.{digits}f}' for x in ends)})" if ends else ""
+
+
+def accuracy(row: Row | None, metric: str = "top1") -> str:
+    """Per cent with the 95 % interval, in as many digits as the number of images bears; "" without a value."""
+    if row is None or metric not in row.result:
+        return ""
+    digits = 2 if row.result["n"] >= 10_000 else 1
+    return f"{100 * row.result[metric]:.{digits}f}{brackets(row.result, metric)}"
 
 
 def bars(results: list[dict], metric: str = "top1") -> tuple[list[float], list[float]] | tuple[None, None]:
@@ -87,28 +94,6 @@ def doubtful(row: Row) -> bool:
     return number is not None and row.interval() is not None and not stats.covered(number, row.result["top1"])
 
 
-def photographs(runs: list[Run]) -> list:
-    """The photographs' own values, of every condition whose interval is not to be trusted."""
-    body = [
-        [
-            row.name,
-            values(row),
-            f"{row.result['n']:,}",
-            f"{100 * row.result['top1']:.1f}{brackets(row.result)}",
-            str(run.number),
-        ]
-        for run in runs
-        for row in run.rows
-        if doubtful(row)
-    ]
-    caption = (
-        "Top-1 in per cent, of conditions whose images are crops of too few photographs for an interval that holds the "
-        "truth 9 times in 10 at so high or low a share (docs/intervals.md has the simulation), and on each photograph."
-    )
-    header = ["condition", "on each photograph, %", "images", "top-1 % (95 %)", "run"]
-    return [Table(header, body, caption, left=2)] if body else []
-
-
 def values(row: Row) -> str:
     """Top-1 on each photograph, per cent."""
     known = row.result.get("photographs")
@@ -140,12 +125,12 @@ class Difference:
         if self.p is not None:
             behind = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
         elif self.ends is None:
-            behind = " and ".join(map(_points, self.seeds))
+            behind = " and ".join(signed(100 * x) for x in self.seeds)
         elif self.ends[0] == self.ends[1]:
             behind = "the same on each"  # no interval: that so few agree says little
         else:
-            behind = " to ".join(map(_points, self.ends))
-        return f"{_points(self.mean)} ({behind})"
+            behind = " to ".join(signed(100 * x) for x in self.ends)
+        return f"{signed(100 * self.mean)} ({behind})"
 
 
 def difference(row: Row | None, control: Row | None) -> Difference | None:
@@ -196,6 +181,6 @@ def _sign(mean: float, ends: stats.Interval, p: float | None) -> int:
     return int(np.sign(mean)) if shown else 0
 
 
-def _points(share: float) -> str:
-    """Percentage points with a sign, and a minus as wide as the plus."""
-    return f"{100 * share:+.1f}".replace("-", "−")
+def signed(x: float, digits: int = 1) -> str:
+    """With a sign, and a minus as wide as the plus."""
+    return f"{x:+.{digits}f}".replace("-", "−")

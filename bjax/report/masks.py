@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from bjax.report import figures, intervals
-from bjax.report.render import Figure, Heading, Mark, Table, Text, slug
-from bjax.report.runs import BLUR_TYPES, Row, Run, told_apart
+from bjax.report.render import Figure, Mark, Table, Text, each, slug
+from bjax.report.runs import INSIDE, Row, Run, told_apart
+from bjax.report.words import BLUR_TYPES
 
-INSIDE = ("EViT", "ToMe")
 MEASURES = {  # what the scores of patches are
     "laplacian": "variance of the Laplacian",
     "tenengrad": "mean squared Sobel gradient (tenengrad)",
@@ -15,15 +15,6 @@ MEASURES = {  # what the scores of patches are
 }
 GALLERIES = 4  # runs whose photographs are shown
 CONDITIONS = 4  # of each of them
-
-
-def each(runs: list[Run], section: Callable[[Run], list]) -> list:
-    """The blocks of every run that has some, under its name."""
-    blocks = []
-    for run in runs:
-        if own := section(run):
-            blocks += [Heading(f"{run.name} (run {run.number})", 3), *own]
-    return blocks
 
 
 def matched_rates(runs: list[Run]) -> list:

@@ -5,8 +5,10 @@ its config says (model, blur of the training images and of a condition, mask), n
 """
 
 from bjax.report import figures, intervals, seeds
+from bjax.report.intervals import accuracy, signed
 from bjax.report.render import Figure, Heading, Table, Text
-from bjax.report.runs import Row, Run, firsts, in_order, is_noisy, is_papers, told_apart
+from bjax.report.runs import Row, Run, firsts, images_text, in_matrix, in_order, number_text, told_apart
+from bjax.report.words import is_noisy, is_papers
 
 # {table: {model: {column: per cent}}}; 1 and 3 are top-1, 2 and 4 top-5, 5 is "classification accuracy"
 PAPER = {
@@ -232,35 +234,12 @@ def _cell(paper: float | None, run: Run | None, row: Row | None, metric: str) ->
     return [shown, accuracy(row, metric), difference]
 
 
-def accuracy(row: Row | None, metric: str = "top1") -> str:
-    """Per cent with the 95 % interval, in as many digits as the number of images bears; "" without a value."""
-    if row is None or metric not in row.result:
-        return ""
-    digits = 2 if row.result["n"] >= 10_000 else 1
-    return f"{100 * row.result[metric]:.{digits}f}{intervals.brackets(row.result, metric)}"
-
-
-def signed(x: float, digits: int) -> str:
-    """With a sign, and a minus as wide as the plus."""
-    return f"{x:+.{digits}f}".replace("-", "−")
-
-
 def _images(run: Run, rows: list[Row]) -> str:
     return f"{run.origin} → {_tested(run, rows)}"
 
 
 def _tested(run: Run, rows: list[Row]) -> str:
     return f"{run.config['data']['name']} {rows[0].condition['split']}, {rows[0].result['n']:,}"
-
-
-def number_text(run: Run, rows: list[Row] = ()) -> str:
-    """The run's number: "3", of five seeds "3 ×5", and "3 ×2–4 of 5" where not all of them have these `rows`."""
-    every = len(run.seeds)
-    counts = sorted({row.seeds for row in rows}) or [every]
-    if every == 1:
-        return f"{run.number}"
-    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    return f"{run.number} ×{number}" + (f" of {every}" if counts != [every] else "")
 
 
 # --- the matrix
@@ -294,10 +273,8 @@ def matrix(runs: list[Run]) -> list:
                     ]
                     cells = [accuracy(found.get(c)) for c in columns]
                     body.append([*what, *cells, number_text(run, list(found.values()))])
-        n = sorted({row.result["n"] for row in every})
         if len(by_data) > 1:
             blocks.append(Heading(data, 3))
-        images = " or ".join(f"{x:,}" for x in n)
         header = [
             "model",
             "training blur",
@@ -306,23 +283,13 @@ def matrix(runs: list[Run]) -> list:
             "run",
         ]
         caption = (
-            f"Top-1 in per cent, {images} images of {data}. {intervals.about(every)} Dropped are patches below or "
-            "above that variance of the Laplacian."
+            f"Top-1 in per cent, {images_text(every)} images of {data}. {intervals.about(every)} Dropped are patches "
+            "below or above that variance of the Laplacian."
         )
         blocks.append(Table(header, body, caption, left=3))
         drawn = _matrix_figure(own, rows, name, number, data)
         blocks += [drawn] if drawn else []
     return blocks
-
-
-def in_matrix(row: Row) -> bool:
-    """Not the grids that other sections show: fixed σ, corruptions, matched keep rates, EViT and ToMe."""
-    fixed = (
-        row.sigma is not None and row.sigma[0] == row.sigma[1] != 0 and not is_noisy(row.condition["blur"])
-    )
-    masked = row.mask["mode"] != "none"
-    threshold = not masked or (row.mask["threshold"] is not None and row.mask["keep_rate"] is None)
-    return not row.corruption and not fixed and threshold and row.method not in ("EViT", "ToMe")
 
 
 def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) -> Figure | None:
@@ -335,7 +302,7 @@ def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) ->
             found.setdefault(run.training, []).append(run)
     alike = [found for found in alike.values() if len(found) > 1]
     titles = [f"{run.model} · {run.origin}" for run in (next(iter(found.values()))[0] for found in alike)]
-    panels, shown = {}, set()
+    panels, shown = {}, []
     for title, found in zip(titles, alike, strict=True):
         by_condition = {}
         for training in sorted(found, key=trainings.index):
@@ -353,12 +320,11 @@ def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) ->
             numbers = sorted(run.number for those in found.values() for run in those)
             title += f" (runs {', '.join(map(str, numbers))})"
         panels[title] = panel
-        shown |= {row.result["n"] for points in by_condition.values() for _, row in points}
+        shown += [row for points in by_condition.values() for _, row in points]
     if not panels:
         return None
     drawing = figures.lines(
         panels, "blur of the training images", "top-1 accuracy, %", x_ticks=(range(len(trainings)), trainings)
     )
-    images = " or ".join(f"{n:,}" for n in sorted(shown))
-    caption = f"Top-1 accuracy on {images} images of {data}; bars: the table's 95 % intervals."
+    caption = f"Top-1 accuracy on {images_text(shown)} images of {data}; bars: the table's 95 % intervals."
     return Figure(f"matrix{number}", drawing, caption, "Top-1 accuracy by blur of the training images")

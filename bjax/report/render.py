@@ -6,7 +6,10 @@ import functools
 import html
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+from bjax.report.runs import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,15 @@ class Details:
 def slug(text: str) -> str:
     """`text` as part of a file name or an anchor."""
     return re.sub(r"[^\w.=-]+", "_", text).strip("_")
+
+
+def each(runs: list[Run], section: Callable[[Run], list]) -> list:
+    """The blocks of every run that has some, under its name."""
+    blocks = []
+    for run in runs:
+        if own := section(run):
+            blocks += [Heading(f"{run.name} (run {run.number})", 3), *own]
+    return blocks
 
 
 # --- Markdown

@@ -1,28 +1,27 @@
-"""What a report knows of a run and of its conditions, and the words it has for them."""
+"""What a report knows of a run and of its conditions, and how it names and orders them."""
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from bjax import stats
+from bjax.report.words import (
+    CONTROLS,
+    blur_text,
+    effective,
+    is_noisy,
+    is_papers,
+    kinds_of,
+    mask_text,
+    model_text,
+    value_text,
+)
 
-BLUR_TYPES = ("sharp", "gaussian", "motion", "defocus")  # in the order of labels and confusion matrices
+INSIDE = ("EViT", "ToMe")  # methods that lose tokens inside the model
 TRAINING = {"sharp": {"sharp": 1.0}, "blurred": {"gaussian": 1.0}, "mix": {"sharp": 0.5, "gaussian": 0.5}}
-CONTROLS = ("random", "centre", "inverse")  # selectors without sharp and blurry ends
-PAPER_BLUR = {"sigma": [1.0, 2.0], "kernel_size": 19, "noise": [0.0, 0.0]}  # paper 1's, of kind gaussian
-# What a config leaves out has these values.
-BLUR_DEFAULTS = {"kernel_size": 19, "psf_size": 21, "noise": [0.0, 0.0]}
-MASK_DEFAULTS = {"scope": "image", "fill": "black"}
-# What decides the blur of each kind.
-BLUR_FIELDS = {
-    "sharp": (),
-    "gaussian": ("sigma", "kernel_size"),
-    "motion": ("length", "angle", "psf_size"),
-    "defocus": ("radius", "psf_size"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +111,13 @@ class Row:
     @property
     def kept(self) -> float:
         """Share of the tokens computed: of the patches that a mask kept, or over the layers of EViT and ToMe."""
-        inside = self.method.startswith(("EViT", "ToMe"))
-        return self.speed["tokens"] if inside and self.speed else self.result.get("kept", 1.0)
+        return self.speed["tokens"] if self.method in INSIDE and self.speed else self.result.get("kept", 1.0)
 
     @property
     def label(self) -> str:
         """Blur and mask in words."""
         mask, parts = self.mask, [self.blur]
-        if self.method in ("EViT", "ToMe"):
+        if self.method in INSIDE:
             parts.append(" ".join([self.method, *map(str, self.condition["options"].values())]))
         elif mask["mode"] != "none":
             parts.append(mask_text(mask))
@@ -208,53 +206,14 @@ def firsts(rows: list[Row], key) -> dict:
     return found
 
 
-def kinds_of(blur: dict) -> dict[str, float]:
-    """The kinds of blur that occur, in the order of sharp, gaussian, motion, defocus."""
-    return {k: blur["kinds"][k] for k in BLUR_TYPES if blur["kinds"].get(k)}
-
-
-def is_noisy(blur: dict) -> bool:
-    """Whether noise is added to the images, sharp ones too."""
-    return any(blur.get("noise") or ())
-
-
-def is_papers(blur: dict) -> bool:
-    """Whether its Gaussian is paper 1's: σ uniform in 1 to 2 pixels, 19 taps, no noise."""
-    blur = BLUR_DEFAULTS | blur
-    return all(blur[key] == value for key, value in PAPER_BLUR.items())
-
-
-def blur_text(blur: dict) -> str:
-    kinds = kinds_of(blur)
-    text = f"σ = {_value(blur['sigma'])}" if list(kinds) == ["gaussian"] else " + ".join(kinds)
-    return text + (f", noise {_value(blur['noise'])}" if is_noisy(blur) else "")
-
-
-def mask_text(mask: dict) -> str:
-    which, threshold = mask["selector"], mask["threshold"]
-    end = "" if which in CONTROLS else {"below": "sharpest ", "above": "blurriest "}[mask["drop"]]
-    rule = [f"{mask['drop']} {threshold:g} dropped"] if threshold is not None else []
-    rule += [f"{end}{100 * mask['keep_rate']:g} % kept"] if mask["keep_rate"] is not None else []
-    own = {"laplacian": ""}.get(which, f"{which}, as many as " if threshold is not None else f"{which}, ")
-    return own + ", ".join(rule) + ("" if mask["mode"] == "zero_pixels" else f" ({mask['mode']})")
-
-
-NAMES = {
-    "resnet": "ResNet",
-    "vgg": "VGG",
-    "googlenet": "GoogLeNet",
-    "densenet": "DenseNet-",
-    "vit": "ViT",
-}
-
-
-def model_text(model: dict) -> str:
-    family, size = re.fullmatch(r"([a-z]+)(.*)", model["name"]).groups()
-    options = dict(model.get("options", {}))
-    text = NAMES.get(family, family) + size.replace("_bn", " (BatchNorm)")
-    if "variant" in options:
-        text += f"-{options.pop('variant')}"
-    return text + (f" ({', '.join(f'{k} {v}' for k, v in options.items())})" if options else "")
+def in_matrix(row: Row) -> bool:
+    """Not the grids that other sections show: fixed σ, corruptions, matched keep rates, EViT and ToMe."""
+    fixed = (
+        row.sigma is not None and row.sigma[0] == row.sigma[1] != 0 and not is_noisy(row.condition["blur"])
+    )
+    masked = row.mask["mode"] != "none"
+    threshold = not masked or (row.mask["threshold"] is not None and row.mask["keep_rate"] is None)
+    return not row.corruption and not fixed and threshold and row.method not in INSIDE
 
 
 def told_apart(
@@ -267,50 +226,30 @@ def told_apart(
     """
     alike = {}
     for row in rows:
-        alike.setdefault(text(row), []).append(_effective(row.condition))
+        alike.setdefault(text(row), []).append(effective(row.condition))
     differ = {}
     for words, found in alike.items():
         keys = dict.fromkeys(key for own in found for key in own if compared(key))
         differ[words] = [key for key in keys if any(own.get(key) != found[0].get(key) for own in found)]
 
     def name(row: Row) -> str:
-        own, words = _effective(row.condition), text(row)
-        fields = [f"{key.rpartition('.')[2]} {_value(own[key])}" for key in differ[words] if key in own]
+        own, words = effective(row.condition), text(row)
+        fields = [f"{key.rpartition('.')[2]} {value_text(own[key])}" for key in differ[words] if key in own]
         return ", ".join([words, *fields])
 
     return name
 
 
-def _effective(condition: dict) -> dict:
-    """{dotted key: value} of what in a condition has an effect on its numbers; bn_adapt, told anyhow, is not in it."""
-    found = {"split": condition["split"]}
-    if condition.get("corruption"):
-        found |= {"corruption": condition["corruption"], "severity": condition.get("severity", 1)}
-    else:
-        blur = BLUR_DEFAULTS | condition["blur"]
-        kinds = kinds_of(blur)
-        fields = ("noise", *(field for kind in kinds for field in BLUR_FIELDS[kind]))
-        found |= leaves({"blur": {"kinds": kinds, **{field: blur.get(field) for field in fields}}})
-    mask = MASK_DEFAULTS | condition["mask"]
-    unused = set() if mask["mode"] == "zero_pixels" else {"fill"}
-    if mask["selector"] in ("random", "centre") and mask["threshold"] is None:  # no score decides
-        unused |= {"drop", "scope"}
-    if mask["mode"] == "none":
-        unused = mask.keys() - {"mode"}
-    found |= leaves({"mask": {field: value for field, value in mask.items() if field not in unused}})
-    return found | leaves({"options": condition.get("options", {})})
+def images_text(rows: Iterable[Row]) -> str:
+    """How many images: "1,000", or "1,000 or 5,000"."""
+    return " or ".join(f"{n:,}" for n in sorted({row.result["n"] for row in rows}))
 
 
-def _value(value) -> str:
-    """A field in words: a range of blur as such, of one number as that number."""
-    if isinstance(value, list) and len(value) == 2:
-        return "–".join(dict.fromkeys(f"{x:g}" for x in value))
-    return str(value)
-
-
-def leaves(node: dict, prefix: str = "") -> dict:
-    """{dotted key: value} of a nested dictionary."""
-    flat = {}
-    for key, value in node.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def number_text(run: Run, rows: list[Row] = ()) -> str:
+    """The run's number: "3", of five seeds "3 ×5", and "3 ×2–4 of 5" where not all of them have these `rows`."""
+    every = len(run.seeds)
+    counts = sorted({row.seeds for row in rows}) or [every]
+    if every == 1:
+        return f"{run.number}"
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return f"{run.number} ×{number}" + (f" of {every}" if counts != [every] else "")

@@ -5,10 +5,11 @@ import json
 import numpy as np
 
 from bjax.report import figures, intervals
-from bjax.report.paper import accuracy, number_text
+from bjax.report.intervals import accuracy
 from bjax.report.read import axes
 from bjax.report.render import Figure, Heading, Items, Table, Text
-from bjax.report.runs import Run, leaves
+from bjax.report.runs import Run, images_text, number_text
+from bjax.report.words import leaves
 
 
 def grids(runs: list[Run]) -> list:
@@ -83,7 +84,7 @@ def _caption(runs: list[Run], conditions: list[str]) -> str:
 
 
 def _images(runs: list[Run]) -> str:
-    return " or ".join(f"{n:,}" for n in sorted({row.result["n"] for run in runs for row in run.rows}))
+    return images_text(row for run in runs for row in run.rows)
 
 
 def _differs(name: str, runs: list[Run]) -> str | None:
