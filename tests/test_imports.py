@@ -49,7 +49,7 @@ ALLOWED = {
     **dict.fromkeys(("errors", "options", "stats", "overlay", "data", "models"), frozenset()),
 }
 # Of the report: each can be read, changed and left out alone; what they share lies below them.
-SECTIONS = ("paper", "sweeps", "curves", "masks", "blur_type", "facts")
+SECTIONS = ("paper1", "matrix", "sweeps", "curves", "masks", "paper2", "facts")
 SOURCES = sorted((ROOT / "bjax").rglob("*.py"))
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("matplotlib")
 from bjax import config as configs
 from bjax import report, stats
 from bjax.blur import imagenet_c
-from bjax.report import figures, masks, paper, read, render, shapes
+from bjax.report import figures, masks, paper1, read, render, shapes
 from bjax.runtime import workdir as workdirs
 
 ROOT = Path(__file__).parents[1]
@@ -139,10 +139,10 @@ def test_the_papers_numbers_are_those_of_its_text():
         5: "58.04 51.75",
     }
     for number, text in printed.items():
-        ours = [x for model in paper.PAPER[number].values() for x in model.values()]
+        ours = [x for model in paper1.PAPER[number].values() for x in model.values()]
         assert ours == [float(x) for x in text.split()]
         if number < 5:
-            assert list(paper.PAPER[number]) == ["resnet50", "vgg19", "googlenet"]
+            assert list(paper1.PAPER[number]) == ["resnet50", "vgg19", "googlenet"]
 
 
 def test_tables_1_to_4_put_every_run_into_its_cell(tmp_path):

@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bjax.errors import UserError
-from bjax.report import blur_type, curves, facts, masks, paper, read, render, seeds, sweeps
+from bjax.report import curves, facts, masks, matrix, paper1, paper2, read, render, seeds, sweeps
 from bjax.report.render import Heading, Items, Text
 from bjax.report.runs import Run
 
 SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Runs": facts.overview,
-    "Paper 1: its tables beside ours": paper.tables,
-    "Model × training blur × test condition": paper.matrix,
+    "Paper 1: its tables beside ours": paper1.tables,
+    "Model × training blur × test condition": matrix.matrix,
     "Sweeps": sweeps.grids,
     "Accuracy and calibration against Gaussian σ": curves.sigma_curves,
     "ImageNet-C: error against severity": curves.imagenet_c,
@@ -34,10 +34,10 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Accuracy against measured speed": masks.accuracy_against_speed,
     "Do masks drop what is blurred?": masks.mask_quality,
     "Gallery": masks.gallery,
-    "Paper 2: its accuracy beside ours": blur_type.headline,
-    "Blur types: what is taken for what": blur_type.confusion,
-    "Blur types: accuracy against strength": blur_type.strengths,
-    "Blur types: errors of the estimates": blur_type.estimates,
+    "Paper 2: its accuracy beside ours": paper2.headline,
+    "Blur types: what is taken for what": paper2.confusion,
+    "Blur types: accuracy against strength": paper2.strengths,
+    "Blur types: errors of the estimates": paper2.estimates,
     "Photographs": facts.photographs,
     "Facts": facts.facts,
 }
