@@ -19,7 +19,7 @@ pytest.importorskip("matplotlib")
 from bjax import config as configs
 from bjax import report, stats
 from bjax.blur import imagenet_c
-from bjax.report import figures, masks, paper1, read, render, shapes
+from bjax.report import figures, masks, paper1, read, render
 from bjax.runtime import workdir as workdirs
 
 ROOT = Path(__file__).parents[1]
@@ -1046,7 +1046,7 @@ def test_misfit_names_the_first_place():
         ({"a": 1, "c": ["x"]}, "c"),
         ({"a": 1, "d": {"e": 1, "f": "x"}}, "d.f"),
     ):
-        assert shapes.misfit(value, shape) == place
+        assert read.misfit(value, shape) == place
 
 
 def test_no_such_folder_and_a_damaged_sweep(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import types
 import zipfile
 from pathlib import Path
 
@@ -10,9 +11,7 @@ import numpy as np
 from bjax import stats
 from bjax.config import fill
 from bjax.errors import UserError
-from bjax.report import shapes
 from bjax.report.runs import Row, Run
-from bjax.report.shapes import misfit
 
 ADAPTED = "_bn_adapt"  # what --mode=bn_adapt adds to a condition's name
 GALLERY = ("image", "kept", "score", "label", "prediction", "confidence")
@@ -94,7 +93,7 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
             notes.append(
                 f"{workdir}: results.json has {name}, config.json has not; evaluate again with --mode=eval"
             )
-        elif wrong := misfit(condition, shapes.CONDITION) or misfit(result, shapes.RESULT) or _unfit(result):
+        elif wrong := misfit(condition, CONDITION) or misfit(result, RESULT) or _unfit(result):
             notes.append(f"{workdir}: {name}: {wrong} is missing or damaged; evaluate again with --mode=eval")
         else:
             for part in (part for bins in result.get("by_strength", {}).values() for part in bins):
@@ -144,7 +143,7 @@ def _json(path: Path):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no JSON ({error}); evaluate the run again with --mode=eval") from None
-    if wrong := misfit(found, shapes.FILES[path.name]):
+    if wrong := misfit(found, FILES[path.name]):
         raise UserError(f"{path}: {wrong} is missing or damaged; evaluate the run again with --mode=eval")
     return found
 
@@ -202,3 +201,99 @@ def axes(points: list[dict[str, str]]) -> list[str]:
         if any(len(values) > 1 for values in follows.values()):
             found.append(key)
     return found
+
+
+# --- what the files look like, as far as a report reads them
+
+# A shape is a type (or several), a function that says whether a value is right, a list [shape] of any length or
+# [shape, shape] of that length, or a dictionary {key: shape}: a key ending in ? may be absent, "*" stands for all
+# others. Keys that no shape names are free.
+
+
+def share(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def share_or_none(value) -> bool:
+    return value is None or share(value)
+
+
+def count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def positive(value) -> bool:
+    return count(value) and value > 0
+
+
+NUMBER, NUMBER_OR_NONE = (int, float), (int, float, types.NoneType)
+PAIR = [NUMBER, NUMBER]
+ANY = {"*": object}
+BLUR = {"kinds": {"*": NUMBER}, "sigma": PAIR, "length?": PAIR, "radius?": PAIR, "noise?": PAIR}
+MASK = {"mode": str, "selector": str, "drop": str, "threshold": NUMBER_OR_NONE, "keep_rate": NUMBER_OR_NONE}
+CONDITION = {"split": str, "blur": BLUR, "mask": MASK, "options?": ANY}
+CONDITION |= {"corruption?": str, "severity?": int, "bn_adapt?": bool}
+BIN = {"low": NUMBER, "high": NUMBER, "n": count, "top1": share_or_none}
+BIN |= {"top1_95_photographs?": PAIR, "n_photographs?": positive}
+RESULT = {"n": count, "top1": share, "top1_95": PAIR, "top5?": share, "loss?": NUMBER, "kept?": share}
+RESULT |= {f"{name}_95?": PAIR for name in ("top5", "loss", "kept")}
+RESULT |= {f"{name}_95_photographs?": PAIR for name in ("top1", "top5", "loss", "kept")}
+RESULT |= {"n_photographs?": positive, "photographs?": {"*": {"hits": count, "n": positive}}}
+RESULT |= {"ece?": share, "empty?": count, "skipped?": count, "images?": str, "hits?": str}
+RESULT |= {
+    "coverage?": {"share": [share], "confidence?": [share], "sharpness?": [share]},
+    "confusion?": [[count] * 4] * 4,
+    "by_strength?": {"*": [BIN]},
+    "estimates?": {"*": {"mae": NUMBER_OR_NONE, "n": count}},
+}
+SESSION = {"started?": str, "seconds?": NUMBER, "mode?": str, "commit?": (str, types.NoneType)}
+SESSION |= {"versions?": {"*": str}, "device?": str, "processes?": int}
+SPEED = {"images_per_second": NUMBER, "tokens?": NUMBER, "flops?": NUMBER}
+RATES = {"precision": share_or_none, "recall": share_or_none}
+RATES |= {"dropped": share, "blurred": share, "patches": count}
+FILES = {
+    "config.json": {
+        "seed": int,
+        "task": str,
+        "init_from?": str,
+        "data": {"name": str, "train": str, "image_size": int},
+        "model": {"name": str, "options?": ANY},
+        "blur": BLUR,
+        "mask?": MASK,
+        "eval": ANY,  # conditions, one by one
+    },
+    "results.json": ANY,  # rows, one by one
+    "speed.json": {"device": str, "rounds": int, "batch_size": int, "how": str, "conditions": {"*": SPEED}},
+    "mask_quality.json": {"*": {"*": RATES}},
+    "run.json": {"sessions": [SESSION]},
+    "classes.json": [str],
+    "sweep.json": {"runs": {"*": {"*": str}}},
+}
+
+
+def misfit(value, shape, path: str = "") -> str | None:
+    """The first place of `value` that is not as `shape` says, as "data.name"; None where everything is."""
+    here = path or "all of it"
+    if isinstance(shape, types.FunctionType):
+        return None if shape(value) else here
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return here
+        named = {key.removesuffix("?"): inner for key, inner in shape.items() if key != "*"}
+        absent = [key for key in named if key in shape and key not in value]
+        if absent:
+            return _join(path, absent[0])
+        inside = [(k, v, named.get(k, shape.get("*", object))) for k, v in value.items()]
+    elif isinstance(shape, list):
+        if not isinstance(value, list) or (len(shape) > 1 and len(value) != len(shape)):
+            return here
+        inside = [(i, v, shape[i if len(shape) > 1 else 0]) for i, v in enumerate(value)]
+    else:
+        boolean = isinstance(value, bool) and shape not in (bool, object)  # True is no number
+        return here if boolean or not isinstance(value, shape) else None
+    wrong = (misfit(v, s, _join(path, str(k))) for k, v, s in inside)
+    return next(filter(None, wrong), None)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
