@@ -8,6 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
 
 from bjax import report, stats
 from bjax.data import photos

@@ -15,6 +15,7 @@ from scipy import integrate as scipy_integrate
 from scipy import stats as scipy_stats
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
 
 from bjax import config as configs
 from bjax import report, stats
@@ -1061,6 +1062,14 @@ def test_no_such_folder_and_a_damaged_sweep(tmp_path, capsys):
 def test_a_run_named_twice_is_shown_once(small, tmp_path):
     text = written(small, small / ".." / "run", out=tmp_path / "out")
     assert text.count("### run (run 1)\n") == 1 and "Left out:" not in text
+
+
+def test_a_missing_library_is_told_in_one_line(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert report.main([str(small), f"--out={tmp_path}/out"]) == 2
+    error = capsys.readouterr().err
+    assert 'jinja2, which is missing; pip install "bjax[report]"' in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_any_two_lines_differ_in_marker_or_dash():

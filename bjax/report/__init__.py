@@ -64,10 +64,11 @@ def write(folders: list[Path], out: Path, title: str = "Report") -> str:
             empty.append(name)
     if empty:
         blocks.append(Text(f"Sections left out, for want of data: {'; '.join(empty)}."))
+    page = render.page(title, blocks)  # first, for where jinja2 is missing
     out.mkdir(parents=True, exist_ok=True)
     text = render.markdown(title, blocks, out)
     (out / "report.md").write_text(text)
-    (out / "report.html").write_text(render.page(title, blocks))
+    (out / "report.html").write_text(page)
     (out / "results.csv").write_text(facts.table(single))
     return text
 
