@@ -42,10 +42,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from bjax import config as configs
-from bjax import experiment, overlay, sharpness, tokens
+from bjax import experiment, sharpness, tokens
 from bjax.blur import sample
 from bjax.data import decode, loader
 from bjax.errors import UserError
+from bjax.report import overlay
 from bjax.runtime import checkpoint, sharding
 from bjax.runtime.console import Progress, columns
 from bjax.specs import PARAMETERS

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "main": {"train", "evaluate", "experiment", "config", "runtime"},
     "predict": {
+        "report",
         "experiment",
         "step",
-        "overlay",
         "blur",
         "sharpness",
         "tokens",
@@ -46,7 +46,7 @@ ALLOWED = {
     "runtime": {"config", "specs", "options"},
     "config": {"specs", "options"},
     "specs": {"options"},
-    **dict.fromkeys(("errors", "options", "stats", "overlay", "data", "models"), frozenset()),
+    **dict.fromkeys(("errors", "options", "stats", "data", "models"), frozenset()),
 }
 # Of the report: each can be read, changed and left out alone; what they share lies below them.
 SECTIONS = ("paper1", "matrix", "sweeps", "curves", "masks", "paper2", "facts")

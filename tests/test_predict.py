@@ -20,12 +20,13 @@ import skimage
 from PIL import Image
 
 from bjax import config as configs
-from bjax import experiment, overlay, predict
+from bjax import experiment, predict
 from bjax.blur import sample
 from bjax.data import decode, loader
 from bjax.data.photos import TRAIN, UNSEEN
 from bjax.errors import UserError
 from bjax.evaluate.summary import PARAMETERS
+from bjax.report import overlay
 from bjax.runtime import checkpoint, sharding
 from bjax.step import optim, state
 from bjax.step.eval_step import prepare

@@ -211,7 +211,7 @@ def gallery(images, kept, scores, titles: list[str], threshold: float | None, me
             markeredgewidth=0.5,
         )
         above.set_title(titles[i], fontsize=8)
-        drawn = below.imshow(shown[i], cmap="gray", **scale)
+        drawn = below.imshow(shown[i], cmap="viridis", **scale)  # of overlay.py too
         if threshold:
             for ends in _edges(scores[i] >= threshold):
                 below.plot(*ends, color="#c2571a", linewidth=1.4, solid_capstyle="projecting")
