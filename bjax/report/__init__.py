@@ -57,9 +57,8 @@ def write(folders: list[Path], out: Path, title: str = "Report") -> str:
     if notes:
         blocks += [Text("Left out:"), Items(notes)]
     for name, section in SECTIONS.items():
-        own = section(runs)
-        if own:
-            blocks += [Heading(name), *own]
+        if content := section(runs):
+            blocks += [Heading(name), *content]
         else:
             empty.append(name)
     if empty:

@@ -15,10 +15,8 @@ RANKINGS = ("confidence", "sharpness")  # what decides which images are answered
 
 def sigma_curves(runs: list[Run]) -> list:
     """Accuracy and calibration error against the σ of a Gaussian, on the run's own grid, and the area under them."""
-    series, cut = (
-        {},
-        set(),
-    )  # {(data, split, grid): [(run, adapted, rows)]}; grids of which some points are left out
+    series = {}  # {(data, split, grid): [(run, adapted, rows)]}
+    cut = set()  # grids of which some points are left out
     for run in in_order(runs):
         if run.config["task"] != "object":
             continue
@@ -30,16 +28,16 @@ def sigma_curves(runs: list[Run]) -> list:
                 series.setdefault(key, []).append((run, adapted, [at[s] for s in grid]))
                 cut |= {key} if len({(row.sigma, _taps(row)) for row in rows}) > len(grid) else set()
     blocks = []
-    for number, ((data, split, grid), found) in enumerate(series.items(), 1):
-        images = f"{data} {split}, {images_text(row for _, _, rows in found for row in rows)} images"
+    for number, ((data, split, grid), lines) in enumerate(series.items(), 1):
+        images = f"{data} {split}, {images_text(row for _, _, rows in lines for row in rows)} images"
         if len(series) > 1:
             blocks.append(Heading(f"{data} {split}, σ up to {grid[-1]:g}", 3))
         for metric, title in (("top1", "top-1 accuracy"), ("ece", "calibration error")):
-            own = [x for x in found if all(metric in row.result for row in x[2])]
-            if not own:
+            measured = [x for x in lines if all(metric in row.result for row in x[2])]
+            if not measured:
                 continue
             body = []
-            for run, adapted, rows in own:
+            for run, adapted, rows in measured:
                 values = [100 * row.result[metric] for row in rows]
                 under = f"{stats.area(grid, values):.1f}"
                 body.append(
@@ -62,10 +60,11 @@ def sigma_curves(runs: list[Run]) -> list:
             if metric == "ece":
                 caption += " Expected calibration error: 15 bins of equal width, of the largest probability."
             blocks.append(Table(header, body, caption, left=2, groups=groups))
-            panels = _panels(own, lambda rows, m=metric: _line(rows, [row.sigma[0] for row in rows], m))
+            panels = _panels(measured, lambda rows, m=metric: _line(rows, [row.sigma[0] for row in rows], m))
             for part, some in enumerate(_chunks(panels), 1):
                 drawing = figures.lines(some, "σ of the Gaussian, pixels", f"{title}, %", x_zero=True)
-                caption = f"{title.capitalize()} of {images}; {_bars([r for *_, rows in own for r in rows], metric)}"
+                bars = _bars([row for *_, rows in measured for row in rows], metric)
+                caption = f"{title.capitalize()} of {images}; {bars}"
                 blocks.append(
                     Figure(f"sigma{number}_{metric}_{part}", drawing, caption, f"{title} against σ")
                 )
@@ -105,12 +104,10 @@ def imagenet_c(runs: list[Run]) -> list:
                     number_text(run, [row for row in rows if row.corruption[0] == name]),
                 ]
             )
-        every = [known.get(name) for name in stats.ALEXNET]
-        if None not in every:
+        ces = [known.get(name) for name in stats.ALEXNET]
+        if None not in ces:
             comparable = True
-            body.append(
-                [*who, "blur mCE", *[""] * 6, f"{sum(every) / len(every):.1f}", number_text(run, rows)]
-            )
+            body.append([*who, "blur mCE", *[""] * 6, f"{sum(ces) / len(ces):.1f}", number_text(run, rows)])
     header = ["model", "trained on", "images", "corruption", *"12345", "mean", "CE", "run"]
     groups = (("", 4), ("top-1 error in per cent at severity", 5), ("", 3))
     caption = (
@@ -129,9 +126,9 @@ def imagenet_c(runs: list[Run]) -> list:
             title = name.replace("_", " ") + (f" ({start // LINES + 1})" if len(series) > LINES else "")
             panels[title] = []
             for run, adapted, split, rows in series[start : start + LINES]:
-                own = sorted((r for r in rows if r.corruption[0] == name), key=lambda r: r.corruption[1])
-                if own:
-                    line = _line(own, [r.corruption[1] for r in own], "top1", error=True)
+                points = sorted((r for r in rows if r.corruption[0] == name), key=lambda r: r.corruption[1])
+                if points:
+                    line = _line(points, [r.corruption[1] for r in points], "top1", error=True)
                     label = f"{run.number}: {run.model}, {_training(run, adapted)}"
                     panels[title].append(figures.Line(label + (f", {split}" if several else ""), *line))
     for part, some in enumerate(_chunks(panels), 1):
@@ -144,21 +141,21 @@ def imagenet_c(runs: list[Run]) -> list:
 
 def abstention(runs: list[Run]) -> list:
     """Accuracy on the images that are answered, when confidence or sharpness decides which."""
-    found = {}
+    answered = {}
     for run in in_order(runs):
         rows = [row for row in run.rows if "coverage" in row.result and row.whole and in_matrix(row)]
         if rows:
-            found[run.number] = run, rows
-    if not found:
+            answered[run.number] = run, rows
+    if not answered:
         return []
-    every = [row for _, rows in found.values() for row in rows]
-    tested = told_apart(every, lambda row: row.label)
+    shown = [row for _, rows in answered.values() for row in rows]
+    tested = told_apart(shown, lambda row: row.label)
 
     def name(row: Row) -> str:
         return tested(row) + (", bn_adapt" if row.adapted else "")
 
     body, panels = [], {}
-    for run, rows in found.values():
+    for run, rows in answered.values():
         title = f"{run.number}: {run.model}, {run.regimen}"
         panels[title] = []
         for row in firsts(rows, name).values():
@@ -184,9 +181,9 @@ def abstention(runs: list[Run]) -> list:
     header = ["model", "trained on", "test images", "all (95 %)", *shares, *shares, "run"]
     groups = (("", 4), *((f"top-1 %, by {ranking}", len(ANSWERED)) for ranking in RANKINGS), ("", 1))
     caption = (
-        f"{images_text(every)} images. The share with the largest probability, "
+        f"{images_text(shown)} images. The share with the largest probability, "
         "or with the largest variance of the Laplacian, is answered; on the rest the classifier abstains. "
-    ) + intervals.about(every)
+    ) + intervals.about(shown)
     blocks = [Table(header, body, caption, left=3, groups=groups)]
     for part, some in enumerate(_chunks(panels), 1):
         drawing = figures.lines(some, "images answered, %", "top-1 accuracy of these, %", x_zero=True)
@@ -208,11 +205,11 @@ def _taps(row: Row) -> int:
 
 def _by(run: Run, wanted) -> dict[tuple[str, bool], list[Row]]:
     """The rows without a mask that are `wanted`, by split and by whether BatchNorm was adapted."""
-    found = {}
+    by_split = {}
     for row in run.rows:
         if row.whole and wanted(row):
-            found.setdefault((row.condition["split"], row.adapted), []).append(row)
-    return found
+            by_split.setdefault((row.condition["split"], row.adapted), []).append(row)
+    return by_split
 
 
 def _training(run: Run, adapted: bool) -> str:

@@ -6,7 +6,7 @@ import json
 
 from bjax.report import intervals
 from bjax.report.render import Details, Table
-from bjax.report.runs import Run
+from bjax.report.runs import Row, Run
 from bjax.report.words import leaves
 
 
@@ -66,8 +66,8 @@ def facts(runs: list[Run]) -> list:
         blocks.append(Table(header, rows, caption, left=3))
         versions = {json.dumps(s.get("versions") or {}, sort_keys=True) for _, s in sessions} - {"{}"}
         for text in sorted(versions):
-            found = json.loads(text)
-            blocks.append(Details("Versions", "\n".join(f"{k} {v}" for k, v in found.items())))
+            lines = [f"{k} {v}" for k, v in json.loads(text).items()]
+            blocks.append(Details("Versions", "\n".join(lines)))
     for run in runs:
         blocks.append(Details(f"Config of run {run.number}, {run.name}", _config(run)))
     return blocks
@@ -95,39 +95,7 @@ def _session(session: dict) -> list[str]:
     ]
 
 
-RUN_COLUMNS = ("run", "workdir", "task", "model", "model_options", "data", "train_split", "train_blur")
-RUN_COLUMNS += ("init_from", "trained", "image_size", "seed")
-CONDITION_COLUMNS = (
-    "condition",
-    "bn_adapt",
-    "split",
-    "blur",
-    "sigma_low",
-    "sigma_high",
-    "corruption",
-    "severity",
-)
-CONDITION_COLUMNS += (
-    "mask_mode",
-    "mask_selector",
-    "mask_drop",
-    "mask_threshold",
-    "mask_keep_rate",
-    "options",
-)
 METRICS = ("top1", "top5", "loss", "ece", "kept")
-RESULT_COLUMNS = [c for m in METRICS for c in (m, f"{m}_low", f"{m}_high")]
-COLUMNS = [
-    *RUN_COLUMNS,
-    *CONDITION_COLUMNS,
-    "n",
-    "n_photographs",
-    *RESULT_COLUMNS,
-    "empty",
-    "skipped",
-    "images_per_second",
-    "tokens",
-]
 
 
 def table(runs: list[Run]) -> str:
@@ -135,52 +103,48 @@ def table(runs: list[Run]) -> str:
 
     Intervals are over the photographs where n_photographs is given, else over the images.
     """
+    records = [_record(run, row) for run in runs for row in run.rows]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, records[0], lineterminator="\n")
     writer.writeheader()
-    for run in runs:
-        config = run.config
-        own = {
-            "run": run.name,
-            "workdir": run.workdirs[0],
-            "task": config["task"],
-            "model": config["model"]["name"],
-            "model_options": json.dumps(config["model"].get("options", {})),
-            "data": config["data"]["name"],
-            "train_split": config["data"]["train"],
-            "train_blur": run.training,
-            "init_from": config.get("init_from", ""),
-            "trained": run.trained,
-            "image_size": config["data"]["image_size"],
-            "seed": run.seeds[0],
-        }
-        for row in run.rows:
-            low, high = row.sigma or ("", "")
-            name, severity = row.corruption or ("", "")
-            masked = row.mask["mode"] != "none"
-            mask = {
-                f"mask_{k}": row.mask[k] for k in ("selector", "drop", "threshold", "keep_rate") if masked
-            }
-            result = {
-                k: row.result[k]
-                for k in (*METRICS, "n", "n_photographs", "empty", "skipped")
-                if k in row.result
-            }
-            for metric in METRICS:
-                if ends := row.interval(metric):
-                    result |= dict(zip((f"{metric}_low", f"{metric}_high"), ends, strict=True))
-            speed = {k: row.speed[k] for k in ("images_per_second", "tokens") if k in (row.speed or {})}
-            condition = {
-                "condition": row.name,
-                "bn_adapt": row.adapted,
-                "split": row.condition["split"],
-                "blur": row.blur,
-                "sigma_low": low,
-                "sigma_high": high,
-                "corruption": name,
-                "severity": severity,
-                "mask_mode": row.mask["mode"],
-                "options": json.dumps(row.condition.get("options", {})),
-            }
-            writer.writerow({**own, **condition, **mask, **result, **speed})
+    writer.writerows(records)
     return buffer.getvalue()
+
+
+def _record(run: Run, row: Row) -> dict:
+    """{column: value} of a line of results.csv; "" where there is none."""
+    config, mask, result = run.config, row.mask, row.result
+    low, high = row.sigma or ("", "")
+    corruption, severity = row.corruption or ("", "")
+    record = {
+        "run": run.name,
+        "workdir": run.workdirs[0],
+        "task": config["task"],
+        "model": config["model"]["name"],
+        "model_options": json.dumps(config["model"].get("options", {})),
+        "data": config["data"]["name"],
+        "train_split": config["data"]["train"],
+        "train_blur": run.training,
+        "init_from": config.get("init_from", ""),
+        "trained": run.trained,
+        "image_size": config["data"]["image_size"],
+        "seed": run.seeds[0],
+        "condition": row.name,
+        "bn_adapt": row.adapted,
+        "split": row.condition["split"],
+        "blur": row.blur,
+        "sigma_low": low,
+        "sigma_high": high,
+        "corruption": corruption,
+        "severity": severity,
+        "mask_mode": mask["mode"],
+    }
+    for key in ("selector", "drop", "threshold", "keep_rate"):
+        record[f"mask_{key}"] = mask[key] if mask["mode"] != "none" else ""
+    record["options"] = json.dumps(row.condition.get("options", {}))
+    record |= {key: result.get(key, "") for key in ("n", "n_photographs")}
+    for metric in METRICS:
+        record[metric] = result.get(metric, "")
+        record[f"{metric}_low"], record[f"{metric}_high"] = row.interval(metric) or ("", "")
+    record |= {key: result.get(key, "") for key in ("empty", "skipped")}
+    return record | {key: (row.speed or {}).get(key, "") for key in ("images_per_second", "tokens")}

@@ -79,8 +79,8 @@ def lines(
     figure.supylabel(y_label, fontsize=10)
     handles = {}
     for panel in axes.flat:
-        found, names = panel.get_legend_handles_labels()
-        handles |= dict(zip(names, found, strict=True))
+        artists, names = panel.get_legend_handles_labels()
+        handles |= dict(zip(names, artists, strict=True))
     longest = max(len(name) for name in handles)
     fit = max(1, min(5, int((1.2 + width * columns) / (0.55 + 0.085 * longest))))
     figure.legend(
@@ -132,8 +132,8 @@ def heat_maps(
     size = (1.3 + across * (0.9 + 0.62 * len(columns)), 0.7 + down * (0.95 + 0.42 * len(rows)))
     figure = _figure_class()(figsize=(max(4.0, size[0]), max(2.2, size[1])), layout="constrained")
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    every = np.concatenate([m.ravel() for m in maps.values()])
-    scale = {"vmin": np.nanmin(every), "vmax": np.nanmax(every)}
+    numbers = np.concatenate([m.ravel() for m in maps.values()])
+    scale = {"vmin": np.nanmin(numbers), "vmax": np.nanmax(numbers)}
     for panel, (title, values) in zip(axes.flat, maps.items(), strict=False):
         _cells(panel, values, [[f"{v:.1f}" if np.isfinite(v) else "" for v in row] for row in values], scale)
         panel.set_title(title, fontsize=10)
@@ -228,9 +228,9 @@ def gallery(images, kept, scores, titles: list[str], threshold: float | None, me
 def _edges(inside) -> list[tuple[list[float], list[float]]]:
     """Where cells of bool[h, w] have a neighbour unlike them: (x, x), (y, y) of each side between two."""
     rows, columns = np.nonzero(inside[:, 1:] != inside[:, :-1])
-    found = [([c + 0.5, c + 0.5], [r - 0.5, r + 0.5]) for r, c in zip(rows, columns, strict=True)]
+    sides = [([c + 0.5, c + 0.5], [r - 0.5, r + 0.5]) for r, c in zip(rows, columns, strict=True)]
     rows, columns = np.nonzero(inside[1:] != inside[:-1])
-    return found + [([c - 0.5, c + 0.5], [r + 0.5, r + 0.5]) for r, c in zip(rows, columns, strict=True)]
+    return sides + [([c - 0.5, c + 0.5], [r + 0.5, r + 0.5]) for r, c in zip(rows, columns, strict=True)]
 
 
 def _figure_class():

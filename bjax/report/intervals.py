@@ -49,10 +49,10 @@ def about(rows: list[Row], where: str = "brackets") -> str:
     text, doubted = kinds(rows, where), [row for row in rows if doubtful(row)]
     if not doubted:
         return text
-    own = [f"{row.name} (run {row.run}): {values(row)}" for row in doubted[:SHOWN]]
+    told = [f"{row.name} (run {row.run}): {values(row)}" for row in doubted[:SHOWN]]
     if len(doubted) > SHOWN:
-        own.append(f"of the other {len(doubted) - SHOWN} under Photographs")
-    return f"{text} {doubt(len(doubted))}. The photographs' own values, %: {'; '.join(own)}."
+        told.append(f"of the other {len(doubted) - SHOWN} under Photographs")
+    return f"{text} {doubt(len(doubted))}. The photographs' own values, %: {'; '.join(told)}."
 
 
 def doubt(number: int) -> str:
@@ -72,15 +72,15 @@ def kinds(rows: list[Row], where: str) -> str:
     if {row.seeds for row in rows} == {2}:
         return {"brackets": "In brackets the values of both seeds.", "bars": "no bars, of two seeds."}[where]
     of = sorted({row.result["n_photographs"] for row in rows if "n_photographs" in row.result})
-    found = []
+    methods = []
     if of:
-        found.append(
+        methods.append(
             f"Student's t over the {' or '.join(map(str, of))} photographs that the images are crops of, never "
             "narrower than Wilson's over the images"
         )
     if any("n_photographs" not in row.result for row in rows):
-        found.append("Wilson's, over the images")
-    text = f"{what}: {'; where no photographs are named '.join(found)}"
+        methods.append("Wilson's, over the images")
+    text = f"{what}: {'; where no photographs are named '.join(methods)}"
     if any(row.seeds > 2 for row in rows):
         text += "; of several seeds Student's t over the seeds, nowhere narrower than one seed's"
     if any(row.seeds == 2 for row in rows):
@@ -142,15 +142,15 @@ def difference(row: Row | None, control: Row | None) -> Difference | None:
     if row is None or control is None:
         return None
     seeds = [seed for seed in row.by_seed if seed in control.by_seed]
-    found = [_paired(row.by_seed[seed], control.by_seed[seed]) for seed in seeds]
-    if not found or None in found:
+    per_seed = [_paired(row.by_seed[seed], control.by_seed[seed]) for seed in seeds]
+    if not per_seed or None in per_seed:
         return None
-    means, ends, ps = zip(*found, strict=True)
+    means, ends, ps = zip(*per_seed, strict=True)
     mean = sum(means) / len(means)
-    signs = {_sign(*one) for one in found}
-    if len(found) == 1:
+    signs = {_sign(*one) for one in per_seed}
+    if len(per_seed) == 1:
         return Difference(mean, ends[0], ps[0], means, signs.pop())
-    if len(found) == 2:
+    if len(per_seed) == 2:
         return Difference(mean, None, None, means, signs.pop() if len(signs) == 1 else 0)
     over = stats.over_seeds(means, ends, within=(-1.0, 1.0))
     return Difference(mean, over, None, means, _sign(mean, over, None))
@@ -161,7 +161,7 @@ def _paired(ours: dict, theirs: dict) -> tuple[float, stats.Interval, float | No
     if "images" not in ours or ours["images"] != theirs.get("images") or ours["n"] != theirs["n"]:
         return None
     if "photographs" in ours and ours["photographs"].keys() == theirs.get("photographs", {}).keys():
-        pairs = [(own, theirs["photographs"][name]) for name, own in ours["photographs"].items()]
+        pairs = [(a, theirs["photographs"][name]) for name, a in ours["photographs"].items()]
         differences, p = [a["hits"] / a["n"] - b["hits"] / b["n"] for a, b in pairs], None
     elif "hits" in ours and "hits" in theirs:
         first, second = _bits(ours), _bits(theirs)

@@ -38,17 +38,17 @@ def _matched_rates(run: Run) -> list:
     whole = {blur_of(r): r for r in whole if blur_of(r) in blurs}
     body, shown, pairs = [], [], []
     if whole:
-        found = [whole.get(b) for b in blurs]
-        shown += filter(None, found)
-        body.append(["100 %", "all patches", *map(_accuracy, found), *[""] * len(blurs)])
+        cells = [whole.get(b) for b in blurs]
+        shown += filter(None, cells)
+        body.append(["100 %", "all patches", *map(_accuracy, cells), *[""] * len(blurs)])
     for rate in sorted(rates, reverse=True):
         for method in _unique(method_of(r) for r in masked if r.keep_rate == rate):
-            found = [at.get((rate, method, b)) for b in blurs]
+            cells = [at.get((rate, method, b)) for b in blurs]
             controls = [at.get((rate, "random", b)) if method != "random" else None for b in blurs]
-            paired = [intervals.difference(*pair) for pair in zip(found, controls, strict=True)]
-            shown += filter(None, found)
+            paired = [intervals.difference(*pair) for pair in zip(cells, controls, strict=True)]
+            shown += filter(None, cells)
             pairs += [pair for pair, control in zip(paired, controls, strict=True) if control]
-            body.append([f"{100 * rate:g} %", method, *map(_accuracy, found), *map(_beside_random, paired)])
+            body.append([f"{100 * rate:g} %", method, *map(_accuracy, cells), *map(_beside_random, paired)])
     header, groups = ["kept", "patches that stay", *blurs], ()
     caption = f"Top-1 in per cent, {max(r.result['n'] for r in shown):,} images. {intervals.about(shown)}"
     if any(pairs):
@@ -186,8 +186,8 @@ def _gallery(run: Run) -> list:
         shown = run.gallery[row.name]
         number = len(shown["image"])
         titles = [title(run, shown, i, row.mask["mode"] != "none") for i in range(number)]
-        own = row.mask["mode"] != "none" and row.measure == shown["measure"]
-        threshold = row.mask["threshold"] if own else None
+        same_measure = row.mask["mode"] != "none" and row.measure == shown["measure"]
+        threshold = row.mask["threshold"] if same_measure else None
         measure = MEASURES.get(shown["measure"], shown["measure"])
         drawing = figures.gallery(shown["image"], shown["kept"], shown["score"], titles, threshold, measure)
         caption = (
@@ -245,11 +245,11 @@ def _curves(rows: list[Row], x: Callable[[Row], float], label: str):
     for blur in blurs:
         panels[blur] = []
         for method in sorted(methods, key=lambda m: m != "random"):  # its band lies behind the others
-            own = sorted((r for r in rows if blur_of(r) == blur and method_of(r) == method), key=x)
-            if own:
+            points = sorted((r for r in rows if blur_of(r) == blur and method_of(r) == method), key=x)
+            if points:
                 kind = {"random": "band", "all patches": "point"}.get(method, "line")
-                low, high = intervals.bars([r.result for r in own])
-                values = [x(r) for r in own], [100 * r.result["top1"] for r in own]
+                low, high = intervals.bars([r.result for r in points])
+                values = [x(r) for r in points], [100 * r.result["top1"] for r in points]
                 bounds = (low, high) if kind == "band" else (None, None)
                 panels[blur].append(figures.Line(method, *values, *bounds, kind))
     return figures.lines(panels, label, "top-1 accuracy, %", x_zero=True)

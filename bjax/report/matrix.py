@@ -13,42 +13,32 @@ def matrix(runs: list[Run]) -> list:
     for run in runs:
         if run.config["task"] == "object":
             by_data.setdefault(run.config["data"]["name"], []).append(run)
-    for number, (data, own) in enumerate(by_data.items(), 1):
-        rows = {run.number: [row for row in run.rows if in_matrix(row)] for run in own}
-        every = [row for found in rows.values() for row in found]
-        several = len({row.condition["split"] for row in every}) > 1
-        name = told_apart(every, lambda r, s=several: f"{r.condition['split']}: {r.label}" if s else r.label)
-        columns = list(dict.fromkeys(map(name, every)))
+    for number, (data, group) in enumerate(by_data.items(), 1):
+        rows = {run.number: [row for row in run.rows if in_matrix(row)] for run in group}
+        shown = [row for some in rows.values() for row in some]
+        several = len({row.condition["split"] for row in shown}) > 1
+        name = told_apart(shown, lambda r, s=several: f"{r.condition['split']}: {r.label}" if s else r.label)
+        columns = list(dict.fromkeys(map(name, shown)))
         if not columns:
             continue
-        own = in_order(own)
+        group = in_order(group)
         body = []
-        for run in own:
+        for run in group:
             for adapted in (False, True):
-                found = firsts([row for row in rows[run.number] if row.adapted == adapted], name)
-                if found:
-                    what = [
-                        run.model,
-                        run.regimen + (", bn_adapt" if adapted else ""),
-                        run.origin,
-                    ]
-                    cells = [accuracy(found.get(c)) for c in columns]
-                    body.append([*what, *cells, number_text(run, list(found.values()))])
+                by_name = firsts([row for row in rows[run.number] if row.adapted == adapted], name)
+                if by_name:
+                    what = [run.model, run.regimen + (", bn_adapt" if adapted else ""), run.origin]
+                    cells = [accuracy(by_name.get(c)) for c in columns]
+                    body.append([*what, *cells, number_text(run, list(by_name.values()))])
         if len(by_data) > 1:
             blocks.append(Heading(data, 3))
-        header = [
-            "model",
-            "training blur",
-            "trained on",
-            *columns,
-            "run",
-        ]
+        header = ["model", "training blur", "trained on", *columns, "run"]
         caption = (
-            f"Top-1 in per cent, {images_text(every)} images of {data}. {intervals.about(every)} Dropped are patches "
+            f"Top-1 in per cent, {images_text(shown)} images of {data}. {intervals.about(shown)} Dropped are patches "
             "below or above that variance of the Laplacian."
         )
         blocks.append(Table(header, body, caption, left=3))
-        drawn = _matrix_figure(own, rows, name, number, data)
+        drawn = _matrix_figure(group, rows, name, number, data)
         blocks += [drawn] if drawn else []
     return blocks
 
@@ -59,16 +49,16 @@ def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) ->
     alike = {}  # runs that differ in their blur alone, by it
     for run in runs:
         if run.regimen == run.training in trainings:
-            found = alike.setdefault(seeds.identity(run.config, "blur", "eval"), {})
-            found.setdefault(run.training, []).append(run)
-    alike = [found for found in alike.values() if len(found) > 1]
-    titles = [f"{run.model} · {run.origin}" for run in (next(iter(found.values()))[0] for found in alike)]
+            by_training = alike.setdefault(seeds.identity(run.config, "blur", "eval"), {})
+            by_training.setdefault(run.training, []).append(run)
+    alike = [group for group in alike.values() if len(group) > 1]
+    titles = [f"{run.model} · {run.origin}" for run in (next(iter(group.values()))[0] for group in alike)]
     panels, shown = {}, []
-    for title, found in zip(titles, alike, strict=True):
+    for title, by_training in zip(titles, alike, strict=True):
         by_condition = {}
-        for training in sorted(found, key=trainings.index):
-            every = [row for run in found[training] for row in rows[run.number]]
-            whole = firsts([row for row in every if row.whole and not row.adapted], name)
+        for training in sorted(by_training, key=trainings.index):
+            tested = [row for run in by_training[training] for row in rows[run.number]]
+            whole = firsts([row for row in tested if row.whole and not row.adapted], name)
             for label, row in whole.items():
                 by_condition.setdefault(label, []).append((trainings.index(training), row))
         panel = []
@@ -78,7 +68,7 @@ def _matrix_figure(runs: list[Run], rows: dict, name, number: int, data: str) ->
             low, high = intervals.bars([row.result for _, row in points])
             panel.append(figures.Line(label, [x + shift for x, _ in points], values, low, high))
         if titles.count(title) > 1:
-            numbers = sorted(run.number for those in found.values() for run in those)
+            numbers = sorted(run.number for some in by_training.values() for run in some)
             title += f" (runs {', '.join(map(str, numbers))})"
         panels[title] = panel
         shown += [row for points in by_condition.values() for _, row in points]

@@ -69,21 +69,21 @@ def _has_paper_blur(row: Row) -> bool:
 def tables(runs: list[Run]) -> list:
     """Paper 1's five tables, its numbers beside ours."""
     runs = [run for run in runs if run.config["task"] == "object"]
-    found = {
+    by_number = {
         1: _baseline(runs, 1, "top1"),
         2: _baseline(runs, 2, "top5"),
         3: _by_training(runs, 3, "top1"),
         4: _by_training(runs, 4, "top5"),
         5: _patches_removed(runs),
     }
-    shown = {number: blocks for number, blocks in found.items() if blocks}
+    shown = {number: blocks for number, blocks in by_number.items() if blocks}
     if not shown:
         return []
     rows = [row for run in runs for row in run.rows if is_sharp(row) or is_blurred(row) or _removes(row)]
     blocks = [Text(f"{ABOUT} {intervals.about(rows)} {NUMBERS}")]
-    for number, own in shown.items():
-        blocks += [Heading(TITLES[number], 3), *own]
-    missing = [TITLES[number] for number in found if number not in shown]
+    for number, content in shown.items():
+        blocks += [Heading(TITLES[number], 3), *content]
+    missing = [TITLES[number] for number in by_number if number not in shown]
     if missing:
         blocks.append(Text(f"No run here feeds {'; '.join(missing)}."))
     return blocks
@@ -100,8 +100,10 @@ def _baseline(runs: list[Run], number: int, metric: str) -> list:
     """Tables 1 and 2: models trained on sharp images, or given weights, on both test sets."""
     body, used = [], False
     for name, paper in PAPER[number].items():
-        own = [r for r in runs if _family(r) == name and r.training in ("sharp", "as given")]
-        lines = [line for run in own for line in _splits(run, lambda row: is_sharp(row) or is_blurred(row))]
+        baselines = [r for r in runs if _family(r) == name and r.training in ("sharp", "as given")]
+        lines = [
+            line for run in baselines for line in _splits(run, lambda row: is_sharp(row) or is_blurred(row))
+        ]
         for run, rows in lines:
             cells = {
                 "sharp": next(filter(is_sharp, rows), None),
@@ -132,9 +134,11 @@ def _by_training(runs: list[Run], number: int, metric: str) -> list:
                 for _, rows in _splits(run, is_blurred):
                     key = seeds.identity(run.config, "blur", "eval"), rows[0].condition["split"]
                     alike.setdefault(key, {}).setdefault(run.training, []).append((run, rows[0]))
-        for found in alike.values():
-            for i in range(max(map(len, found.values()))):
-                cells = {t: found[t][i] if len(found.get(t, ())) > i else (None, None) for t in TRAINED}
+        for by_training in alike.values():
+            for i in range(max(map(len, by_training.values()))):
+                cells = {
+                    t: by_training[t][i] if len(by_training.get(t, ())) > i else (None, None) for t in TRAINED
+                }
                 chosen = [(run, row) for run, row in cells.values() if run]
                 run, row = chosen[0]
                 numbers = [x for t in ("blurred", "mix") for x in _cell(paper[t], *cells[t], metric)]

@@ -27,7 +27,7 @@ UNITS = {
 def headline(runs: list[Run]) -> list:
     """Paper 2's accuracy beside ours."""
     body = [["paper 2", "DenseNet-121", "its own, not published", "", "", "", f"{PAPER_ACCURACY:.1f}", ""]]
-    for run in _own(runs):
+    for run in _of_blur_types(runs):
         size = run.config["data"]["image_size"]
         for row in run.rows:
             split = f"{run.config['data']['name']} {row.condition['split']}"
@@ -38,13 +38,13 @@ def headline(runs: list[Run]) -> list:
         "Accuracy on four kinds of blur. The paper publishes neither its images nor how "
         "strong its blurs are, and milder blurs and smaller crops are harder: its number is a landmark, no comparison "
         "of like with like, so no difference is given. "
-    ) + intervals.about([row for run in _own(runs) for row in run.rows])
+    ) + intervals.about([row for run in _of_blur_types(runs) for row in run.rows])
     return [Table(header, body, caption, left=4)] if len(body) > 1 else []
 
 
 def confusion(runs: list[Run]) -> list:
     """What is taken for what, and precision, recall and F1 of every class."""
-    return each(_own(runs), _confusion)
+    return each(_of_blur_types(runs), _confusion)
 
 
 def _confusion(run: Run) -> list:
@@ -79,7 +79,7 @@ def _confusion(run: Run) -> list:
 
 def strengths(runs: list[Run]) -> list:
     """Accuracy against how strong the blur is, a panel for every kind."""
-    return each(_own(runs), _by_strength)
+    return each(_of_blur_types(runs), _by_strength)
 
 
 def _by_strength(run: Run) -> list:
@@ -102,17 +102,17 @@ def _by_strength(run: Run) -> list:
     drawing = figures.lines(
         panels, "strength of the blur, pixels", "recognised as their kind, %", share_x=False, top=102
     )
-    every = [
+    binned = [
         dataclasses.replace(row, result=b) for row in rows for kind in STRENGTHS for b in _bins(row, kind)
     ]
     caption = (
         "Share of the images of a kind that are recognised, by the strength drawn; "
-        f"{intervals.kinds(every, 'bars')}"
+        f"{intervals.kinds(binned, 'bars')}"
     )
-    if doubted := sum(map(intervals.doubtful, every)):
-        own = [f"{row.name}: {intervals.values(row)}" for row in rows[: intervals.SHOWN]]
+    if doubted := sum(map(intervals.doubtful, binned)):
+        told = [f"{row.name}: {intervals.values(row)}" for row in rows[: intervals.SHOWN]]
         caption += (
-            f" {intervals.doubt(doubted)}. On each photograph, all strengths together, %: {'; '.join(own)}."
+            f" {intervals.doubt(doubted)}. On each photograph, all strengths together, %: {'; '.join(told)}."
         )
     header = ["condition", "kind", "strength", "pixels", "images", "recognised %"]
     return [
@@ -130,29 +130,19 @@ def _bins(row: Row, kind: str) -> list[dict]:
 def estimates(runs: list[Run]) -> list:
     """Errors of the estimated parameters, of runs with a regression head."""
     body = []
-    for run in _own(runs):
+    for run in _of_blur_types(runs):
         for row in run.rows:
-            for name, found in (row.result.get("estimates") or {}).items():
-                error = "" if found["mae"] is None else f"{found['mae']:.2f}"
-                body.append(
-                    [
-                        run.model,
-                        row.name,
-                        UNITS.get(name, name),
-                        f"{found['n']:,}",
-                        error,
-                        number_text(run, [row]),
-                    ]
-                )
+            for name, estimate in (row.result.get("estimates") or {}).items():
+                error = "" if estimate["mae"] is None else f"{estimate['mae']:.2f}"
+                what = [run.model, row.name, UNITS.get(name, name), f"{estimate['n']:,}"]
+                body.append([*what, error, number_text(run, [row])])
     caption = "Mean absolute error over the images whose blur has that parameter; of the angle modulo 180°, 90 at most."
-    return (
-        [Table(["model", "condition", "parameter", "images", "error", "run"], body, caption, left=3)]
-        if body
-        else []
-    )
+    header = ["model", "condition", "parameter", "images", "error", "run"]
+    return [Table(header, body, caption, left=3)] if body else []
 
 
-def _own(runs: list[Run]) -> list[Run]:
+def _of_blur_types(runs: list[Run]) -> list[Run]:
+    """Those that learned kinds of blur."""
     return [run for run in runs if run.config["task"] == "blur_type"]
 
 

@@ -138,28 +138,28 @@ def _unfit(result: dict) -> str | None:
 def _json(path: Path):
     """What the file holds; None where there is none. Raises UserError for a damaged one."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no JSON ({error}); evaluate the run again with --mode=eval") from None
-    if wrong := misfit(found, FILES[path.name]):
+    if wrong := misfit(content, FILES[path.name]):
         raise UserError(f"{path}: {wrong} is missing or damaged; evaluate the run again with --mode=eval")
-    return found
+    return content
 
 
 def _arrays(path: Path) -> dict[str, dict[str, np.ndarray]] | None:
     """gallery.npz by condition."""
     try:
         with path.open("rb") as stream, np.load(stream) as file:
-            found = {name: {k: file[f"{name}/{k}"] for k in GALLERY} for name in file["conditions"].tolist()}
-            for name, shown in found.items():  # runs of before it was stored have the Laplacian's scores
+            arrays = {name: {k: file[f"{name}/{k}"] for k in GALLERY} for name in file["conditions"].tolist()}
+            for name, shown in arrays.items():  # runs of before it was stored have the Laplacian's scores
                 shown["measure"] = str(file.get(f"{name}/measure", "laplacian"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path}: is damaged ({error}); evaluate the run again with --mode=eval") from None
-    for name, shown in found.items():
+    for name, shown in arrays.items():
         images, grid = shown["image"].shape, shown["kept"].shape
         per_image = [shown[k].shape for k in ("label", "prediction", "confidence")]
         tiles = (
@@ -170,7 +170,7 @@ def _arrays(path: Path) -> dict[str, dict[str, np.ndarray]] | None:
         )
         if not tiles or shown["score"].shape != grid or {*per_image, images[:1]} != {grid[:1]}:
             raise UserError(f"{path}: {name} does not fit together; evaluate the run again with --mode=eval")
-    return found
+    return arrays
 
 
 # --- points of a sweep
@@ -181,26 +181,26 @@ def expand(overrides: dict[str, str]) -> dict[str, str]:
     point = {k: v for k, v in overrides.items() if k not in ("seed", "config")}
     if "config" in overrides:
         path, _, words = overrides["config"].partition(":")
-        own = {"config": Path(path).stem}
+        named = {"config": Path(path).stem}
         for word in filter(None, words.split(",")):
             key, equals, value = word.partition("=")
-            own[key if equals else "source"] = value if equals else key
-        point = own | point
+            named[key if equals else "source"] = value if equals else key
+        point = named | point
     return point
 
 
 def axes(points: list[dict[str, str]]) -> list[str]:
     """The keys that tell the points apart; a key whose value follows from those before it is none."""
-    found = []
+    telling = []
     keys = dict.fromkeys(key for point in points for key in point)
     # Keys that every point has come first: the others exist only under some of their values.
     for key in sorted(keys, key=lambda k: not all(k in point for point in points)):
         follows = {}
         for point in points:
-            follows.setdefault(tuple(point.get(k) for k in found), set()).add(point.get(key))
+            follows.setdefault(tuple(point.get(k) for k in telling), set()).add(point.get(key))
         if any(len(values) > 1 for values in follows.values()):
-            found.append(key)
-    return found
+            telling.append(key)
+    return telling
 
 
 # --- what the files look like, as far as a report reads them

@@ -100,8 +100,8 @@ def each(runs: list[Run], section: Callable[[Run], list]) -> list:
     """The blocks of every run that has some, under its name."""
     blocks = []
     for run in runs:
-        if own := section(run):
-            blocks += [Heading(f"{run.name} (run {run.number})", 3), *own]
+        if content := section(run):
+            blocks += [Heading(f"{run.name} (run {run.number})", 3), *content]
     return blocks
 
 

@@ -154,8 +154,8 @@ class Run:
             return "as given"
         blur = self.config["blur"]
         kinds = kinds_of(blur)
-        for name, those in TRAINING.items():
-            if kinds == those and (is_papers(blur) if "gaussian" in kinds else not is_noisy(blur)):
+        for name, shares in TRAINING.items():
+            if kinds == shares and (is_papers(blur) if "gaussian" in kinds else not is_noisy(blur)):
                 return name
         return blur_text(blur)
 
@@ -200,10 +200,10 @@ def in_order(runs: list[Run]) -> list[Run]:
 
 def firsts(rows: list[Row], key) -> dict:
     """{key(row): row}: of rows that are alike in it the first."""
-    found = {}
+    by_key = {}
     for row in rows:
-        found.setdefault(key(row), row)
-    return found
+        by_key.setdefault(key(row), row)
+    return by_key
 
 
 def in_matrix(row: Row) -> bool:
@@ -228,13 +228,17 @@ def told_apart(
     for row in rows:
         alike.setdefault(text(row), []).append(effective(row.condition))
     differ = {}
-    for words, found in alike.items():
-        keys = dict.fromkeys(key for own in found for key in own if compared(key))
-        differ[words] = [key for key in keys if any(own.get(key) != found[0].get(key) for own in found)]
+    for words, effects in alike.items():
+        keys = dict.fromkeys(key for effect in effects for key in effect if compared(key))
+        differ[words] = [
+            key for key in keys if any(effect.get(key) != effects[0].get(key) for effect in effects)
+        ]
 
     def name(row: Row) -> str:
-        own, words = effective(row.condition), text(row)
-        fields = [f"{key.rpartition('.')[2]} {value_text(own[key])}" for key in differ[words] if key in own]
+        effect, words = effective(row.condition), text(row)
+        fields = [
+            f"{key.rpartition('.')[2]} {value_text(effect[key])}" for key in differ[words] if key in effect
+        ]
         return ", ".join([words, *fields])
 
     return name
@@ -247,9 +251,9 @@ def images_text(rows: Iterable[Row]) -> str:
 
 def number_text(run: Run, rows: list[Row] = ()) -> str:
     """The run's number: "3", of five seeds "3 ×5", and "3 ×2–4 of 5" where not all of them have these `rows`."""
-    every = len(run.seeds)
-    counts = sorted({row.seeds for row in rows}) or [every]
-    if every == 1:
+    seeds = len(run.seeds)
+    counts = sorted({row.seeds for row in rows}) or [seeds]
+    if seeds == 1:
         return f"{run.number}"
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    return f"{run.number} ×{number}" + (f" of {every}" if counts != [every] else "")
+    return f"{run.number} ×{number}" + (f" of {seeds}" if counts != [seeds] else "")

@@ -51,10 +51,10 @@ def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
         names.add(name)
         rows = []
         for condition in dict.fromkeys(row.name for run in group for row in run.rows):
-            found = {run.seeds[0]: row for run in group if (row := run.find(condition))}
-            rows.append(dataclasses.replace(_merge_rows(found), run=number))
-            if len(found) < len(group):
-                lacking = ", ".join(str(run.seeds[0]) for run in group if run.seeds[0] not in found)
+            by_seed = {run.seeds[0]: row for run in group if (row := run.find(condition))}
+            rows.append(dataclasses.replace(_merge_rows(by_seed), run=number))
+            if len(by_seed) < len(group):
+                lacking = ", ".join(str(run.seeds[0]) for run in group if run.seeds[0] not in by_seed)
                 notes.append(f"{name}: {condition} was not evaluated with seed {lacking}")
         first = next((run for run in group if run.sweep), group[0])
         merged.append(
@@ -105,9 +105,9 @@ def _merge_rows(rows: dict[int, Row]) -> Row:
         return dataclasses.replace(first, by_seed=by_seed)
     merged = {"n": min(r["n"] for r in results)}
     for key in ("top1", "top5", "loss", "ece", "kept"):
-        own = [r for r in results if key in r]
-        if own:
-            merged |= _over(key, own, within=(0, math.inf if key == "loss" else 1))
+        known = [r for r in results if key in r]
+        if known:
+            merged |= _over(key, known, within=(0, math.inf if key == "loss" else 1))
     if all("n_photographs" in r for r in results):
         merged["n_photographs"] = min(r["n_photographs"] for r in results)
     photographs = [r.get("photographs") for r in results]
@@ -129,9 +129,9 @@ def _merge_rows(rows: dict[int, Row]) -> Row:
         ]
     for row in results:
         for kind, bins in row.get("by_strength", {}).items():
-            own = merged.setdefault("by_strength", {}).setdefault(kind, {})
+            of_kind = merged.setdefault("by_strength", {}).setdefault(kind, {})
             for part in bins:
-                own.setdefault((part["low"], part["high"]), []).append(part)
+                of_kind.setdefault((part["low"], part["high"]), []).append(part)
         for name, part in row.get("estimates", {}).items():
             merged.setdefault("estimates", {}).setdefault(name, []).append(part)
     for kind, bins in merged.get("by_strength", {}).items():
@@ -145,14 +145,14 @@ def _merge_rows(rows: dict[int, Row]) -> Row:
 def _over(key: str, results: list[dict], *, within: stats.Interval) -> dict:
     """The mean of `key` over the seeds with its 95 % interval, or, of two seeds, with both values."""
     values = [r[key] for r in results]
-    found = {key: math.fsum(values) / len(values)}
+    merged = {key: math.fsum(values) / len(values)}
     if len(values) == 2:  # Student's t of two is 13 times as wide as what they differ by
-        found[f"{key}_seeds"] = values
+        merged[f"{key}_seeds"] = values
     elif len(values) > 2:
-        own = [interval for r in results if (interval := stats.interval(r, key))]
-        whole = own if len(own) == len(values) else []
-        found[f"{key}_95"] = stats.over_seeds(values, whole, within=within)
-    return found
+        ends = [interval for r in results if (interval := stats.interval(r, key))]
+        whole = ends if len(ends) == len(values) else []
+        merged[f"{key}_95"] = stats.over_seeds(values, whole, within=within)
+    return merged
 
 
 def _pool(parts: Sequence[dict], key: str) -> dict:

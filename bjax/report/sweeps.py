@@ -16,28 +16,30 @@ def grids(runs: list[Run]) -> list:
     """Every sweep: its axes, and the results of its points, aggregated over seeds."""
     blocks = []
     for number, name in enumerate(dict.fromkeys(run.sweep for run in runs if run.sweep), 1):
-        own = [run for run in runs if run.sweep == name]
-        keys = axes([dict(run.point) for run in own])
-        every = dict.fromkeys(row.name for run in own for row in run.rows)
+        points = [run for run in runs if run.sweep == name]
+        keys = axes([dict(run.point) for run in points])
+        names = dict.fromkeys(row.name for run in points for row in run.rows)
         # A grid with a condition that few points have, such as the curves of one model, is mostly empty.
-        conditions = [c for c in every if 2 * sum(run.find(c) is not None for run in own) >= len(own)]
-        seeds = sorted({len(run.seeds) for run in own})
-        fixed = [f"{k} = {v}" for k, v in own[0].point if all(dict(run.point).get(k) == v for run in own)]
-        about = f"Points: {len(own)}; seeds of each: {' or '.join(map(str, seeds))}"
+        conditions = [c for c in names if 2 * sum(run.find(c) is not None for run in points) >= len(points)]
+        seeds = sorted({len(run.seeds) for run in points})
+        fixed = [
+            f"{k} = {v}" for k, v in points[0].point if all(dict(run.point).get(k) == v for run in points)
+        ]
+        about = f"Points: {len(points)}; seeds of each: {' or '.join(map(str, seeds))}"
         blocks += [Heading(name, 3), Text(about + (f"; {', '.join(fixed)} for all." if fixed else "."))]
-        if len(conditions) < len(every):
+        if len(conditions) < len(names):
             blocks.append(Text("Conditions of fewer than half of the points are left to the other sections."))
-        differing = [text for c in conditions if (text := _differs(c, own))]
+        differing = [text for c in conditions if (text := _differs(c, points))]
         blocks += (
             [Text("Conditions that themselves differ from point to point:"), Items(differing)]
             if differing
             else []
         )
-        values = {key: _sorted(dict(run.point).get(key, "") for run in own) for key in keys}
+        values = {key: _sorted(dict(run.point).get(key, "") for run in points) for key in keys}
         if len(keys) == 2 and min(map(len, values.values())) > 1:
-            blocks += _matrices(own, keys, values, conditions, number)
+            blocks += _matrices(points, keys, values, conditions, number)
         else:
-            blocks.append(_list(own, keys, conditions))
+            blocks.append(_list(points, keys, conditions))
     return blocks
 
 
@@ -60,13 +62,13 @@ def _matrices(runs: list[Run], keys: list[str], values: dict, conditions: list[s
     at = {(dict(run.point).get(down, ""), dict(run.point).get(across, "")): run for run in runs}
     maps, body = {}, []
     for condition in conditions:
-        found = [
+        cells = [
             [at[d, a].find(condition) if (d, a) in at else None for a in values[across]] for d in values[down]
         ]
         maps[condition] = np.array(
-            [[100 * row.result["top1"] if row else np.nan for row in line] for line in found]
+            [[100 * row.result["top1"] if row else np.nan for row in line] for line in cells]
         )
-        for d, line in zip(values[down], found, strict=True):
+        for d, line in zip(values[down], cells, strict=True):
             body.append([condition, d, *(accuracy(row) for row in line)])
     header = ["condition", down, *values[across]]
     groups = (("", 2), (across, len(values[across])))
@@ -89,16 +91,16 @@ def _images(runs: list[Run]) -> str:
 
 def _differs(name: str, runs: list[Run]) -> str | None:
     """What of a condition is another from point to point."""
-    found = [leaves(row.condition) for run in runs if (row := run.find(name))]
-    keys = [k for k in found[0] if len({json.dumps(x.get(k)) for x in found}) > 1]
-    texts = [f"{k} = {', '.join(_sorted(str(x.get(k)) for x in found))}" for k in keys]
+    conditions = [leaves(row.condition) for run in runs if (row := run.find(name))]
+    keys = [k for k in conditions[0] if len({json.dumps(x.get(k)) for x in conditions}) > 1]
+    texts = [f"{k} = {', '.join(_sorted(str(x.get(k)) for x in conditions))}" for k in keys]
     return f"{name}: {'; '.join(texts)}" if texts else None
 
 
 def _sorted(values) -> list[str]:
     """Numbers by size; words as they come."""
-    found = list(dict.fromkeys(values))
+    unique = list(dict.fromkeys(values))
     try:
-        return sorted(found, key=float)
+        return sorted(unique, key=float)
     except ValueError:
-        return found
+        return unique

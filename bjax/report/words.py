@@ -44,17 +44,11 @@ def mask_text(mask: dict) -> str:
     end = "" if which in CONTROLS else {"below": "sharpest ", "above": "blurriest "}[mask["drop"]]
     rule = [f"{mask['drop']} {threshold:g} dropped"] if threshold is not None else []
     rule += [f"{end}{100 * mask['keep_rate']:g} % kept"] if mask["keep_rate"] is not None else []
-    own = {"laplacian": ""}.get(which, f"{which}, as many as " if threshold is not None else f"{which}, ")
-    return own + ", ".join(rule) + ("" if mask["mode"] == "zero_pixels" else f" ({mask['mode']})")
+    subject = {"laplacian": ""}.get(which, f"{which}, as many as " if threshold is not None else f"{which}, ")
+    return subject + ", ".join(rule) + ("" if mask["mode"] == "zero_pixels" else f" ({mask['mode']})")
 
 
-NAMES = {
-    "resnet": "ResNet",
-    "vgg": "VGG",
-    "googlenet": "GoogLeNet",
-    "densenet": "DenseNet-",
-    "vit": "ViT",
-}
+NAMES = {"resnet": "ResNet", "vgg": "VGG", "googlenet": "GoogLeNet", "densenet": "DenseNet-", "vit": "ViT"}
 
 
 def model_text(model: dict) -> str:
@@ -68,22 +62,22 @@ def model_text(model: dict) -> str:
 
 def effective(condition: dict) -> dict:
     """{dotted key: value} of what in a condition has an effect on its numbers; bn_adapt, told anyhow, is not in it."""
-    found = {"split": condition["split"]}
+    effect = {"split": condition["split"]}
     if condition.get("corruption"):
-        found |= {"corruption": condition["corruption"], "severity": condition.get("severity", 1)}
+        effect |= {"corruption": condition["corruption"], "severity": condition.get("severity", 1)}
     else:
         blur = BLUR_DEFAULTS | condition["blur"]
         kinds = kinds_of(blur)
         fields = ("noise", *(field for kind in kinds for field in BLUR_FIELDS[kind]))
-        found |= leaves({"blur": {"kinds": kinds, **{field: blur.get(field) for field in fields}}})
+        effect |= leaves({"blur": {"kinds": kinds, **{field: blur.get(field) for field in fields}}})
     mask = MASK_DEFAULTS | condition["mask"]
     unused = set() if mask["mode"] == "zero_pixels" else {"fill"}
     if mask["selector"] in ("random", "centre") and mask["threshold"] is None:  # no score decides
         unused |= {"drop", "scope"}
     if mask["mode"] == "none":
         unused = mask.keys() - {"mode"}
-    found |= leaves({"mask": {field: value for field, value in mask.items() if field not in unused}})
-    return found | leaves({"options": condition.get("options", {})})
+    effect |= leaves({"mask": {field: value for field, value in mask.items() if field not in unused}})
+    return effect | leaves({"options": condition.get("options", {})})
 
 
 def value_text(value) -> str:
