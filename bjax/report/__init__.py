@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bjax.errors import UserError
 from bjax.report import curves, facts, masks, matrix, paper1, paper2, read, render, seeds, sweeps
-from bjax.report.render import Heading, Items, Text
+from bjax.report.render import Heading, Items, Text, per_run
 from bjax.report.runs import Run
 
 SECTIONS: dict[str, Callable[[list[Run]], list]] = {
@@ -29,14 +29,14 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Accuracy and calibration against Gaussian σ": curves.sigma_curves,
     "ImageNet-C: error against severity": curves.imagenet_c,
     "Abstention: accuracy against coverage": curves.abstention,
-    "Selection or deletion: top-1 accuracy at matched keep rates": masks.matched_rates,
-    "Accuracy against kept fraction": masks.accuracy_against_kept,
-    "Accuracy against measured speed": masks.accuracy_against_speed,
-    "Do masks drop what is blurred?": masks.mask_quality,
+    "Selection or deletion: top-1 accuracy at matched keep rates": per_run(masks.matched_rates),
+    "Accuracy against kept fraction": per_run(masks.accuracy_against_kept),
+    "Accuracy against measured speed": per_run(masks.accuracy_against_speed),
+    "Do masks drop what is blurred?": per_run(masks.mask_quality),
     "Gallery": masks.gallery,
     "Paper 2: its accuracy beside ours": paper2.headline,
-    "Blur types: what is taken for what": paper2.confusion,
-    "Blur types: accuracy against strength": paper2.strengths,
+    "Blur types: what is taken for what": per_run(paper2.confusion),
+    "Blur types: accuracy against strength": per_run(paper2.strengths),
     "Blur types: errors of the estimates": paper2.estimates,
     "Photographs": facts.photographs,
     "Facts": facts.facts,

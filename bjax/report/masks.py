@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from bjax.report import figures, intervals
-from bjax.report.render import Figure, Mark, Table, Text, each, slug
+from bjax.report.render import Figure, Mark, Table, Text, per_run, slug
 from bjax.report.runs import INSIDE, Row, Run, told_apart
 from bjax.report.words import BLUR_TYPES
 
@@ -17,12 +17,8 @@ GALLERIES = 4  # runs whose photographs are shown
 CONDITIONS = 4  # of each of them
 
 
-def matched_rates(runs: list[Run]) -> list:
+def matched_rates(run: Run) -> list:
     """Accuracy of every choice of patches at the same keep rate: selection beside mere deletion."""
-    return each(runs, _matched_rates)
-
-
-def _matched_rates(run: Run) -> list:
     masked = [
         r
         for r in run.rows
@@ -83,12 +79,8 @@ def _methods(rows: list[Row]) -> Callable[[Row], str]:
     )
 
 
-def accuracy_against_kept(runs: list[Run]) -> list:
+def accuracy_against_kept(run: Run) -> list:
     """The same as curves, with EViT and ToMe at their mean share of tokens."""
-    return each(runs, _accuracy_against_kept)
-
-
-def _accuracy_against_kept(run: Run) -> list:
     rows = [r for r in run.rows if r.keep_rate is not None or r.method in ("all patches", *INSIDE)]
     rows = [r for r in rows if (r.method not in INSIDE or r.speed) and not r.adapted and not r.corruption]
     blur_of = _blurs(rows)
@@ -112,12 +104,8 @@ def _accuracy_against_kept(run: Run) -> list:
     ]
 
 
-def accuracy_against_speed(runs: list[Run]) -> list:
+def accuracy_against_speed(run: Run) -> list:
     """Accuracy against measured images per second."""
-    return each(runs, _accuracy_against_speed)
-
-
-def _accuracy_against_speed(run: Run) -> list:
     rows = [r for r in run.rows if r.speed]
     if not rows:
         return []
@@ -134,12 +122,8 @@ def _accuracy_against_speed(run: Run) -> list:
     ]
 
 
-def mask_quality(runs: list[Run]) -> list:
+def mask_quality(run: Run) -> list:
     """Precision and recall of what masks drop, where parts of the image are blurred."""
-    return each(runs, _mask_quality)
-
-
-def _mask_quality(run: Run) -> list:
     sigmas = list(run.quality or ())
     names = (
         [name for name in run.quality[sigmas[0]] if all(name in run.quality[s] for s in sigmas)]
@@ -170,7 +154,7 @@ def _mask_quality(run: Run) -> list:
 def gallery(runs: list[Run]) -> list:
     """Photographs with what masks drop, the scores that decide it, and what the model said."""
     with_one = [run for run in runs if run.gallery]
-    blocks = each(with_one[:GALLERIES], _gallery)
+    blocks = per_run(_gallery)(with_one[:GALLERIES])
     if len(with_one) > GALLERIES:
         others = ", ".join(str(run.number) for run in with_one[GALLERIES:])
         blocks.append(Text(f"Those of runs {others} are in gallery.npz of their folders."))

@@ -10,7 +10,7 @@ import numpy as np
 from bjax import stats
 from bjax.report import figures, intervals
 from bjax.report.intervals import accuracy
-from bjax.report.render import Figure, Table, each
+from bjax.report.render import Figure, Table
 from bjax.report.runs import Row, Run, number_text
 from bjax.report.words import BLUR_TYPES, kinds_of
 
@@ -42,14 +42,10 @@ def headline(runs: list[Run]) -> list:
     return [Table(header, body, caption, left=4)] if len(body) > 1 else []
 
 
-def confusion(runs: list[Run]) -> list:
+def confusion(run: Run) -> list:
     """What is taken for what, and precision, recall and F1 of every class."""
-    return each(_of_blur_types(runs), _confusion)
-
-
-def _confusion(run: Run) -> list:
     rows = [row for row in run.rows if "confusion" in row.result]
-    if not rows:
+    if run.config["task"] != "blur_type" or not rows:
         return []
     drawing = figures.confusion(
         {row.name: np.array(row.result["confusion"]) for row in rows}, list(BLUR_TYPES)
@@ -77,12 +73,10 @@ def _confusion(run: Run) -> list:
     return blocks
 
 
-def strengths(runs: list[Run]) -> list:
+def strengths(run: Run) -> list:
     """Accuracy against how strong the blur is, a panel for every kind."""
-    return each(_of_blur_types(runs), _by_strength)
-
-
-def _by_strength(run: Run) -> list:
+    if run.config["task"] != "blur_type":
+        return []
     rows = [row for row in run.rows if row.result.get("by_strength")]
     body, panels = [], {}
     for kind, strength in STRENGTHS.items():

@@ -96,12 +96,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.=-]+", "_", text).strip("_")
 
 
-def each(runs: list[Run], section: Callable[[Run], list]) -> list:
-    """The blocks of every run that has some, under its name."""
-    blocks = []
-    for run in runs:
-        if content := section(run):
-            blocks += [Heading(f"{run.name} (run {run.number})", 3), *content]
+def per_run(section: Callable[[Run], list]) -> Callable[[list[Run]], list]:
+    """The section that has the blocks of every run that gives some, under the run's name."""
+
+    def blocks(runs: list[Run]) -> list:
+        made = []
+        for run in runs:
+            if content := section(run):
+                made += [Heading(f"{run.name} (run {run.number})", 3), *content]
+        return made
+
     return blocks
 
 
