@@ -10,15 +10,12 @@ pixel of its neighbours. "patch": filter each patch on its own. The two disagree
 patches at a threshold.
 """
 
-import argparse
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from bjax.errors import UserError
-from bjax.specs import gaussian_size
+from bjax.errors import UserError, command
 
 LARGEST_PATCH = 1024  # px: 32 bits hold the sums of every measure and every image
 PIXELS = (2, 4)  # axes of a patch's own pixels, see _per_patch
@@ -180,112 +177,9 @@ def _mean_of_integers(values):
     return (high * 1024.0 + low) / (values.shape[2] * values.shape[4])
 
 
-def main(arguments=None):
-    """`python -m bjax.sharpness PHOTO_OR_FOLDER …`: the scores of photographs, sharp and blurred, and
-    thresholds."""
-    parser = argparse.ArgumentParser("python -m bjax.sharpness", description=main.__doc__)
-    parser.add_argument("photos", nargs="+", type=Path, help="photographs, or folders of them")
-    parser.add_argument("--measure", default="laplacian", choices=MEASURES)
-    parser.add_argument("--scope", default="image", choices=("image", "patch"))
-    parser.add_argument("--patch_size", type=int, default=16)
-    parser.add_argument(
-        "--size", type=int, default=224, help="photographs are cropped square and resized to this"
-    )
-    parser.add_argument(
-        "--sigma", type=float, nargs="+", default=[1.0, 2.0], help="Gaussian blurs to compare with"
-    )
-    parser.add_argument("--keep_rate", type=float, nargs="+", default=[0.75, 0.5, 0.25])
-    parser.add_argument("--out", type=Path, help="draw the distributions into this file (needs matplotlib)")
-    flags = parser.parse_args(arguments)
-    try:
-        scores = _score_photos(flags)
-        _print_scores(scores, flags)
-        if flags.out:
-            _plot_scores(scores, flags)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _score_photos(flags):
-    """`{"sharp": scores, "σ = 1": scores, …}` of all patches of all photographs."""
-    from PIL import Image, ImageOps
-
-    from bjax import blur
-    from bjax.data import decode
-
-    if flags.size < 1:
-        raise UserError(f"--size={flags.size}: must be at least 1")
-    images = []
-    for path in decode.find(flags.photos):
-        try:
-            photo = decode.decode(decode.read(path))
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path}: cannot be read as a photograph ({error})") from None
-        square = (flags.size, flags.size)
-        photo = ImageOps.fit(Image.fromarray(photo), square, Image.Resampling.BICUBIC)
-        images.append(np.asarray(photo, np.float32) / 255)
-    score = MEASURES[flags.measure]
-    conditions = {"sharp": None, **{f"σ = {sigma:g}": sigma for sigma in flags.sigma}}
-    scores = {name: [] for name in conditions}
-    for image in images:
-        for name, sigma in conditions.items():
-            batch = jnp.asarray(image[None])
-            # Quantised, as a blurred photograph in a file would be: the measures see 8-bit levels.
-            if sigma is not None:
-                size = gaussian_size(sigma)
-                batch = blur.gaussian(batch, sigma, kernel_size=size, quantize=True)
-            scores[name].append(np.asarray(score(batch, flags.patch_size, scope=flags.scope)).ravel())
-    return {name: np.concatenate(values) for name, values in scores.items()}
-
-
-def _print_scores(scores, flags):
-    patches = len(scores["sharp"])
-    photos = patches // (flags.size // flags.patch_size) ** 2
-    print(
-        f"{flags.measure} of {patches} patches of {flags.patch_size} px, {photos} photographs, "
-        f"scope {flags.scope}"
-    )
-    print(f"{'':12}" + "".join(f"{q:>10}%" for q in (5, 25, 50, 75, 95)) + f"{'below 100':>12}")
-    for name, values in scores.items():
-        quantiles = "".join(f"{value:11.4g}" for value in np.percentile(values, (5, 25, 50, 75, 95)))
-        print(f"{name:12}{quantiles}{(values < 100).mean():12.1%}")
-    print("thresholds, and the share of patches that reach them:")
-    everything = np.concatenate(list(scores.values()))
-    rows = {f"keep {rate:g} of sharp": threshold(scores["sharp"], keep_rate=rate) for rate in flags.keep_rate}
-    rows["Otsu, sharp and blurred"] = threshold(everything)
-    for name, value in rows.items():
-        shares = "  ".join(
-            f"{condition} {(values >= value).mean():.1%}" for condition, values in scores.items()
-        )
-        print(f"{name:24}{value:11.4g}   {shares}")
-
-
-def _plot_scores(scores, flags):
-    try:
-        import matplotlib.figure
-    except ModuleNotFoundError:
-        raise UserError("--out: needs matplotlib, install it with `pip install matplotlib`") from None
-    figure = matplotlib.figure.Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot(
-        xscale="log", xlabel=f"{flags.measure} score of a patch", ylabel="share of patches"
-    )
-    everything = np.concatenate(list(scores.values()))
-    low = 0.1  # scores below, of flat patches, go into the first bin
-    bins = np.geomspace(low, max(everything.max(), 10 * low), 60)
-    for name, values in scores.items():
-        weights = np.full(len(values), 1 / len(values))
-        axes.hist(
-            np.maximum(values, low), bins, weights=weights, histtype="stepfilled", alpha=0.45, label=name
-        )
-    axes.axvline(threshold(everything), color="black", linestyle="--", label="Otsu")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(flags.out, dpi=150)
-    print(f"wrote {flags.out}")
+def _moved(argv):
+    raise UserError("python -m bjax.sharpness is python -m bjax.thresholds now; the arguments are the same")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(_moved))

@@ -22,6 +22,7 @@ ALLOWED = {
         "runtime",
     },
     "export": {"predict", "config", "runtime"},
+    "thresholds": {"sharpness", "blur", "data"},
     "train": {"evaluate", "experiment", "step", "config", "runtime"},
     "evaluate": {
         "experiment",
@@ -42,7 +43,8 @@ ALLOWED = {
     "weights": {"models"},
     "tokens": {"sharpness", "specs"},
     "blur": {"specs"},
-    "sharpness": {"blur", "data", "specs"},
+    "sharpness": frozenset(),
+    "thresholds": {"sharpness", "blur", "data", "specs"},
     "runtime": {"config", "specs", "options"},
     "config": {"specs", "options"},
     "specs": {"options"},

@@ -1,6 +1,9 @@
 """Focus measures against cv2, thresholds against NumPy and scikit-image, and the calibration command."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import jax
@@ -10,8 +13,9 @@ import pytest
 import skimage
 from PIL import Image
 
-from bjax import blur, sharpness
+from bjax import blur, sharpness, thresholds
 
+ROOT = Path(__file__).parents[1]
 LEVELS = np.random.default_rng(0).integers(0, 256, (2, 48, 96, 3), dtype=np.uint8)
 LEVELS[1] = cv2.GaussianBlur(LEVELS[1], (0, 0), 3)  # small responses too
 LEVELS[1, :, :32] = 200  # and none
@@ -197,7 +201,7 @@ def test_command_prints_and_plots(photos, capsys):
     pytest.importorskip("matplotlib")
     out = photos / "plots" / "scores.png"
     assert (
-        sharpness.main([str(photos), "--size=64", "--sigma", "2", "--keep_rate", "0.5", f"--out={out}"]) == 0
+        thresholds.main([str(photos), "--size=64", "--sigma", "2", "--keep_rate", "0.5", f"--out={out}"]) == 0
     )
     printed = capsys.readouterr().out
     assert "laplacian of 32 patches of 16 px, 2 photographs" in printed
@@ -211,7 +215,7 @@ def test_command_blurs_with_the_whole_gaussian(photos, monkeypatch, capsys):
     """cv2's kernel of a size that it finds itself reaches 3σ on 8 bits and 4σ on float: σ = 6 needs 49 taps."""
     seen = []
     monkeypatch.setitem(sharpness.MEASURES, "laplacian", lambda x, *args, **more: seen.append(x) or x[..., 0])
-    sharpness.main([str(photos / "astronaut.png"), "--size=96", "--sigma", "6"])
+    thresholds.main([str(photos / "astronaut.png"), "--size=96", "--sigma", "6"])
     sharp, ours = (np.asarray(x)[0] for x in seen)
     expected = cv2.GaussianBlur(sharp, (49, 49), 6, borderType=cv2.BORDER_REFLECT_101)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=0.5 / 255 + 1e-5)
@@ -232,5 +236,21 @@ def test_command_names_what_is_wrong(photos, capsys):
         ([str(photos), "--sigma", "inf"], "sigma=inf: must be at least 0"),
         ([str(photos), "--sigma", "-1"], "sigma=-1: must be at least 0"),
     ):
-        assert sharpness.main(["--size=64", *arguments]) == 2
+        assert thresholds.main(["--size=64", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_command_says_where_it_went():
+    command = [sys.executable, "-m", "bjax.sharpness", "photos", "--out=scores.png"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "bjax: python -m bjax.sharpness is python -m bjax.thresholds now; the arguments are the same"
+    ]
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+    assert thresholds.main(["photos", "--sizes=3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bjax: unrecognized arguments: --sizes=3 (did you mean --size?)")
+    assert len(error.splitlines()) == 1
