@@ -21,7 +21,7 @@ from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.utils import shard_utils
 
 from bjax.data import builder as builders
-from bjax.data import decode, folder, imagenet, loader
+from bjax.data import decode, folder, imagenet, imagenette, loader
 from bjax.data.builder import prepare
 from bjax.data.prepare import main
 from bjax.errors import UserError
@@ -558,8 +558,8 @@ def imagenette_archive(monkeypatch, counts):
     data = tar(files, "w:gz")
     sha256 = hashlib.sha256(data).hexdigest()
     info = checksums.UrlInfo(tfds.core.utils.Size(len(data)), sha256, "imagenette2-320.tgz")
-    monkeypatch.setattr(folder.Imagenette, "url_infos", {folder.IMAGENETTE: info})
-    monkeypatch.setattr(folder, "IMAGENETTE_COUNTS", counts)
+    monkeypatch.setattr(imagenette.Imagenette, "url_infos", {imagenette.URL: info})
+    monkeypatch.setattr(imagenette, "COUNTS", counts)
     return data
 
 
@@ -575,9 +575,7 @@ def server(tmp_path, monkeypatch):
     handler = functools.partial(Handler, directory=tmp_path / "web")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        monkeypatch.setattr(
-            folder, "IMAGENETTE", f"http://127.0.0.1:{running.server_port}/imagenette2-320.tgz"
-        )
+        monkeypatch.setattr(imagenette, "URL", f"http://127.0.0.1:{running.server_port}/imagenette2-320.tgz")
         yield tmp_path / "web"
         running.shutdown()
 

@@ -126,6 +126,21 @@ def _finish_swap(target):
         (_new(target) if _is_prepared(_new(target)) else _old(target)).rename(target)
 
 
+def dataset_info(builder, classes):
+    """What a data set of images in classes declares: features image, label and file_name, images of any size."""
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, None)),
+                "label": tfds.features.ClassLabel(names=classes),
+                "file_name": tfds.features.Text(),
+            }
+        ),
+        supervised_keys=("image", "label"),
+    )
+
+
 def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda data: data):
     """The records of the images that decode, in order; decoding runs ahead in threads, under a progress bar.
 

@@ -1,16 +1,12 @@
-"""Data sets from folders of images: one's own, and Imagenette, which is distributed as one."""
+"""Data sets from one's own folders of images."""
 
 import os
 import re
-import tarfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import requests
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-from tensorflow_datasets.datasets.imagenette import imagenette_dataset_builder as stock
 
-from bjax.data.builder import intact, some
+from bjax.data.builder import dataset_info, intact, some
 from bjax.errors import UserError
 
 SPLITS = {
@@ -21,8 +17,6 @@ SPLITS = {
     "test": "test",
 }
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-IMAGENETTE_COUNTS = {"train": 9469, "validation": 3925}
-IMAGENETTE = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz"
 
 
 with tfds.core.registered.skip_registration():
@@ -61,7 +55,7 @@ with tfds.core.registered.skip_registration():
             super().__init__(file_format="array_record", **kwargs)
 
         def _info(self):
-            return _info(self, _classes(self._tree))
+            return dataset_info(self, _classes(self._tree))
 
         def _split_generators(self, dl_manager):
             del dl_manager
@@ -80,52 +74,6 @@ with tfds.core.registered.skip_registration():
                 where=self._source,
                 on_corrupt=self._on_corrupt,
                 corrupt=self.corrupt,
-            )
-
-    class Imagenette(tfds.core.GeneratorBasedBuilder):
-        """Ten classes of ImageNet, shorter side 320 px."""
-
-        name = "imagenette"
-        VERSION = tfds.core.Version("1.0.0")
-        url_infos = stock.Builder.url_infos  # the archive's checksum
-
-        def __init__(self, **kwargs):
-            super().__init__(file_format="array_record", **kwargs)
-
-        def _info(self):
-            names = tfds.core.tfds_path("image_classification/imagenette_labels.txt").read_text().split()
-            return _info(self, names)
-
-        def _split_generators(self, dl_manager):
-            file = Path(IMAGENETTE)
-            downloads = Path(self.data_dir_root) / "downloads"
-            try:
-                if not any(downloads.rglob(f"*{file.stem}*")):
-                    # TFDS retries for minutes before it says that there is no internet.
-                    requests.head(IMAGENETTE, timeout=30).raise_for_status()
-                tfds.enable_progress_bar()
-                archive = dl_manager.download(IMAGENETTE)
-                tfds.disable_progress_bar()
-            except (requests.RequestException, tfds.download.DownloadError) as error:
-                raise UserError(
-                    f"imagenette: downloading {IMAGENETTE} failed ({type(error).__name__}); without internet "
-                    f"put {file.name} into {downloads / 'manual'}"
-                ) from error
-            except NonMatchingChecksumError as error:
-                raise UserError(
-                    f"imagenette: {file.name} in {downloads} is not the published file (other SHA-256); "
-                    "remove it and get it again"
-                ) from error
-            return {split: self._generate_examples(archive, split) for split in IMAGENETTE_COUNTS}
-
-        def _generate_examples(self, archive, split):
-            return intact(
-                _members(archive, split),
-                total=IMAGENETTE_COUNTS[split],
-                title=f"{self.name} {split}",
-                where=archive,
-                on_corrupt="raise",
-                corrupt={},
             )
 
 
@@ -212,28 +160,5 @@ def _images(folder, ignored):
     return images
 
 
-def _members(archive, split):
-    """The images of one split of Imagenette's archive, imagenette2-320/{train,val}/CLASS/IMAGE.JPEG."""
-    with tarfile.open(archive, mode="r:gz") as tar:
-        for member in tar:
-            path = PurePosixPath(member.name)
-            if member.isfile() and path.suffix == ".JPEG" and SPLITS[path.parts[1]] == split:
-                yield f"{path.parent.name}/{path.name}", path.parent.name, tar.extractfile(member).read()
-
-
 def _classes(tree):
     return sorted(tree["train"] if "train" in tree else set().union(*tree.values()))
-
-
-def _info(builder, classes):
-    return tfds.core.DatasetInfo(
-        builder=builder,
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, None)),
-                "label": tfds.features.ClassLabel(names=classes),
-                "file_name": tfds.features.Text(),
-            }
-        ),
-        supervised_keys=("image", "label"),
-    )

@@ -22,7 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from bjax.data import decode
 from bjax.data.builder import cores, data_root, finish_swaps, prepare
-from bjax.data.folder import Imagenette
+from bjax.data.imagenette import Imagenette
 from bjax.data.photos import Photos
 from bjax.errors import UserError
 

@@ -14,8 +14,9 @@ import sys
 import tensorflow_datasets as tfds
 
 from bjax.data.builder import data_root, prepare, some
-from bjax.data.folder import Folder, Imagenette
+from bjax.data.folder import Folder
 from bjax.data.imagenet import Imagenet2012
+from bjax.data.imagenette import Imagenette
 from bjax.data.photos import Photos
 from bjax.errors import UserError
 
