@@ -14,7 +14,7 @@ from bjax import config, experiment, models
 from bjax.data import loader
 from bjax.errors import UserError
 from bjax.evaluate import bn_adapt
-from bjax.models.norm import MOMENTUM
+from bjax.models.layers import MOMENTUM
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "resnet50.py") + ":demo"
 

@@ -14,8 +14,7 @@ import pytest
 from bjax import weights
 from bjax.errors import UserError
 from bjax.models import MODELS, build
-from bjax.models.norm import MOMENTUM
-from bjax.models.pooling import adaptive_average_pool, max_pool
+from bjax.models.layers import MOMENTUM, adaptive_average_pool, max_pool
 from bjax.models.vit import Block, patchify, resize_positions
 
 # At 224 pixels with 1000 classes: torchvision's own counts, and timm's for ViT Ti and S

@@ -13,7 +13,7 @@ import numpy as np
 from bjax.data.loader import Source
 from bjax.errors import UserError
 from bjax.experiment import Experiment, eval_batches
-from bjax.models.norm import MOMENTUM
+from bjax.models.layers import MOMENTUM
 from bjax.runtime import sharding
 from bjax.step.eval_step import batch_statistics
 from bjax.step.inputs import Inputs

@@ -6,8 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.norm import MOMENTUM
-from bjax.models.pooling import global_average, max_pool
+from bjax.models.layers import MOMENTUM, global_average, max_pool
 
 
 class ResNet(nn.Module):

@@ -5,8 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.norm import MOMENTUM
-from bjax.models.pooling import adaptive_average_pool, max_pool
+from bjax.models.layers import MOMENTUM, adaptive_average_pool, max_pool
 
 
 class VGG(nn.Module):
