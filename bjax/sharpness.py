@@ -1,8 +1,8 @@
 """Focus measures: how sharp each patch of an image is, on the 0..255 scale.
 
-Every measure takes float images `[B, H, W, 3]` in [0, 1], RGB, and a patch size p ≤ 1024 that divides H and
-W, or a pair (height, width) that does, and returns `f32[B, H/p, W/p]`; higher is sharper. Images become grey
-as `cv2.cvtColor(..., COLOR_RGB2GRAY)` makes them: rounded to uint8 first (half to even), then BT.601 in fixed
+Every measure takes float images in [0, 1], RGB, and a patch size p ≤ 1024 that divides their height and width, or a
+pair (height, width) that does, and returns a score a patch; higher is sharper. Images become grey as
+`cv2.cvtColor(..., COLOR_RGB2GRAY)` makes them: rounded to uint8 first (half to even), then BT.601 in fixed
 point. All filters have cv2's default border (reflect-101).
 
 `scope` says where that border is. "image": filter the whole image, then pool per patch; a patch sees one
@@ -11,17 +11,23 @@ patches at a threshold.
 """
 
 import sys
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int32, Real
 
 from bjax.errors import UserError, command
 
 LARGEST_PATCH = 1024  # px: 32 bits hold the sums of every measure and every image
 PIXELS = (2, 4)  # axes of a patch's own pixels, see _per_patch
+Grey = Int32[Array, "b h w"]  # 0..255
+PatchSize = int | tuple[int, int]  # p, or (height, width)
 
 
-def laplacian_variance(images, patch_size, *, scope="image"):
+def laplacian_variance(
+    images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
+) -> Float32[Array, "b h/p w/p"]:
     """Variance of the Laplacian (Pech-Pacheco et al. 2000): `cv2.Laplacian(grey, CV_64F).var()` of each
     patch.
 
@@ -36,7 +42,9 @@ def laplacian_variance(images, patch_size, *, scope="image"):
     return _mean_of_integers(response * response) - mean * mean
 
 
-def tenengrad(images, patch_size, *, scope="image"):
+def tenengrad(
+    images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
+) -> Float32[Array, "b h/p w/p"]:
     """Mean squared Sobel gradient, Gx² + Gy² (Tenenbaum 1970; Krotkov 1987), without a threshold on the
     gradient.
 
@@ -45,7 +53,9 @@ def tenengrad(images, patch_size, *, scope="image"):
     return _mean_of_integers(_per_patch(images, patch_size, scope, _squared_sobel))
 
 
-def sum_modified_laplacian(images, patch_size, *, scope="image"):
+def sum_modified_laplacian(
+    images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
+) -> Float32[Array, "b h/p w/p"]:
     """Sum over the patch of |2I - I(x-1) - I(x+1)| + |2I - I(y-1) - I(y+1)| (Nayar & Nakajima 1994).
 
     Step 1 and threshold 0 in their notation. A sum: it grows with the patch's area.
@@ -53,7 +63,9 @@ def sum_modified_laplacian(images, patch_size, *, scope="image"):
     return _per_patch(images, patch_size, scope, _modified_laplacian).sum(PIXELS).astype(jnp.float32)
 
 
-def high_frequency_energy(images, patch_size, *, scope="image"):
+def high_frequency_energy(
+    images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
+) -> Float32[Array, "b h/p w/p"]:
     """Mean square of what a Gaussian of σ = 1 (7 × 7) removes: energy in a high-pass band.
 
     That focus measures are energies of a filtered image, differing in the filter, is Subbarao & Tyan 1998.
@@ -71,20 +83,17 @@ MEASURES = {
 }
 
 
-def threshold(scores, *, keep_rate=None):
+def threshold(scores: Real[Array | np.ndarray, "..."], *, keep_rate: float | None = None) -> float:
     """The score that separates patches to keep (score ≥ threshold, the sharp ones) from the others.
 
-    Args:
-      scores: array of scores of any shape, from any measure; one representative set of images.
-      keep_rate: share of these patches to keep, in (0, 1]: a quantile. None: Otsu's threshold (Otsu 1979),
-        which splits the scores into the two most compact groups. Scores spread over decades, so it works on
-        log(1 + score), in 256 bins as `skimage.filters.threshold_otsu`.
+    With a keep rate exactly ceil(keep_rate · n) patches reach it, more where scores are tied.
 
-    Returns:
-      A float. With a keep rate exactly ceil(keep_rate · n) patches reach it, more where scores are tied.
+    scores: from any measure; one representative set of images.
+    keep_rate: share of these patches to keep, in (0, 1]: a quantile. None: Otsu's threshold (Otsu 1979), which splits
+        the scores into the two most compact groups. Scores spread over decades, so it works on log(1 + score), in 256
+        bins as `skimage.filters.threshold_otsu`.
 
-    Raises:
-      ValueError: no scores, scores that are not finite, a keep rate outside (0, 1], Otsu on equal scores.
+    Raises ValueError for no scores, scores that are not finite, a keep rate outside (0, 1] and Otsu on equal scores.
     """
     scores = np.sort(np.asarray(scores, np.float64), axis=None)
     if not scores.size or not np.isfinite(scores).all():
@@ -105,34 +114,33 @@ def threshold(scores, *, keep_rate=None):
     return float(np.expm1(centres[np.argmax(below * above * (mean_below - mean_above) ** 2)]))
 
 
-def grey_levels(images):
-    """BT.601 grey as cv2 computes it on uint8 RGB: float `[B, H, W, 3]` in [0, 1] -> `int32[B, H, W]` in
-    0..255."""
+def grey_levels(images: Float[Array, "b h w 3"]) -> Int32[Array, "b h w"]:
+    """BT.601 grey as cv2 computes it on uint8 RGB, of images in [0, 1]."""
     levels = jnp.clip(jnp.round(images.astype(jnp.float32) * 255), 0, 255).astype(jnp.int32)
     red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
     return (9798 * red + 19235 * green + 3735 * blue + (1 << 14)) >> 15
 
 
-def _laplacian(grey):
-    """[0 1 0; 1 -4 1; 0 1 0], exact in integers: `int32[N, H, W]` -> the same."""
+def _laplacian(grey: Grey) -> Int32[Array, "b h w"]:
+    """[0 1 0; 1 -4 1; 0 1 0], exact in integers."""
     p = jnp.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="reflect")
     return p[:, :-2, 1:-1] + p[:, 2:, 1:-1] + p[:, 1:-1, :-2] + p[:, 1:-1, 2:] - 4 * grey
 
 
-def _squared_sobel(grey):
+def _squared_sobel(grey: Grey) -> Int32[Array, "b h w"]:
     p = jnp.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="reflect")
     down = p[:, :-2] + 2 * p[:, 1:-1] + p[:, 2:]
     across = p[:, :, :-2] + 2 * p[:, :, 1:-1] + p[:, :, 2:]
     return (down[:, :, 2:] - down[:, :, :-2]) ** 2 + (across[:, 2:] - across[:, :-2]) ** 2
 
 
-def _modified_laplacian(grey):
+def _modified_laplacian(grey: Grey) -> Int32[Array, "b h w"]:
     p = jnp.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="reflect")
     across = jnp.abs(2 * grey - p[:, 1:-1, :-2] - p[:, 1:-1, 2:])
     return across + jnp.abs(2 * grey - p[:, :-2, 1:-1] - p[:, 2:, 1:-1])
 
 
-def _high_pass(grey):
+def _high_pass(grey: Grey) -> Float32[Array, "b h w"]:
     taps = np.exp(-0.5 * np.arange(-3, 4) ** 2)
     taps = (taps / taps.sum()).tolist()
     height, width = grey.shape[1:]
@@ -141,8 +149,10 @@ def _high_pass(grey):
     return grey - sum(tap * rows[:, :, i : i + width] for i, tap in enumerate(taps))
 
 
-def _per_patch(images, patch_size, scope, response):
-    """`response` of the grey image, split into patches: `[B, H/p, p, W/p, p]`, where `PIXELS` are those of a patch.
+def _per_patch(
+    images: Float[Array, "b h w 3"], patch_size: PatchSize, scope: str, response: Callable[[Grey], Array]
+) -> Real[Array, "b h/p p w/p p"]:
+    """`response` of the grey image, split into patches, where `PIXELS` are those of a patch.
 
     Reduced in this order, that of memory: on a CPU several times as fast as over patches that are contiguous.
     """
@@ -170,14 +180,13 @@ def _per_patch(images, patch_size, scope, response):
     return patches
 
 
-def _mean_of_integers(values):
-    """Mean of non-negative int32 values over each patch: summed exactly in two halves, as float32 sums
-    are not."""
+def _mean_of_integers(values: Int32[Array, "b h/p p w/p p"]) -> Float32[Array, "b h/p w/p"]:
+    """Mean of non-negative values over each patch: summed exactly in two halves, as float32 sums are not."""
     high, low = (values >> 10).sum(PIXELS), (values & 1023).sum(PIXELS)
     return (high * 1024.0 + low) / (values.shape[2] * values.shape[4])
 
 
-def _moved(argv):
+def _moved(argv: list[str]) -> None:
     raise UserError("python -m bjax.sharpness is python -m bjax.thresholds now; the arguments are the same")
 
 

@@ -8,33 +8,42 @@ correlations with a point-symmetric kernel, so correlation and convolution agree
 """
 
 import functools
+from collections.abc import Callable
 
 import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Float32, Key, Real
 
 from bjax.blur import psf
 
+Images = Float[Array, "b h w c"]
+PerImage = float | Real[ArrayLike, " b"]  # a parameter: one for all images, or one an image
 
-def gaussian(images, sigma, *, kernel_size=19, quantize=False, impl="auto"):
+
+def gaussian(
+    images: Float[Array, "b h w c"],
+    sigma: PerImage,
+    *,
+    kernel_size: int = 19,
+    quantize: bool = False,
+    impl: str = "auto",
+) -> Float[Array, "b h w c"]:
     """Gaussian blur, as torchvision's `GaussianBlur(kernel_size, sigma)` and `cv2.GaussianBlur` on float
     images.
 
-    Args:
-      images: float `[B, H, W, C]`.
-      sigma: standard deviation in pixels, scalar or `[B]`; 0 leaves the image as it is.
-      kernel_size: side of the kernel, odd and static. The Gaussian is cut off there, whatever σ is, with a
-        warning where that is within 3σ (`psf.gaussian_size` names a size that holds it).
-      quantize: reproduce the 8-bit path of torchvision: round the images to levels of 1/255, blur, round
-        half to even to levels again. Rounding has no useful gradient.
-      impl: "auto" for the fast path of the platform, "pix" for `dm_pix.gaussian_blur` on the reflect-padded
-        image (slow; the reference).
+    sigma: standard deviation in pixels; 0 leaves the image as it is.
+    kernel_size: side of the kernel, odd and static. The Gaussian is cut off there, whatever σ is, with a warning where
+        that is within 3σ (`psf.gaussian_size` names a size that holds it).
+    quantize: reproduce the 8-bit path of torchvision: round the images to levels of 1/255, blur, round half to even to
+        levels again. Rounding has no useful gradient.
+    impl: "auto" for the fast path of the platform, "pix" for `dm_pix.gaussian_blur` on the reflect-padded image (slow;
+        the reference).
 
-    Raises:
-      ValueError: images that are not a float batch, an even kernel_size, σ < 0, a batch of σ of another
-        length.
+    Raises ValueError for images that are not a float batch, an even kernel_size, σ < 0 and a batch of σ of another
+    length.
     """
     batch = check_images(images)
     if impl not in ("auto", "pix"):
@@ -55,46 +64,43 @@ def gaussian(images, sigma, *, kernel_size=19, quantize=False, impl="auto"):
     return blurred.astype(images.dtype)
 
 
-def motion(images, length, angle, *, kernel_size=21):
+def motion(
+    images: Float[Array, "b h w c"], length: PerImage, angle: PerImage, *, kernel_size: int = 21
+) -> Float[Array, "b h w c"]:
     """Motion blur along a line, see `psf.motion`.
 
-    Args:
-      images: float `[B, H, W, C]`.
-      length: pixels, scalar or `[B]`, 1 (the identity) to `kernel_size`.
-      angle: radians counter-clockwise from horizontal, scalar or `[B]`.
-      kernel_size: side of the kernel, odd and static.
+    length: pixels, 1 (the identity) to `kernel_size`.
+    angle: radians counter-clockwise from horizontal.
+    kernel_size: side of the kernel, odd and static.
 
-    Raises:
-      ValueError: images that are not a float batch, an even kernel_size, a length outside the kernel.
+    Raises ValueError for images that are not a float batch, an even kernel_size and a length outside the kernel.
     """
     batch = check_images(images)
     length, angle = per_image("length", length, batch), per_image("angle", angle, batch)
     return depthwise(images, psf.motion(length, angle, kernel_size))
 
 
-def defocus(images, radius, *, kernel_size=21):
+def defocus(
+    images: Float[Array, "b h w c"], radius: PerImage, *, kernel_size: int = 21
+) -> Float[Array, "b h w c"]:
     """Defocus blur by a disk, see `psf.defocus`.
 
-    Args:
-      images: float `[B, H, W, C]`.
-      radius: pixels, scalar or `[B]`, 0 (the identity) to `kernel_size / 2`.
-      kernel_size: side of the kernel, odd and static.
+    radius: pixels, 0 (the identity) to `kernel_size / 2`.
+    kernel_size: side of the kernel, odd and static.
 
-    Raises:
-      ValueError: images that are not a float batch, an even kernel_size, a radius outside the kernel.
+    Raises ValueError for images that are not a float batch, an even kernel_size and a radius outside the kernel.
     """
     batch = check_images(images)
     return depthwise(images, psf.defocus(per_image("radius", radius, batch), kernel_size))
 
 
 @functools.partial(jax.jit, static_argnames="border")  # else every call outside jit would compile anew
-def separable(images, taps, *, border="reflect"):
-    """Correlate the rows and columns of each image with its taps.
+def separable(
+    images: Float[Array, "b h w c"], taps: Float32[Array, "b k"], *, border: str = "reflect"
+) -> Float[Array, "b h w c"]:
+    """Correlate the rows and columns of each image with its taps, k odd.
 
-    Args:
-      images: float `[B, H, W, C]`.
-      taps: `f32[B, k]`, k odd.
-      border: "reflect" (reflect-101) or "edge" (repeat the edge pixel).
+    border: "reflect" (reflect-101) or "edge" (repeat the edge pixel).
     """
     check_images(images)
     channels = images.shape[3]
@@ -110,8 +116,8 @@ def separable(images, taps, *, border="reflect"):
 
 
 @jax.jit
-def depthwise(images, kernels):
-    """Correlate every channel of each image with its kernel: `[B, H, W, C]` by `f32[B, k, k]`, k odd."""
+def depthwise(images: Float[Array, "b h w c"], kernels: Float32[Array, "b k k"]) -> Float[Array, "b h w c"]:
+    """Correlate every channel of each image with its kernel, k odd."""
     check_images(images)
     channels, radius = images.shape[3], kernels.shape[1] // 2
 
@@ -127,7 +133,7 @@ def depthwise(images, kernels):
     return by_platform(one, batched, _flat(images), kernels).reshape(images.shape).astype(images.dtype)
 
 
-def by_platform(one, batched, *arguments):
+def by_platform(one: Callable[..., Array], batched: Callable[..., Array], *arguments) -> Array:
     """The one place where the platform decides: `one` image at a time on a CPU, else `batched`.
 
     On a CPU one image and its intermediates stay in a core's cache, which is worth 2 to 3 times. GPU and
@@ -141,7 +147,7 @@ def by_platform(one, batched, *arguments):
     return lax.platform_dependent(*arguments, cpu=one_at_a_time, default=batched)
 
 
-def check_images(images):
+def check_images(images: Float[Array, "b h w c"]) -> int:
     """The batch size of float images `[B, H, W, C]`; ValueError for anything else."""
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
@@ -151,7 +157,7 @@ def check_images(images):
     return images.shape[0]
 
 
-def check_keys(key, batch):
+def check_keys(key: Key[Array, " b"], batch: int) -> None:
     """ValueError unless `key` holds one typed key per image."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != (batch,):
         raise ValueError(
@@ -160,22 +166,23 @@ def check_keys(key, batch):
         )
 
 
-def per_image(name, value, batch):
-    """A scalar or `[B]` parameter as `f32[B]`."""
+def per_image(name: str, value: PerImage, batch: int) -> Float32[Array, " b"]:
+    """A parameter, one for all images or one an image, as one an image; ValueError for a batch of another length."""
     shape = np.shape(value)
     if shape not in ((), (batch,)):
         raise ValueError(f"{name}: shape {list(shape)} must be [] or [{batch}], one value per image")
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
 
 
-def _flat(images):
-    """`[B, H, W, C]` -> `[B, H, W·C]`: a tap shifts by whole pixels, and the inner loop is long enough for
-    SIMD."""
+def _flat(images: Images) -> Float[Array, "b h w*c"]:
+    """Pixels and channels in one axis: a tap shifts by whole pixels, and the inner loop is long enough for SIMD."""
     return images.reshape(*images.shape[:2], -1)
 
 
-def _pad(images, axis, radius, step=1, border="reflect"):
-    """`[B, H, W·C]` padded along one axis, whose pixels are `step` numbers apart.
+def _pad(
+    images: Float32[Array, "b h w*c"], axis: int, radius: int, step: int = 1, border: str = "reflect"
+) -> Float32[Array, "b _ _"]:
+    """Padded along one axis, whose pixels are `step` numbers apart.
 
     Only the border is gathered; the image itself is copied whole. The barriers, here and between passes,
     keep XLA from fusing a pass into the next, which would recompute it for every tap.
@@ -190,8 +197,10 @@ def _pad(images, axis, radius, step=1, border="reflect"):
     return lax.optimization_barrier(jnp.concatenate([before, images, after], axis))
 
 
-def _separable(images, taps, channels, border):
-    """`f32[B, H, W·C]`, `f32[B, k]` -> `f32[B, H, W·C]`, by shift and add."""
+def _separable(
+    images: Float32[Array, "b h w*c"], taps: Float32[Array, "b k"], channels: int, border: str
+) -> Float32[Array, "b h w*c"]:
+    """By shift and add."""
     size = taps.shape[1]
     height, width = images.shape[1:]
     taps = taps[:, :, None, None]
@@ -201,9 +210,10 @@ def _separable(images, taps, channels, border):
     return sum(taps[:, i] * padded[:, :, i * channels : i * channels + width] for i in range(size))
 
 
-def _dense(padded, kernels, channels):
-    """`f32[B, H + 2r, (W + 2r)·C]`, `f32[B, k, k]` -> `f32[B, H, W·C]`, by shift and add, a row of taps at
-    a time."""
+def _dense(
+    padded: Float32[Array, "b h+2*r (w+2*r)*c"], kernels: Float32[Array, "b k k"], channels: int
+) -> Float32[Array, "b h w*c"]:
+    """By shift and add, a row of taps at a time."""
     size = kernels.shape[1]
     height, width = padded.shape[1] - size + 1, padded.shape[2] - (size - 1) * channels
     kernels = kernels[..., None, None]
@@ -217,11 +227,13 @@ def _dense(padded, kernels, channels):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sparse(channels, padded, kernel):
+def _sparse(
+    channels: int, padded: Float32[Array, " h+2*r (w+2*r)*c"], kernel: Float32[Array, "k k"]
+) -> Float32[Array, "h w*c"]:
     """`_dense` for one image, skipping taps that are 0: a line or a disk fills a small part of its square.
 
-    `f32[H + 2r, (W + 2r)·C]`, `f32[k, k]` -> `f32[H, W·C]`. The taps are taken in groups, one fused pass
-    over the image each; the loop runs over as many groups as the kernel needs.
+    The taps are taken in groups, one fused pass over the image each; the loop runs over as many groups as the kernel
+    needs.
     """
     group = 8
     size = kernel.shape[0]
@@ -244,7 +256,9 @@ def _sparse(channels, padded, kernel):
 
 
 @_sparse.defjvp
-def _sparse_jvp(channels, primals, tangents):
+def _sparse_jvp(
+    channels: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     # Bilinear; the loop of dynamic length has no transpose, the dense form has. A tap of 0 can have a
     # gradient too.
     (padded, kernel), (d_padded, d_kernel) = primals, tangents
@@ -255,7 +269,7 @@ def _sparse_jvp(channels, primals, tangents):
     return _sparse(channels, padded, kernel), dense(d_padded, kernel) + dense(padded, d_kernel)
 
 
-def _gaussian_pix(images, sigma, kernel_size):
+def _gaussian_pix(images: Images, sigma: Float32[Array, " b"], kernel_size: int) -> Images:
     radius = kernel_size // 2
     padded = jnp.pad(images, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="reflect")
     sigma = jnp.maximum(sigma, 0.05)  # dm-pix divides by σ; see psf.gaussian_taps

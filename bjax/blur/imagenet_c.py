@@ -19,14 +19,17 @@ the cropped image, and do not resize or crop it (or the published files) again.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Float32, Int32, Key, UInt8
 
 from bjax.blur import convolve, psf
 
+Image = UInt8[Array, "h w 3"]
 NAMES = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur")
 
 _GAUSSIAN = (1, 2, 3, 4, 6)  # σ
@@ -45,22 +48,18 @@ ALEXNET_ERRORS = {
 }
 
 
-def corrupt(key, image, name, severity):
-    """One blur of ImageNet-C.
+def corrupt(
+    key: Key[Array, ""], image: UInt8[Array, "h w 3"], name: str, severity: int
+) -> UInt8[Array, "h w 3"]:
+    """One blur of ImageNet-C, within one level of the original program.
 
-    Args:
-      key: a typed key; motion (the angle) and glass (the swaps) draw from it, the others ignore it. The
-        random numbers are not NumPy's, so a draw has the benchmark's distribution, not its bits.
-      image: `uint8[H, W, 3]`, RGB, 224 px in the benchmark; any size of at least 32 px here. Batches:
-        `jax.vmap`.
-      name: one of `NAMES`, static. gaussian_blur belongs to the benchmark's extra set.
-      severity: 1 to 5, static.
+    key: a typed key; motion (the angle) and glass (the swaps) draw from it, the others ignore it. The random numbers
+        are not NumPy's, so a draw has the benchmark's distribution, not its bits.
+    image: RGB, 224 px in the benchmark; any size of at least 32 px here. Batches: `jax.vmap`.
+    name: one of `NAMES`, static. gaussian_blur belongs to the benchmark's extra set.
+    severity: 1 to 5, static.
 
-    Returns:
-      `uint8[H, W, 3]`, within one level of the original program.
-
-    Raises:
-      ValueError: an unknown name or severity, an image that is not uint8 [H, W, 3] or is smaller than 32 px.
+    Raises ValueError for an unknown name or severity, an image that is not uint8 [H, W, 3] or is smaller than 32 px.
     """
     if name not in NAMES:
         raise ValueError(f"name={name!r}: must be one of {', '.join(NAMES)}")
@@ -71,19 +70,15 @@ def corrupt(key, image, name, severity):
     return _corrupt(key, jnp.asarray(image), name, int(severity))
 
 
-def mean_corruption_error(errors):
+def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
     """Blur-only mean corruption error: the mean over the benchmark's four blurs of error / AlexNet's error.
 
-    Args:
-      errors: `{name: [e1, …, e5]}` for defocus_blur, glass_blur, motion_blur and zoom_blur, top-1 errors in
-        [0, 1] (not per cent) at severities 1 to 5.
+    1.0 is as bad as AlexNet. Multiply by 100 for the form papers print. It is not the 15-corruption mCE.
 
-    Returns:
-      A float; 1.0 is as bad as AlexNet. Multiply by 100 for the form papers print. It is not the
-      15-corruption mCE.
+    errors: `{name: [e1, …, e5]}` for defocus_blur, glass_blur, motion_blur and zoom_blur, top-1 errors in [0, 1] (not
+        per cent) at severities 1 to 5.
 
-    Raises:
-      ValueError: other names, another number of severities, an error outside [0, 1].
+    Raises ValueError for other names, another number of severities and an error outside [0, 1].
     """
     if set(errors) != set(ALEXNET_ERRORS):
         raise ValueError(f"errors: has {sorted(errors)}, must have exactly {sorted(ALEXNET_ERRORS)}")
@@ -94,7 +89,7 @@ def mean_corruption_error(errors):
 
 
 @functools.partial(jax.jit, static_argnames=("name", "severity"))
-def _corrupt(key, image, name, severity):
+def _corrupt(key: Key[Array, ""], image: Image, name: str, severity: int) -> Image:
     blurs = {
         "gaussian_blur": lambda: _gaussian(image, _GAUSSIAN[severity - 1]),
         "defocus_blur": lambda: _defocus(image, *_DEFOCUS[severity - 1]),
@@ -105,13 +100,13 @@ def _corrupt(key, image, name, severity):
     return blurs[name]()
 
 
-def _gaussian(image, sigma):
+def _gaussian(image: Image, sigma: float) -> Image:
     """`skimage.filters.gaussian` with its defaults: border "nearest", radius int(4 σ + 0.5)."""
     taps = psf.gaussian_taps(jnp.full(1, sigma), 2 * int(4 * sigma + 0.5) + 1)
     return _truncate(convolve.separable(image[None].astype(jnp.float32), taps, border="edge")[0])
 
 
-def _defocus(image, radius, alias_blur):
+def _defocus(image: Image, radius: int, alias_blur: float) -> Image:
     kernel = jnp.asarray(defocus_kernel(radius, alias_blur))
     blurred = convolve.depthwise(image[None].astype(jnp.float32), kernel[None])[0]
     # The original's float32 kernels of severities 1 to 3 sum to just under 1: flat areas lose a level to
@@ -119,8 +114,8 @@ def _defocus(image, radius, alias_blur):
     return _truncate(blurred - 2e-4)
 
 
-def defocus_kernel(radius, alias_blur):
-    """A hard disk smoothed by a small Gaussian, `float32[k, k]`.
+def defocus_kernel(radius: int, alias_blur: float) -> Float32[np.ndarray, "k k"]:
+    """A hard disk smoothed by a small Gaussian.
 
     The smoothing reflects at the border of the grid, which the disks of severities 4 and 5 touch, and is not
     normalised afterwards: they sum to 1.0130 and 1.0108, and brighten the image by as much.
@@ -138,12 +133,14 @@ def defocus_kernel(radius, alias_blur):
     return kernel.astype(np.float32)
 
 
-def _motion(key, image, radius, sigma):
+def _motion(key: Key[Array, ""], image: Image, radius: int, sigma: float) -> Image:
     return motion_at_angle(image, radius, sigma, jax.random.uniform(key, (), minval=-45, maxval=45))
 
 
-def motion_at_angle(image, radius, sigma, angle):
-    """ImageMagick's `-motion-blur {radius}x{sigma}+{angle}`, angle in degrees: `uint8[H, W, 3]` -> the same.
+def motion_at_angle(
+    image: UInt8[Array, "h w 3"], radius: int, sigma: float, angle: Float[ArrayLike, ""]
+) -> UInt8[Array, "h w 3"]:
+    """ImageMagick's `-motion-blur {radius}x{sigma}+{angle}`, angle in degrees.
 
     A half Gaussian of 2·radius + 1 taps along a ray from the pixel, each at the nearest whole pixel; the
     edge pixel is repeated; the fraction of a level is cut off, as version 6.9 does when it writes 8 bits.
@@ -163,7 +160,7 @@ def motion_at_angle(image, radius, sigma, angle):
     return _truncate(blurred)
 
 
-def _zoom(image, stop, step):
+def _zoom(image: Image, stop: float, step: float) -> Image:
     """The mean of the image with itself enlarged by 1, 1 + step, … and cut back to its size."""
     image = image.astype(jnp.float32)
     factors = np.arange(1, stop, step)  # 12, 16, 11, 13, 11 of them: rounding lets `stop` in at times
@@ -171,7 +168,7 @@ def _zoom(image, stop, step):
     return _truncate(total / (len(factors) + 1))
 
 
-def _enlarge(image, factor, axis):
+def _enlarge(image: Float32[Array, "h w c"], factor: float, axis: int) -> Float32[Array, "h w c"]:
     """`scipy.ndimage.zoom(order=1)` of the centre along one axis, cut to the image's size."""
     size = image.shape[axis]
     source = int(np.ceil(size / factor))
@@ -183,7 +180,7 @@ def _enlarge(image, factor, axis):
     return jnp.take(image, low, axis) * (1 - weight) + jnp.take(image, low + 1, axis) * weight
 
 
-def _glass(key, image, sigma, reach, rounds):
+def _glass(key: Key[Array, ""], image: Image, sigma: float, reach: int, rounds: int) -> Image:
     height, width = image.shape[:2]
     offsets = jax.random.randint(key, (rounds, height, width, 2), -reach, reach)
     image = _gaussian(image, sigma)
@@ -192,8 +189,10 @@ def _glass(key, image, sigma, reach, rounds):
     return _gaussian(image, sigma)
 
 
-def shuffle(image, offsets, reach):
-    """One round of the glass blur's pixel "swaps": `uint8[H, W, C]`, `int32[H, W, 2]` (dy, dx) -> the image.
+def shuffle(
+    image: UInt8[Array, "h w c"], offsets: Int32[Array, "h w 2"], reach: int
+) -> UInt8[Array, "h w c"]:
+    """One round of the glass blur's pixel "swaps", by offsets (dy, dx).
 
     The original walks from the bottom right, over rows and columns in [reach + 1, size - reach], and swaps
     NumPy views: both pixels end up with the neighbour's value. So the walk only copies, each pixel once,
@@ -216,7 +215,7 @@ def shuffle(image, offsets, reach):
     return image.reshape(-1, channels)[source[step]].reshape(image.shape)
 
 
-def _truncate(values):
+def _truncate(values: Float32[Array, "h w c"]) -> Image:
     """To uint8 as the original does, by cutting the fraction off.
 
     A level that float32 misses by a rounding error counts as reached; float64, there, misses by far less.

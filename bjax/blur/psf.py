@@ -12,12 +12,15 @@ end, and any σ is allowed: `check_cut` warns where its kernel is too small.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Float32, Real
 
 from bjax import specs
 from bjax.specs import check_kernel_size
 
+Parameter = Real[ArrayLike, "*b"]  # a number, or a batch of any shape of them
 
-def check(name, value, low, high=np.inf, hint=""):
+
+def check(name: str, value: Parameter, low: float, high: float = np.inf, hint: str = "") -> None:
     """Raise ValueError unless `value` is finite and in [low, high]; traced values pass, they are not known
     yet."""
     if isinstance(value, jax.core.Tracer):
@@ -30,14 +33,14 @@ def check(name, value, low, high=np.inf, hint=""):
         raise ValueError(f"{name}={value[~fits].flat[0]:g}: must be {allowed}{hint}")
 
 
-def check_cut(sigma, kernel_size, stacklevel=3):
+def check_cut(sigma: Parameter, kernel_size: int, stacklevel: int = 3) -> None:
     """`specs.check_cut` of the largest of `sigma`; traced values pass, they are not known yet."""
     if not isinstance(sigma, jax.core.Tracer):
         specs.check_cut(float(np.max(sigma)), kernel_size, stacklevel + 1)
 
 
-def gaussian_taps(sigma, kernel_size=19):
-    """The 1-D Gaussian at x = -r..r, normalised over its taps: `f32[..., k]`.
+def gaussian_taps(sigma: Parameter, kernel_size: int = 19) -> Float32[Array, "*b k"]:
+    """The 1-D Gaussian at x = -r..r, normalised over its taps.
 
     torchvision's `GaussianBlur` and `cv2.getGaussianKernel` (for σ > 0) have the same taps. σ = 0 is the
     identity.
@@ -52,15 +55,14 @@ def gaussian_taps(sigma, kernel_size=19):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def gaussian(sigma, kernel_size=19):
-    """The isotropic Gaussian of standard deviation `sigma` ≥ 0: `f32[..., k, k]`, outer product of
-    `gaussian_taps`."""
+def gaussian(sigma: Parameter, kernel_size: int = 19) -> Float32[Array, "*b k k"]:
+    """The isotropic Gaussian of standard deviation `sigma` ≥ 0, outer product of `gaussian_taps`."""
     taps = gaussian_taps(sigma, kernel_size)
     return taps[..., :, None] * taps[..., None, :]
 
 
-def motion(length, angle, kernel_size=21):
-    """Uniform motion along a straight line of `length` ≥ 1 pixels at `angle` radians: `f32[..., k, k]`.
+def motion(length: Parameter, angle: Parameter, kernel_size: int = 21) -> Float32[Array, "*b k k"]:
+    """Uniform motion along a straight line of `length` ≥ 1 pixels at `angle` radians.
 
     The line of zero width in the textbook PSF has no values on a pixel grid. Here each pixel weighs max(0,
     1 - d), with d its distance to the centred segment of length L - 1: a line one pixel wide with soft
@@ -72,11 +74,7 @@ def motion(length, angle, kernel_size=21):
     check("length", length, 1, kernel_size, " (kernel_size): pass a larger odd kernel_size")
     check("angle", angle, -np.inf)
     length, angle = jnp.broadcast_arrays(jnp.asarray(length, jnp.float32), jnp.asarray(angle, jnp.float32))
-    length, cos, sin = (
-        length[..., None, None],
-        jnp.cos(angle)[..., None, None],
-        jnp.sin(angle)[..., None, None],
-    )
+    length, cos, sin = (value[..., None, None] for value in (length, jnp.cos(angle), jnp.sin(angle)))
     x = jnp.arange(kernel_size, dtype=jnp.float32) - kernel_size // 2
     y = -x[:, None]  # rows count downwards, angles turn upwards
     half = jnp.maximum(length - 1, 0) / 2
@@ -86,9 +84,8 @@ def motion(length, angle, kernel_size=21):
     return weights / weights.sum((-2, -1), keepdims=True)
 
 
-def defocus(radius, kernel_size=21):
-    """The disk of `radius` ≥ 0 pixels: `f32[..., k, k]`, each pixel weighing the exact area the disk covers
-    of it.
+def defocus(radius: Parameter, kernel_size: int = 21) -> Float32[Array, "*b k k"]:
+    """The disk of `radius` ≥ 0 pixels, each pixel weighing the exact area the disk covers of it.
 
     R ≤ 1/2 lies inside one pixel and is the identity. `radius` ≤ `kernel_size / 2` always fits.
     """
@@ -101,13 +98,13 @@ def defocus(radius, kernel_size=21):
     return weights / weights.sum((-2, -1), keepdims=True)
 
 
-def _hypot(x, y):
+def _hypot(x: Array, y: Array) -> Array:
     """sqrt(x² + y²) with gradient 0, not NaN, at the origin."""
     square = x * x + y * y
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def _area_from_centre(radius, x, y):
+def _area_from_centre(radius: Array, x: Array, y: Array) -> Array:
     """Area of the disk inside the rectangle from its centre to the corner (x, y), negative where x·y is."""
     a, b = jnp.minimum(jnp.abs(x), radius), jnp.minimum(jnp.abs(y), radius)
     chord = jnp.minimum(_leg(radius, b), a)  # the disk reaches height b up to here
@@ -115,14 +112,14 @@ def _area_from_centre(radius, x, y):
     return jnp.sign(x) * jnp.sign(y) * (b * chord + curved)
 
 
-def _leg(radius, a):
+def _leg(radius: Array, a: Array) -> Array:
     """√(R² − a²), as a product that is exactly 0 at a = R, with gradient 0 there."""
     square = (radius - a) * (radius + a)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 @jax.custom_jvp
-def _area_under_arc(radius, a):
+def _area_under_arc(radius: Array, a: Array) -> Array:
     """∫₀ᵃ √(R² − u²) du for 0 ≤ a ≤ R."""
     leg = _leg(radius, a)
     # Not arcsin(a / R), which is ill-conditioned at a = R.
@@ -130,7 +127,7 @@ def _area_under_arc(radius, a):
 
 
 @_area_under_arc.defjvp
-def _area_under_arc_jvp(primals, tangents):
+def _area_under_arc_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     # The rule of Leibniz; differentiating the formula instead subtracts two infinities at a = R.
     (radius, a), (d_radius, d_a) = primals, tangents
     leg = _leg(radius, a)

@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float32, Int32, Key
 
 from bjax.blur import convolve, psf
+from bjax.blur.convolve import Images
 from bjax.specs import KINDS, BlurSpec
 
 
 class Params(NamedTuple):
-    """What was drawn, `f32[B]` each; 0 where the image's kind does not use it (never NaN)."""
+    """What was drawn; 0 where the image's kind does not use it (never NaN)."""
 
-    sigma: jax.Array
-    length: jax.Array
-    angle: jax.Array
-    radius: jax.Array
-    noise: jax.Array
+    sigma: Float32[Array, " b"]
+    length: Float32[Array, " b"]
+    angle: Float32[Array, " b"]
+    radius: Float32[Array, " b"]
+    noise: Float32[Array, " b"]
 
 
 SHARP = BlurSpec({"sharp": 1})
@@ -33,21 +35,19 @@ PAPER2 = BlurSpec(
 SPECS = {"sharp": SHARP, "paper1_blurred": PAPER1_BLURRED, "paper1_mix": PAPER1_MIX, "paper2": PAPER2}
 
 
-def draw(key, images, spec):
-    """Blur every image by its own draw from `spec`.
+def draw(
+    key: Key[Array, " b"], images: Float[Array, "b h w c"], spec: BlurSpec
+) -> tuple[Float[Array, "b h w c"], Int32[Array, " b"], Params]:
+    """Blur every image by its own draw from `spec`: `(images, kind, params)`.
 
-    Args:
-      key: `[B]` typed keys (`jax.random.key`), one per image. An image's draw depends on its key alone: not
-        on its batch, its place in it, or the device.
-      images: float32 or bfloat16 `[B, H, W, C]` in [0, 1].
-      spec: a BlurSpec; static under jit.
+    The blurred images have the shape and dtype of the given ones; kind holds indices into `KINDS`.
 
-    Returns:
-      `(images, kind, params)`: the blurred images in the same shape and dtype, `int32[B]` indices into
-      `KINDS`, and `Params`.
+    key: typed keys (`jax.random.key`), one per image. An image's draw depends on its key alone: not on its batch, its
+        place in it, or the device.
+    images: float32 or bfloat16 in [0, 1].
+    spec: static under jit.
 
-    Raises:
-      ValueError: keys that are not one typed key per image, images that are not a float batch.
+    Raises ValueError for keys that are not one typed key per image and images that are not a float batch.
     """
     batch = convolve.check_images(images)
     convolve.check_keys(key, batch)
@@ -55,7 +55,7 @@ def draw(key, images, spec):
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def _draw(key, images, spec):
+def _draw(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> tuple[Images, Int32[Array, " b"], Params]:
     kind, params, noise_key = jax.vmap(lambda k: _draw_one(k, spec))(key)
     blurred = convolve.by_platform(
         functools.partial(_apply_one, spec), functools.partial(_apply_batched, spec), images, kind, params
@@ -67,7 +67,8 @@ def _draw(key, images, spec):
     return blurred, kind, params
 
 
-def _draw_one(key, spec):
+def _draw_one(key: Key[Array, ""], spec: BlurSpec) -> tuple[Int32[Array, ""], Params, Key[Array, ""]]:
+    """The kind and parameters of one image, scalars, and the key of its noise."""
     draw_key, noise_key = jax.random.split(key)
     kind_u, *param_u = jax.random.uniform(draw_key, (1 + len(Params._fields),))
     names, probabilities = zip(*spec.kinds, strict=True)
@@ -82,8 +83,8 @@ def _draw_one(key, spec):
     return kind, Params(**params), noise_key
 
 
-def _apply_one(spec, image, kind, params):
-    """Only the drawn blur is computed."""
+def _apply_one(spec: BlurSpec, image: Array, kind: Int32[Array, ""], params: Params) -> Array:
+    """One image `[H, W, C]`: only the drawn blur is computed."""
     blurs = {
         "sharp": lambda image, p: image,
         "gaussian": lambda image, p: convolve.separable(image, psf.gaussian_taps(p.sigma, spec.kernel_size)),
@@ -96,7 +97,7 @@ def _apply_one(spec, image, kind, params):
     return lax.switch(branch, [blurs[name] for name in names], image, params)[0]
 
 
-def _apply_batched(spec, images, kind, params):
+def _apply_batched(spec: BlurSpec, images: Images, kind: Int32[Array, " b"], params: Params) -> Images:
     """A Gaussian pass, then a motion-or-defocus pass, each the exact identity for images of another kind."""
     names = [name for name, _ in spec.kinds]
     if "gaussian" in names:

@@ -2,7 +2,7 @@
 
 A σ map is `f32[B, H, W]` in pixels; 0 is sharp. Each output pixel is the mean of its surroundings under the
 Gaussian of its own σ (a gather: sharp pixels next to a blurred region stay sharp, and nothing is normalised
-afterwards).
+afterwards). Images keep their shape and dtype.
 """
 
 import functools
@@ -10,23 +10,21 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Float32, Key
 
 from bjax.blur import convolve, psf
+from bjax.blur.convolve import Images, PerImage
 
 
-def gaussian(images, sigma_map, *, kernel_size=19):
+def gaussian(
+    images: Float[Array, "b h w c"], sigma_map: Float32[Array, "b h w"], *, kernel_size: int = 19
+) -> Float[Array, "b h w c"]:
     """Gaussian blur with a σ per pixel; a constant map equals `bjax.blur.gaussian`.
 
-    Args:
-      images: float `[B, H, W, C]`.
-      sigma_map: `f32[B, H, W]`, pixels, ≥ 0.
-      kernel_size: side of the kernel, odd and static. Costs kernel_size² passes, not 2·kernel_size.
+    sigma_map: pixels, ≥ 0.
+    kernel_size: side of the kernel, odd and static. Costs kernel_size² passes, not 2·kernel_size.
 
-    Returns:
-      The blurred images, same shape and dtype.
-
-    Raises:
-      ValueError: images that are not a float batch, a map of another size, an even kernel_size, σ < 0.
+    Raises ValueError for images that are not a float batch, a map of another size, an even kernel_size and σ < 0.
     """
     convolve.check_images(images)
     if sigma_map.shape != images.shape[:3]:
@@ -40,7 +38,7 @@ def gaussian(images, sigma_map, *, kernel_size=19):
 
 
 @functools.partial(jax.jit, static_argnames="kernel_size")
-def _gaussian(images, sigma_map, kernel_size):
+def _gaussian(images: Images, sigma_map: Float32[Array, "b h w"], kernel_size: int) -> Images:
     height, width = images.shape[1:3]
 
     def batched(images, sigma_map):
@@ -61,22 +59,24 @@ def _gaussian(images, sigma_map, kernel_size):
     return convolve.by_platform(one, batched, images, sigma_map).astype(images.dtype)
 
 
-def regions(key, images, sigma, *, count=3, size=(0.2, 0.5), kernel_size=19):
+def regions(
+    key: Key[Array, " b"],
+    images: Float[Array, "b h w c"],
+    sigma: PerImage,
+    *,
+    count: int = 3,
+    size: tuple[float, float] = (0.2, 0.5),
+    kernel_size: int = 19,
+) -> tuple[Float[Array, "b h w c"], Float32[Array, "b h w"]]:
     """Gaussian blur inside random rectangles, sharp outside.
 
-    Args:
-      key: `[B]` typed keys, one per image.
-      images: float `[B, H, W, C]`.
-      sigma: σ inside the rectangles, pixels, scalar or `[B]`.
-      count: rectangles per image; they may overlap.
-      size: range of their sides, as fractions of the image's, in [0, 1].
-      kernel_size: side of the kernel, odd and static.
+    key: typed keys, one per image.
+    sigma: σ inside the rectangles, pixels.
+    count: rectangles per image; they may overlap.
+    size: range of their sides, as fractions of the image's, in [0, 1].
+    kernel_size: side of the kernel, odd and static.
 
-    Returns:
-      `(images, sigma_map)`: the images, same shape and dtype, and `f32[B, H, W]`.
-
-    Raises:
-      ValueError: as `bjax.blur.gaussian`; wrong keys, count < 1, a size that is no range within [0, 1].
+    Raises ValueError as `bjax.blur.gaussian`, and for wrong keys, count < 1 and a size that is no range within [0, 1].
     """
     batch = convolve.check_images(images)
     convolve.check_keys(key, batch)
@@ -102,22 +102,22 @@ def regions(key, images, sigma, *, count=3, size=(0.2, 0.5), kernel_size=19):
     return jnp.where(mask[..., None], blurred, images), sigma_map
 
 
-def ramp(key, images, near, far, *, kernel_size=19):
-    """Gaussian blur that grows linearly across the image in a random direction, as on a plane tilted in
-    depth.
+def ramp(
+    key: Key[Array, " b"],
+    images: Float[Array, "b h w c"],
+    near: PerImage,
+    far: PerImage,
+    *,
+    kernel_size: int = 19,
+) -> tuple[Float[Array, "b h w c"], Float32[Array, "b h w"]]:
+    """Gaussian blur that grows linearly across the image in a random direction, as on a plane tilted in depth.
 
-    Args:
-      key: `[B]` typed keys, one per image.
-      images: float `[B, H, W, C]`.
-      near: σ at one end of the image, pixels, scalar or `[B]`.
-      far: σ at the other end, likewise.
-      kernel_size: side of the kernel, odd and static.
+    key: typed keys, one per image.
+    near: σ at one end of the image, pixels.
+    far: σ at the other end, likewise; the map returned goes from near to far.
+    kernel_size: side of the kernel, odd and static.
 
-    Returns:
-      `(images, sigma_map)`: the images, same shape and dtype, and `f32[B, H, W]`, from near to far.
-
-    Raises:
-      ValueError: as `gaussian`; wrong keys.
+    Raises ValueError as `gaussian`, and for wrong keys.
     """
     batch = convolve.check_images(images)
     convolve.check_keys(key, batch)

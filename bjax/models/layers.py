@@ -10,14 +10,17 @@ larger. Weights from files bring torch's statistics with them.
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32
 
 MOMENTUM = 0.9  # share of the running statistics that a step keeps; torch counts the other share, 0.1
 
 
-def max_pool(x, window: int, stride: int, *, padding: int = 0, ceil: bool = False):
-    """`torch.nn.MaxPool2d(window, stride, padding, ceil_mode=ceil)` of `[B, H, W, C]`; borders are -inf."""
+def max_pool(
+    x: Float[Array, "b h w c"], window: int, stride: int, *, padding: int = 0, ceil: bool = False
+) -> Float[Array, "b rows columns c"]:
+    """`torch.nn.MaxPool2d(window, stride, padding, ceil_mode=ceil)`; borders are -inf."""
 
-    def border(size):
+    def border(size: int) -> tuple[int, int]:
         # Rounding up means that the last window may hang over the far edge by less than one stride.
         return padding, padding + (window - size - 2 * padding) % stride * ceil
 
@@ -26,14 +29,14 @@ def max_pool(x, window: int, stride: int, *, padding: int = 0, ceil: bool = Fals
     )
 
 
-def global_average(x):
-    """The mean of every channel, float32: `[B, H, W, C]` to `[B, C]`; ValueError where no pixel is left."""
+def global_average(x: Float[Array, "b h w c"]) -> Float32[Array, "b c"]:
+    """The mean of every channel; ValueError where no pixel is left."""
     _check(x)  # the mean of nothing is NaN
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
-def adaptive_average_pool(x, size: int):
-    """`torch.nn.AdaptiveAvgPool2d(size)`: `[B, H, W, C]` to `[B, size, size, C]`; the bins may overlap."""
+def adaptive_average_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
+    """`torch.nn.AdaptiveAvgPool2d(size)`; the bins may overlap."""
     _check(x)
     if x.shape[1:3] == (size, size):
         return x
@@ -41,13 +44,13 @@ def adaptive_average_pool(x, size: int):
     return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns).astype(x.dtype)
 
 
-def _check(x):
+def _check(x: Float[Array, "b h w c"]) -> None:
     if not x.size:
         raise ValueError(f"nothing left to pool, feature map of shape {x.shape}: the images are too small")
 
 
-def _bins(length: int, size: int):
-    """`float32[size, length]`: row i averages from floor(i·length/size) to ceil((i+1)·length/size)."""
+def _bins(length: int, size: int) -> Float32[np.ndarray, "size length"]:
+    """Row i averages from floor(i·length/size) to ceil((i+1)·length/size)."""
     i = np.arange(size)[:, None]
     position = np.arange(length)
     inside = (position >= i * length // size) & (position < -(-(i + 1) * length // size))
