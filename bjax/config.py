@@ -89,8 +89,10 @@ def fill(config: dict) -> list[str]:
         if config.get(key) == off:
             del config[key]
     filled = list(_fill(config, specs.Run, ""))
-    for condition in config.get("eval", {}).values():
-        filled += _fill(condition, specs.Condition, "eval.*.")
+    conditions = config.get("eval")
+    for condition in conditions.values() if isinstance(conditions, dict) else ():
+        if isinstance(condition, dict):
+            filled += _fill(condition, specs.Condition, "eval.*.")
     return list(dict.fromkeys(filled))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from bjax.report import figures, intervals
 from bjax.report.render import Figure, Mark, Table, Text, per_run, slug
 from bjax.report.runs import INSIDE, Row, Run, told_apart
-from bjax.report.words import BLUR_TYPES
+from bjax.specs import KINDS
 
 MEASURES = {  # what the scores of patches are
     "laplacian": "variance of the Laplacian",
@@ -200,7 +200,7 @@ def title(run: Run, shown: dict, i: int, masked: bool) -> str:
 
 
 def _class(run: Run, number: int) -> str:
-    names = run.classes or (BLUR_TYPES if run.config["task"] == "blur_type" else ())
+    names = run.classes or (KINDS if run.config["task"] == "blur_type" else ())
     name = names[number] if number < len(names) else f"class {number}"
     return name if len(name) <= 18 else f"{name[:17]}…"
 

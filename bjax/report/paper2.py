@@ -12,7 +12,8 @@ from bjax.report import figures, intervals
 from bjax.report.intervals import accuracy
 from bjax.report.render import Figure, Table
 from bjax.report.runs import Row, Run, number_text
-from bjax.report.words import BLUR_TYPES, kinds_of
+from bjax.report.words import kinds_of
+from bjax.specs import KINDS
 
 PAPER_ACCURACY = 97.8  # per cent, of its abstract
 STRENGTHS = {"gaussian": "σ", "motion": "length", "defocus": "radius"}  # pixels
@@ -47,9 +48,7 @@ def confusion(run: Run) -> list:
     rows = [row for row in run.rows if "confusion" in row.result]
     if run.config["task"] != "blur_type" or not rows:
         return []
-    drawing = figures.confusion(
-        {row.name: np.array(row.result["confusion"]) for row in rows}, list(BLUR_TYPES)
-    )
+    drawing = figures.confusion({row.name: np.array(row.result["confusion"]) for row in rows}, list(KINDS))
     n = ", ".join(
         f"{row.name}: {sum(map(sum, row.result['confusion'])):,} answers"
         + (f" of {row.seeds} seeds to the same images" if row.seeds > 1 else "")
@@ -62,12 +61,12 @@ def confusion(run: Run) -> list:
     body = []
     for row in rows:
         rates = stats.per_class(row.result["confusion"])
-        for name, counts, rate in zip(BLUR_TYPES, row.result["confusion"], rates, strict=True):
+        for name, counts, rate in zip(KINDS, row.result["confusion"], rates, strict=True):
             values = [
                 "" if rate[k] is None else f"{100 * rate[k]:.1f}" for k in ("precision", "recall", "f1")
             ]
             body.append([row.name, name, *map(str, counts), *values])
-    header = ["condition", "true", *BLUR_TYPES, "precision", "recall", "F1"]
+    header = ["condition", "true", *KINDS, "precision", "recall", "F1"]
     groups = (("", 2), ("predicted, images", 4), ("per cent", 3))
     blocks.append(Table(header, body, left=2, groups=groups))
     return blocks

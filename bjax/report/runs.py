@@ -9,7 +9,6 @@ import numpy as np
 
 from bjax import stats
 from bjax.report.words import (
-    CONTROLS,
     blur_text,
     effective,
     is_noisy,
@@ -19,6 +18,7 @@ from bjax.report.words import (
     model_text,
     value_text,
 )
+from bjax.specs import CONTROLS
 
 INSIDE = ("EViT", "ToMe")  # methods that lose tokens inside the model
 TRAINING = {"sharp": {"sharp": 1.0}, "blurred": {"gaussian": 1.0}, "mix": {"sharp": 0.5, "gaussian": 0.5}}

@@ -6,25 +6,12 @@ import math
 from collections.abc import Sequence
 
 from bjax import stats
+from bjax.options import affecting
 from bjax.report.runs import Row, Run
+from bjax.specs import Run as Options
 
 # Of a config: what decides neither weights nor results. Runs that differ in this and the seed alone are shown as one.
-IRRELEVANT = (
-    "seed",
-    "data.data_dir",
-    "data.threads",
-    "data.prefetch",
-    "eval_batch_size",
-    "eval_every",
-    "eval_only",
-    "gallery",
-    "log_every",
-    "checkpoint_every",
-    "checkpoint_keep",
-    "mask_quality",
-    "mesh",
-    "speed_rounds",
-)
+IRRELEVANT = ("seed", *affecting(Options, "nothing"))
 
 
 def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:

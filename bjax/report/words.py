@@ -2,8 +2,8 @@
 
 import re
 
-BLUR_TYPES = ("sharp", "gaussian", "motion", "defocus")  # in the order of labels and confusion matrices
-CONTROLS = ("random", "centre", "inverse")  # selectors without sharp and blurry ends
+from bjax.specs import CONTROLS, KINDS
+
 PAPER_BLUR = {"sigma": [1.0, 2.0], "kernel_size": 19, "noise": [0.0, 0.0]}  # paper 1's, of kind gaussian
 # What a config leaves out has these values.
 BLUR_DEFAULTS = {"kernel_size": 19, "psf_size": 21, "noise": [0.0, 0.0]}
@@ -19,7 +19,7 @@ BLUR_FIELDS = {
 
 def kinds_of(blur: dict) -> dict[str, float]:
     """The kinds of blur that occur, in the order of sharp, gaussian, motion, defocus."""
-    return {k: blur["kinds"][k] for k in BLUR_TYPES if blur["kinds"].get(k)}
+    return {k: blur["kinds"][k] for k in KINDS if blur["kinds"].get(k)}
 
 
 def is_noisy(blur: dict) -> bool:
