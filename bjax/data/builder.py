@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import filelock
 import tensorflow_datasets as tfds
@@ -29,37 +30,31 @@ class ReproducibleWriter(tfds.core.ExampleWriter):
     Protocol buffers leave that order open, and so it changes from process to process.
     """
 
-    def write(self, path, examples):
-        def in_order(record):
+    def write(self, path: epath.PathLike, examples: Iterable[tuple[object, bytes]]):
+        def in_order(record: bytes) -> bytes:
             return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
 
         return super().write(path, ((key, in_order(record)) for key, record in examples))
 
 
-def data_root(data_dir=None):
+def data_root(data_dir: str | os.PathLike | None = None) -> str:
     """The folder of all data sets: data_dir, or TFDS's default (TFDS_DATA_DIR, ~/tensorflow_datasets)."""
     # TFDS takes a TFDS_DATA_DIR that is set to nothing for the current folder.
     return os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR or "~/tensorflow_datasets")
 
 
-def prepare(builder, *, overwrite=False):
-    """Writes a builder's data set unless it is there already.
+def prepare(builder: tfds.core.DatasetBuilder, *, overwrite: bool = False) -> bool:
+    """Writes a builder's data set unless it is there already: True if it was written now, False if it was there.
 
     It is written beside its place and moved there when all is done, so a data set is there whole or not at
     all, and one that is written anew stays until then. A lock file beside it lets one process work while
     others wait for the result; the system releases it when that process dies, so whoever holds it may remove
     what a killed one left behind.
 
-    Args:
-      builder: a TFDS builder.
-      overwrite: write it anew if it is there. Whoever has the old one open (`loader.open_split`) goes on
-        reading it; it is gone when the last one closes it.
+    overwrite: write it anew if it is there. Whoever has the old one open (`loader.open_split`) goes on reading it; it
+        is gone when the last one closes it.
 
-    Returns:
-      True if the data set was written now, False if it was there.
-
-    Raises:
-      UserError: the builder refuses its input, or the folder cannot be written.
+    Raises UserError where the builder refuses its input or the folder cannot be written.
     """
     target = epath.Path(builder.data_dir)
     if _is_prepared(target) and not overwrite:
@@ -99,11 +94,10 @@ def prepare(builder, *, overwrite=False):
     return True
 
 
-def finish_swaps(folder):
+def finish_swaps(folder: epath.Path) -> None:
     """Puts the versions of a data set into place whose replacement was killed between its two renames.
 
-    Args:
-      folder: of the data set, which holds a folder a version.
+    folder: of the data set, which holds a folder a version.
     """
     for old in folder.glob("replaced_*"):
         target = folder / old.name.removeprefix("replaced_")
@@ -111,22 +105,22 @@ def finish_swaps(folder):
             _finish_swap(target)
 
 
-def _new(target):
+def _new(target: epath.Path) -> epath.Path:
     """Where a data set is written before it is moved to `target`."""
     return target.parent / f"new_{target.name}"
 
 
-def _old(target):
+def _old(target: epath.Path) -> epath.Path:
     """Where the data set that was in `target` is until the new one is there."""
     return target.parent / f"replaced_{target.name}"
 
 
-def _finish_swap(target):
+def _finish_swap(target: epath.Path) -> None:
     if not target.exists() and _old(target).exists():
         (_new(target) if _is_prepared(_new(target)) else _old(target)).rename(target)
 
 
-def dataset_info(builder, classes):
+def dataset_info(builder: tfds.core.DatasetBuilder, classes: Sequence[str]) -> tfds.core.DatasetInfo:
     """What a data set of images in classes declares: features image, label and file_name, images of any size."""
     return tfds.core.DatasetInfo(
         builder=builder,
@@ -141,36 +135,42 @@ def dataset_info(builder, classes):
     )
 
 
-def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda data: data):
+def intact(
+    files: Iterable[tuple[str, str, bytes | os.PathLike]],
+    *,
+    total: int,
+    title: str,
+    where: str | os.PathLike,
+    on_corrupt: str,
+    corrupt: dict[str, str],
+    convert: Callable[[bytes], bytes] = lambda data: data,
+) -> Iterator[tuple[str, dict]]:
     """The records of the images that decode, in order; decoding runs ahead in threads, under a progress bar.
 
-    Args:
-      files: iterable of (file_name, label, bytes, or the path of the file that holds them).
-      total: how many files there should be.
-      title: of the progress bar.
-      where: what the files come from, for the error.
-      on_corrupt: "raise", or "skip".
-      corrupt: {file_name: cause}; those that do not decode are added.
-      convert: bytes -> bytes to store in their place.
+    Yields file_name, {"image": bytes, "label": label, "file_name": file_name}.
 
-    Yields:
-      file_name, {"image": bytes, "label": label, "file_name": file_name}.
+    files: file_name, label, and the bytes or the path of the file that holds them.
+    total: how many files there should be.
+    title: of the progress bar.
+    where: what the files come from, for the error.
+    on_corrupt: "raise", or "skip".
+    corrupt: {file_name: cause}; those that do not decode are added.
+    convert: what is stored in their place.
 
-    Raises:
-      UserError: after the last file, if there are not as many as there should be, or any is corrupt and
-        on_corrupt is "raise".
+    Raises UserError after the last file, if there are not as many as there should be, or any is corrupt and on_corrupt
+    is "raise".
     """
     before = len(corrupt)
     threads = cores()
     waiting = collections.deque()
 
-    def check(data):
+    def check(data: bytes | os.PathLike) -> bytes:
         if isinstance(data, os.PathLike):
             data = decode.read(data)
         decode.decode(data)
         return convert(data)
 
-    def finish():
+    def finish() -> Iterator[tuple[str, dict]]:
         file_name, label, future = waiting.popleft()
         try:
             data = future.result()
@@ -193,31 +193,31 @@ def intact(files, *, total, title, where, on_corrupt, corrupt, convert=lambda da
 
     if count != total:
         raise UserError(f"{where} holds {count} images instead of {total}; get it again")
-    found = [f"{file_name} ({cause})" for file_name, cause in list(corrupt.items())[before:]]
-    if found and on_corrupt == "raise":
+    damaged = [f"{file_name} ({cause})" for file_name, cause in list(corrupt.items())[before:]]
+    if damaged and on_corrupt == "raise":
         raise UserError(
-            f"{where} holds {len(found)} corrupt images: {some(found)}; mend them, or leave them out with "
+            f"{where} holds {len(damaged)} corrupt images: {some(damaged)}; mend them, or leave them out with "
             "--on_corrupt=skip"
         )
-    print(f"{title}: shuffling and writing {total - len(found)} images", file=sys.stderr)
+    print(f"{title}: shuffling and writing {total - len(damaged)} images", file=sys.stderr)
 
 
-def cores():
+def cores() -> int:
     """How many of the machine's cores this process may use: fewer than it has, in many a cluster's job."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def some(names):
+def some(names: Sequence[str]) -> str:
     """A list of names for an error's one line: the first ten, and how many more there are."""
     names = [name.encode(errors="backslashreplace").decode() for name in names]  # a file's need be no UTF-8
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
-def _is_prepared(target):
+def _is_prepared(target: epath.Path) -> bool:
     return (target / "dataset_info.json").is_file()
 
 
-def _lock(target):
+def _lock(target: epath.Path) -> filelock.AcquireReturnProxy:
     lock = filelock.FileLock(target.parent / f".{target.name}.lock")
     try:
         return lock.acquire(blocking=False)

@@ -10,6 +10,8 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -25,9 +27,10 @@ LARGEST_FILE = 2**30  # bytes: of the most pixels that are decoded, uncompressed
 MOST_SCANS = 100  # of a JPEG, usually 1 or some 10; each goes over all pixels, and takes a few bytes
 # What begins a segment of a JPEG, or ends its image: no byte of compressed data (ff 00), restart or filler.
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+Range = tuple[float, float]  # low and high
 
 
-def find(paths):
+def find(paths: Iterable[Path]) -> list[Path]:
     """The files among `paths`, and the photographs in the folders among them, at any depth, sorted by path.
 
     Raises UserError for a path that does not exist and for a folder without photographs.
@@ -38,36 +41,35 @@ def find(paths):
             raise UserError(f"{path}: no such file or folder")
         if path.is_dir():
             # What is no regular file is kept: whoever reads it is told.
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
-            if not found:
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
+            if not inside:
                 raise UserError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
-            photos += found
+            photos += inside
         else:
             photos.append(path)
     return photos
 
 
-def read(path):
+def read(path: str | os.PathLike) -> bytes:
     """The bytes of an image file.
 
-    Raises:
-      ValueError: one line with the cause: there is none, it is a folder, a pipe or a device, or above `LARGEST_FILE`.
-      OSError: it cannot be read.
+    Raises ValueError of one line with the cause where there is none, it is a folder, a pipe or a device, or above
+    `LARGEST_FILE`, and OSError where it cannot be read.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         raise ValueError("no such file") from None
-    if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise ValueError("not a regular file")
-    if found.st_size > LARGEST_FILE:
-        raise ValueError(f"{found.st_size:,} bytes: image files are read up to {LARGEST_FILE:,}")
+    if status.st_size > LARGEST_FILE:
+        raise ValueError(f"{status.st_size:,} bytes: image files are read up to {LARGEST_FILE:,}")
     with open(path, "rb") as file:
         return file.read(LARGEST_FILE)
 
 
-def decode(data, *, exif_rotate=False):
-    """Decodes one image file to RGB.
+def decode(data: bytes, *, exif_rotate: bool = False) -> np.ndarray:
+    """Decodes one image file to RGB, uint8[H, W, 3].
 
     JPEG goes through libjpeg-turbo with the exact (not the fast) inverse DCT and chroma upsampling; CMYK
     JPEG and the other `FORMATS` through Pillow. Grey is repeated over the channels, 16 bits keep their
@@ -77,17 +79,12 @@ def decode(data, *, exif_rotate=False):
     Pixels are bounded as Pillow bounds them: width × height up to 2 × `PIL.Image.MAX_IMAGE_PIXELS`,
     178,956,970 unless that is set; above half of that Pillow warns.
 
-    Args:
-      data: the bytes of the file.
-      exif_rotate: turn the image upright as its EXIF orientation says. Data sets are read without (their
-        labels and published numbers were made without); photographs from a camera want it.
+    data: the bytes of the file.
+    exif_rotate: turn the image upright as its EXIF orientation says. Data sets are read without (their labels and
+        published numbers were made without); photographs from a camera want it.
 
-    Returns:
-      uint8[H, W, 3].
-
-    Raises:
-      ValueError: one line with the cause, for bytes that are empty, truncated, damaged or no image, and
-        for images above the bound.
+    Raises ValueError of one line with the cause, for bytes that are empty, truncated, damaged or no image, and for
+    images above the bound.
     """
     if not data:
         raise ValueError("empty file")
@@ -110,7 +107,7 @@ def decode(data, *, exif_rotate=False):
 
 
 @contextlib.contextmanager
-def opened(data):
+def opened(data: bytes) -> Iterator[Image.Image]:
     """The bytes of an image file as a Pillow image whose pixels are not decoded yet; errors are those of `decode`."""
     with _one_error(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         # Pillow unpacks these in Python: a thousand bytes can keep it busy for half a minute.
@@ -123,7 +120,7 @@ def opened(data):
         yield image
 
 
-def to_rgb(image, *, exif_rotate=False):
+def to_rgb(image: Image.Image, *, exif_rotate: bool = False) -> np.ndarray:
     """uint8[H, W, 3] of a Pillow image, with the rules and errors of `decode`; 32 bits a pixel are refused."""
     with _one_error():
         if exif_rotate:
@@ -139,7 +136,7 @@ def to_rgb(image, *, exif_rotate=False):
 
 
 @contextlib.contextmanager
-def _one_error():
+def _one_error() -> Iterator[None]:
     """Whatever Pillow raises on a damaged file, as a ValueError of one line."""
     try:
         yield
@@ -153,7 +150,7 @@ def _one_error():
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _scans(data):
+def _scans(data: bytes) -> int:
     """How many scans of a JPEG are decoded; what comes after its image, such as a film, is none."""
     place, scans, components = 2, 0, None
     while marker := MARKER.search(data, place):
@@ -171,34 +168,35 @@ def _scans(data):
     return scans
 
 
-def _is_within_bound(height, width):
+def _is_within_bound(height: int, width: int) -> bool:
     """Pillow's rule, for who does not go through Pillow."""
     return Image.MAX_IMAGE_PIXELS is None or height * width <= 2 * Image.MAX_IMAGE_PIXELS
 
 
-def random_resized_crop(rng, image, size, *, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """A crop of random area and aspect ratio, resized to a square: torchvision's `RandomResizedCrop` on PIL
-    images.
+def random_resized_crop(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    size: int,
+    *,
+    scale: Range = (0.08, 1.0),
+    ratio: Range = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A crop of random area and aspect ratio, resized to a square: torchvision's `RandomResizedCrop` on PIL images.
 
     Ten draws of an area uniform in `scale` and an aspect ratio log-uniform in `ratio`; if none fits, the
     largest central crop whose ratio is within `ratio`. Bilinear with antialiasing, so that training sees
     the resampling of evaluation.
 
-    Args:
-      rng: numpy Generator.
-      image: uint8[H, W, 3].
-      size: side of the result, pixels.
-      scale: range of the crop's share of the image's area.
-      ratio: range of the crop's width over its height.
-
-    Returns:
-      uint8[size, size, 3].
+    image: uint8[H, W, 3]; the crop is uint8[size, size, 3].
+    size: side of the result, pixels.
+    scale: range of the crop's share of the image's area.
+    ratio: range of the crop's width over its height.
     """
     top, left, height, width = _random_box(rng, *image.shape[:2], scale, ratio)
     return _resize(image[top : top + height, left : left + width], size, size)
 
 
-def random_crop(rng, image, size):
+def random_crop(rng: np.random.Generator, image: np.ndarray, size: int) -> np.ndarray:
     """A crop at a uniformly random place, pixels as they are: uint8[H, W, 3] -> uint8[size, size, 3].
 
     Resizing changes how sharp an image is; where the blur itself is the label, pixels must stay. Images
@@ -209,25 +207,21 @@ def random_crop(rng, image, size):
     return _cut(image, top, left, size)
 
 
-def center_crop(image, size, *, resize=None, interpolation="bilinear"):
-    """The central square after resizing the shorter side: torchvision's `ImageClassification` preset on PIL
-    images.
+def center_crop(
+    image: np.ndarray, size: int, *, resize: int | None = None, interpolation: str = "bilinear"
+) -> np.ndarray:
+    """The central square after resizing the shorter side: torchvision's `ImageClassification` preset on PIL images.
 
     The longer side becomes int(resize * long / short); the crop starts at round((H - size) / 2).
     Antialiased.
 
-    Args:
-      image: uint8[H, W, 3].
-      size: side of the crop, pixels.
-      resize: length of the shorter side before the crop, pixels; None crops the pixels as they are, after
-        extending an image smaller than `size` by reflection.
-      interpolation: of the resizing: "bilinear", or "bicubic" as timm's and vision_transformer's weights have it.
+    image: uint8[H, W, 3]; the crop is uint8[size, size, 3].
+    size: side of the crop, pixels.
+    resize: length of the shorter side before the crop, pixels; None crops the pixels as they are, after extending an
+        image smaller than `size` by reflection.
+    interpolation: of the resizing: "bilinear", or "bicubic" as timm's and vision_transformer's weights have it.
 
-    Returns:
-      uint8[size, size, 3].
-
-    Raises:
-      ValueError: resize is smaller than size.
+    Raises ValueError where resize is smaller than size.
     """
     if resize:
         if resize < size:
@@ -244,7 +238,7 @@ def center_crop(image, size, *, resize=None, interpolation="bilinear"):
     return _cut(image, top, left, size)
 
 
-def detailed_crops(image, size, number):
+def detailed_crops(image: np.ndarray, size: int, number: int) -> np.ndarray:
     """Up to `number` crops of an image, pixels as they are, those with the most detail first.
 
     Candidates tile the image: as many rows and columns of crops as fit, spread evenly from border to border. Their
@@ -252,13 +246,9 @@ def detailed_crops(image, size, number):
     too: smooth crops (sky, walls) do not show how an image is blurred. Unlike the variance of the Laplacian, the sum
     is not ruled by a few edges or by noise. Of a photograph that is sharp in parts, those parts come first.
 
-    Args:
-      image: uint8[H, W, 3]; one smaller than `size` is extended by reflection, as in training.
-      size: side of the crops, pixels.
-      number: how many at most.
-
-    Returns:
-      uint8[n, size, size, 3], 1 ≤ n ≤ number.
+    image: uint8[H, W, 3]; one smaller than `size` is extended by reflection, as in training.
+    size: side of the crops, pixels.
+    number: how many at most: the crops are uint8[n, size, size, 3], 1 ≤ n ≤ number.
     """
     rows, columns = (_spread(max(side, size), size) for side in image.shape[:2])
     places = [(top, left) for top in rows for left in columns]
@@ -266,23 +256,26 @@ def detailed_crops(image, size, number):
     return np.stack([_cut(image, *places[i], size) for i in best])
 
 
-def _spread(side, size):
+def _spread(side: int, size: int) -> Iterable[int]:
     """Where as many crops as fit into `side` start, at even distances; a single one is central."""
     number = side // size
     return np.linspace(0, side - size, number).round().astype(int) if number > 1 else [(side - size) // 2]
 
 
-def _detail(image):
+def _detail(image: np.ndarray) -> int:
     grey = image.sum(axis=-1, dtype=np.int32)
     return sum(int(np.abs(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
 
 
-def mirror(image):
+def mirror(image: np.ndarray) -> np.ndarray:
     """uint8[H, W, 3] flipped left to right; by Pillow, since copying from NumPy's reversed view is slower."""
     return np.asarray(Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
-def _random_box(rng, height, width, scale, ratio):
+def _random_box(
+    rng: np.random.Generator, height: int, width: int, scale: Range, ratio: Range
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop."""
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -300,14 +293,18 @@ def _random_box(rng, height, width, scale, ratio):
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def _resize(image, height, width, resample=Image.Resampling.BILINEAR):
+def _resize(
+    image: np.ndarray, height: int, width: int, resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     image = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(image.resize((width, height), resample))
 
 
-def _resize_center(image, height, width, size, resample):
+def _resize_center(
+    image: np.ndarray, height: int, width: int, size: int, resample: Image.Resampling
+) -> np.ndarray:
     """The central square of what `_resize` makes, to within rounding."""
     box = []
     for side, resized in zip(image.shape[1::-1], (width, height), strict=True):
@@ -318,7 +315,7 @@ def _resize_center(image, height, width, size, resample):
     return np.asarray(image.resize((size, size), resample, (left, top, right, bottom)))
 
 
-def _cut(image, top, left, size):
+def _cut(image: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
     """The square from there, extended by reflection where the image is smaller; after cutting, which bounds it."""
     image = image[top : top + size, left : left + size]
     missing = [size - side for side in image.shape[:2]]

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -16,6 +17,7 @@ SPLITS = {
     "validation": "validation",
     "test": "test",
 }
+Tree = dict[str, dict[str, dict[str, Path]]]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -26,17 +28,14 @@ with tfds.core.registered.skip_registration():
 
         VERSION = tfds.core.Version("1.0.0")
 
-        def __init__(self, *, name, source, on_corrupt="raise", **kwargs):
+        def __init__(self, *, name: str, source: str | os.PathLike, on_corrupt: str = "raise", **kwargs):
             """Constructs the builder.
 
-            Args:
-              name: of the data set.
-              source: the folder that holds train/, val/ or test/.
-              on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
-              **kwargs: of TFDS's builder: data_dir.
+            source: the folder that holds train/, val/ or test/.
+            on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
+            kwargs: of TFDS's builder: data_dir.
 
-            Raises:
-              UserError: the name cannot be used, or the tree is not as it should be.
+            Raises UserError where the name (of the data set) cannot be used or the tree is not as it should be.
             """
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise UserError(
@@ -54,14 +53,14 @@ with tfds.core.registered.skip_registration():
                 raise UserError(f"--source={source} cannot be read: {error}") from None
             super().__init__(file_format="array_record", **kwargs)
 
-        def _info(self):
+        def _info(self) -> tfds.core.DatasetInfo:
             return dataset_info(self, _classes(self._tree))
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
             del dl_manager
             return {split: self._generate_examples(split) for split in self._tree}
 
-        def _generate_examples(self, split):
+        def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
             files = (
                 (file_name, label, path)
                 for label, images in self._tree[split].items()
@@ -77,20 +76,15 @@ with tfds.core.registered.skip_registration():
             )
 
 
-def scan(source):
-    """Lists an ImageFolder tree.
+def scan(source: Path) -> tuple[Tree, list[Path]]:
+    """Lists an ImageFolder tree: {split: {class: {"class/…/image": path}}}, and the files and folders that are no part
+    of it.
 
-    Args:
-      source: folder that holds train/, val/ (or valid/, validation/) or test/, each with a folder a class;
-        images may lie deeper in these. Hidden files and folders are passed over.
+    source: folder that holds train/, val/ (or valid/, validation/) or test/, each with a folder a class; images may lie
+        deeper in these. Hidden files and folders are passed over.
 
-    Returns:
-      ({split: {class: {"class/…/image": path}}}, the files and folders that are no part of it).
-
-    Raises:
-      UserError: no such split, one split twice, a class without images, a class that train has not, names that
-        cannot be stored, links in a circle.
-      OSError: a folder cannot be read.
+    Raises UserError for no such split, one split twice, a class without images, a class that train has not, names that
+    cannot be stored and links in a circle; OSError where a folder cannot be read.
     """
     if not source.is_dir():
         raise UserError(f"--source={source} is no folder")
@@ -133,12 +127,14 @@ def scan(source):
     return tree, ignored
 
 
-def _visible(folder):
+def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _images(folder, ignored):
-    def fail(error):
+def _images(folder: Path, ignored: list[Path]) -> dict[str, Path]:
+    """The images of a class; what is none is added to `ignored`."""
+
+    def fail(error: OSError):
         raise error
 
     images = {}
@@ -160,5 +156,5 @@ def _images(folder, ignored):
     return images
 
 
-def _classes(tree):
+def _classes(tree: Tree) -> list[str]:
     return sorted(tree["train"] if "train" in tree else set().union(*tree.values()))

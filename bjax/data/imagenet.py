@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import io
 import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import tensorflow_datasets as tfds
 from PIL import Image
@@ -14,6 +16,7 @@ from bjax.data import decode
 from bjax.data.builder import intact, some
 from bjax.errors import UserError
 
+File = tuple[str, str, bytes]  # file name, class, content
 TARS = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 
 
@@ -40,15 +43,22 @@ with tfds.core.registered.skip_registration():
 
         name = "imagenet2012"
 
-        def __init__(self, *, manual_dir, splits=tuple(TARS), on_corrupt="raise", counts=COMPLETE, **kwargs):
+        def __init__(
+            self,
+            *,
+            manual_dir: str,
+            splits: Iterable[str] = tuple(TARS),
+            on_corrupt: str = "raise",
+            counts: Counts = COMPLETE,
+            **kwargs,
+        ):
             """Constructs the builder.
 
-            Args:
-              manual_dir: folder of the official tars.
-              splits: which of train and validation to write.
-              on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
-              counts: what the tars must hold.
-              **kwargs: of TFDS's builder: data_dir.
+            manual_dir: folder of the official tars.
+            splits: which of train and validation to write.
+            on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
+            counts: what the tars must hold.
+            kwargs: of TFDS's builder: data_dir.
             """
             self.corrupt = {}
             self._paths = {split: Path(manual_dir).expanduser() / TARS[split] for split in splits}
@@ -56,7 +66,7 @@ with tfds.core.registered.skip_registration():
             self._counts = counts
             super().__init__(file_format="array_record", **kwargs)
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
             del dl_manager
             missing = [path for path in self._paths.values() if not path.is_file()]
             if missing:
@@ -74,7 +84,7 @@ with tfds.core.registered.skip_registration():
                 files["validation"] = validation_files(self._paths["validation"], self._counts.validation)
             return {split: self._generate_examples(split, files[split]) for split in files}
 
-        def _generate_examples(self, split, files):
+        def _generate_examples(self, split: str, files: Iterable[File]) -> Iterator[tuple[str, dict]]:
             return intact(
                 files,
                 total=getattr(self._counts, split),
@@ -86,31 +96,26 @@ with tfds.core.registered.skip_registration():
             )
 
 
-def train_files(path, classes, count):
+def train_files(path: Path, classes: Iterable[str], count: int) -> Iterator[File]:
     """Checks that the tar of training images holds a tar a class, and reads these.
 
-    Args:
-      path: of the tar.
-      classes: the names that classes can have.
-      count: how many of them there must be.
+    path: of the tar.
+    classes: the names that classes can have.
+    count: how many of them there must be.
 
-    Returns:
-      Iterator of (file name, class, bytes).
-
-    Raises:
-      UserError: a class is missing or unknown, or the tar is damaged (this also while iterating).
+    Raises UserError where a class is missing or unknown, or the tar is damaged (this also while iterating).
     """
     with _open(path) as tar:
-        found = {Path(member.name).stem for member in _members(tar)}
-    if unknown := sorted(found - set(classes)):
+        held = {Path(member.name).stem for member in _members(tar)}
+    if unknown := sorted(held - set(classes)):
         raise UserError(f"imagenet2012: {path} holds {some(unknown)}, no classes of ImageNet")
-    if len(found) != count:
-        lacks = some(sorted(set(classes) - found))
+    if len(held) != count:
+        lacks = some(sorted(set(classes) - held))
         raise UserError(
-            f"imagenet2012: {path} holds {len(found)} classes of {count}, lacking {lacks}; get it again"
+            f"imagenet2012: {path} holds {len(held)} classes of {count}, lacking {lacks}; get it again"
         )
 
-    def read():
+    def read() -> Iterator[File]:
         with _open(path) as tar:
             for member in _members(tar):
                 with _open(path, tar.extractfile(member)) as images:
@@ -120,32 +125,27 @@ def train_files(path, classes, count):
     return read()
 
 
-def validation_files(path, count):
+def validation_files(path: Path, count: int) -> Iterator[File]:
     """Checks that the tar of validation images holds exactly the images 1 to count, and reads them.
 
     Labels belong to the sorted names; since all names are checked, none can shift.
 
-    Args:
-      path: of the tar.
-      count: how many images there must be.
+    path: of the tar.
+    count: how many images there must be.
 
-    Returns:
-      Iterator of (file name, class, bytes).
-
-    Raises:
-      UserError: an image is missing or unknown, or the tar is damaged (this also while iterating).
+    Raises UserError where an image is missing or unknown, or the tar is damaged (this also while iterating).
     """
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, count + 1)]
     with _open(path) as tar:
-        found = {Path(member.name).name for member in _members(tar)}
-    if lacks := sorted(set(names) - found):
+        held = {Path(member.name).name for member in _members(tar)}
+    if lacks := sorted(set(names) - held):
         raise UserError(f"imagenet2012: {path} lacks {some(lacks)} of {count} images; get it again")
-    if extra := sorted(found - set(names)):
+    if extra := sorted(held - set(names)):
         raise UserError(f"imagenet2012: {path} holds {some(extra)} besides {names[0]} to {names[-1]}")
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     label_of = dict(zip(names, labels, strict=False))
 
-    def read():
+    def read() -> Iterator[File]:
         with _open(path) as tar:
             for member in _members(tar):
                 name = Path(member.name).name
@@ -154,7 +154,7 @@ def validation_files(path, count):
     return read()
 
 
-def as_rgb_jpeg(data):
+def as_rgb_jpeg(data: bytes) -> bytes:
     """Bytes of an image file: RGB and grey JPEG as they are, all else as RGB JPEG of quality 100, as in TFDS.
 
     ImageNet holds 22 CMYK images and a PNG, all named .JPEG; they are told by their content.
@@ -168,7 +168,7 @@ def as_rgb_jpeg(data):
 
 
 @contextlib.contextmanager
-def _open(path, file=None):
+def _open(path: Path, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path, mode="r:", fileobj=file) as tar:
             yield tar
@@ -176,9 +176,9 @@ def _open(path, file=None):
         raise UserError(f"imagenet2012: {path} is truncated or no tar ({error}); get it again") from error
 
 
-def _members(tar):
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     return (member for member in tar if member.isfile())
 
 
-def _read(tar, member):
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return tar.extractfile(member).read(decode.LARGEST_FILE)  # a sparse member can be larger than its tar

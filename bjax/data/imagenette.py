@@ -1,6 +1,7 @@
 """Imagenette: ten classes of ImageNet, distributed as a folder of images in an archive."""
 
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import requests
@@ -28,11 +29,11 @@ with tfds.core.registered.skip_registration():
         def __init__(self, **kwargs):
             super().__init__(file_format="array_record", **kwargs)
 
-        def _info(self):
+        def _info(self) -> tfds.core.DatasetInfo:
             names = tfds.core.tfds_path("image_classification/imagenette_labels.txt").read_text().split()
             return dataset_info(self, names)
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
             file = Path(URL)
             downloads = Path(self.data_dir_root) / "downloads"
             try:
@@ -54,7 +55,7 @@ with tfds.core.registered.skip_registration():
                 ) from error
             return {split: self._generate_examples(archive, split) for split in COUNTS}
 
-        def _generate_examples(self, archive, split):
+        def _generate_examples(self, archive: Path, split: str) -> Iterator[tuple[str, dict]]:
             return intact(
                 _members(archive, split),
                 total=COUNTS[split],
@@ -65,7 +66,7 @@ with tfds.core.registered.skip_registration():
             )
 
 
-def _members(archive, split):
+def _members(archive: Path, split: str) -> Iterator[tuple[str, str, bytes]]:
     """The images of one split of Imagenette's archive, imagenette2-320/{train,val}/CLASS/IMAGE.JPEG."""
     with tarfile.open(archive, mode="r:gz") as tar:
         for member in tar:

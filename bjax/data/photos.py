@@ -13,6 +13,7 @@ crops are taken at even distances along what is left.
 
 import importlib.util
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ with tfds.core.registered.skip_registration():
         def __init__(self, **kwargs):
             super().__init__(file_format="array_record", **kwargs)
 
-        def _info(self):
+        def _info(self) -> tfds.core.DatasetInfo:
             return tfds.core.DatasetInfo(
                 builder=self,
                 description=__doc__,
@@ -79,12 +80,12 @@ with tfds.core.registered.skip_registration():
                 supervised_keys=("image", "label"),
             )
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
             del dl_manager
             folder = photographs()
             return {split: self._generate_examples(folder, split) for split in CROPS}
 
-        def _generate_examples(self, folder, split):
+        def _generate_examples(self, folder: Path, split: str) -> Iterator[tuple[str, dict]]:
             for file in FILES[split]:
                 photo = load(folder / file)
                 name = Path(file).stem
@@ -97,12 +98,9 @@ with tfds.core.registered.skip_registration():
                     yield file_name, {"image": data.getvalue(), "label": label, "file_name": file_name}
 
 
-def photographs():
-    """The folder of scikit-image's photographs.
-
-    Raises:
-      UserError: scikit-image is not installed, or this version's wheel lacks one of them.
-    """
+def photographs() -> Path:
+    """The folder of scikit-image's photographs; UserError where scikit-image is not installed or this version's wheel
+    lacks one of them."""
     spec = importlib.util.find_spec("skimage")
     if spec is None:
         raise UserError(
@@ -118,15 +116,14 @@ def photographs():
     return folder
 
 
-def load(path):
-    """uint8[H, W, 3] of one photograph; those over 1024 px (the retina) are halved, being smooth at full
-    size."""
+def load(path: Path) -> np.ndarray:
+    """uint8[H, W, 3] of one photograph; those over 1024 px (the retina) are halved, being smooth at full size."""
     with Image.open(path) as image:
         image = image.convert("RGB")
         return np.asarray(image.reduce(2) if max(image.size) > 1024 else image)
 
 
-def region(height, width, split):
+def region(height: int, width: int, split: str) -> tuple[int, int, int, int]:
     """The part of a photograph that a split may cut from: (top, left, bottom, right).
 
     Along the longer side the last third, and at least a crop and 16 px, belongs to `test`, what lies before
@@ -140,9 +137,8 @@ def region(height, width, split):
     return (0, start, height, stop) if width >= height else (start, 0, stop, width)
 
 
-def positions(photo, split):
-    """Where the crops of one photograph start: a list of (top, left), by the rule in the module's
-    docstring."""
+def positions(photo: np.ndarray, split: str) -> list[tuple[int, int]]:
+    """Where the crops of one photograph start: (top, left), by the rule in the module's docstring."""
     top, left, bottom, right = region(*photo.shape[:2], split)
     grey = photo.astype(np.int64).sum(-1)
     detail = np.zeros_like(grey)

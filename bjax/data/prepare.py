@@ -61,7 +61,7 @@ BUILDERS = {
 }
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bjax.data.prepare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -91,7 +91,7 @@ def _parser():
     return parser
 
 
-def _splits(text):
+def _splits(text: str) -> tuple[str, ...]:
     splits = tuple(text.split(","))
     if not set(splits) <= {"train", "validation"}:
         raise argparse.ArgumentTypeError(f"{text!r}: expected train, validation or train,validation")
