@@ -1,7 +1,6 @@
 """Prepared data sets as batches of uint8 images: a pure function of the seed and the step."""
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import itertools
@@ -24,7 +23,7 @@ from bjax.data import decode
 from bjax.data.builder import cores, data_root, finish_swaps, prepare
 from bjax.data.imagenette import Imagenette
 from bjax.data.photos import Photos
-from bjax.errors import UserError
+from bjax.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -205,12 +204,10 @@ def _prepared(name, data_dir):
             "small download (--config=…:imagenette)"
         )
     files = [*folder.glob("*/*/dataset_info.json"), *folder.glob("*/*/*/dataset_info.json")]
-    found = {path.relative_to(folder).parts[0] for path in files}
-    known = sorted({*ON_FIRST_USE, "imagenet2012", *found})
-    near = difflib.get_close_matches(name, known, 1)
-    nearest = f" (did you mean {near[0]}?)" if near else ""
+    prepared = {path.relative_to(folder).parts[0] for path in files}
+    known = sorted({*ON_FIRST_USE, "imagenet2012", *prepared})
     raise UserError(
-        f"unknown data set {name!r}{nearest}: there are {', '.join(known)}; "
+        f"unknown data set {name!r}{nearest(name, known)}: there are {', '.join(known)}; "
         f"python -m bjax.data.prepare folder {name} --source=… makes one from a folder of images"
     )
 
