@@ -5,9 +5,8 @@ pair (height, width) that does, and returns a score a patch; higher is sharper. 
 `cv2.cvtColor(..., COLOR_RGB2GRAY)` makes them: rounded to uint8 first (half to even), then BT.601 in fixed
 point. All filters have cv2's default border (reflect-101).
 
-`scope` says where that border is. "image": filter the whole image, then pool per patch; a patch sees one
-pixel of its neighbours. "patch": filter each patch on its own. The two disagree on a few per cent of
-patches at a threshold.
+`scope` says where that border is. "image": filter the whole image, then pool per patch; a patch sees one pixel of its
+neighbours. "patch": filter each patch on its own. The two disagree on a few per cent of patches at a threshold.
 """
 
 import sys
@@ -28,11 +27,9 @@ PatchSize = int | tuple[int, int]  # p, or (height, width)
 def laplacian_variance(
     images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
 ) -> Float32[Array, "b h/p w/p"]:
-    """Variance of the Laplacian (Pech-Pacheco et al. 2000): `cv2.Laplacian(grey, CV_64F).var()` of each
-    patch.
+    """Variance of the Laplacian (Pech-Pacheco et al. 2000): `cv2.Laplacian(grey, CV_64F).var()` of each patch.
 
-    The response is cv2's bit for bit, the variance within 1e-6 of float64's. See the module for arguments
-    and errors.
+    The response is cv2's bit for bit, the variance within 1e-6 of float64's. See the module for arguments and errors.
     """
     response = _per_patch(images, patch_size, scope, _laplacian)
     # Integer sums are exact in whatever order a device adds. Shifted near zero mean,
@@ -45,8 +42,7 @@ def laplacian_variance(
 def tenengrad(
     images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
 ) -> Float32[Array, "b h/p w/p"]:
-    """Mean squared Sobel gradient, Gx² + Gy² (Tenenbaum 1970; Krotkov 1987), without a threshold on the
-    gradient.
+    """Mean squared Sobel gradient, Gx² + Gy² (Tenenbaum 1970; Krotkov 1987), without a threshold on the gradient.
 
     The gradients are `cv2.Sobel(grey, CV_64F, ..., ksize=3)`, bit for bit.
     """

@@ -31,8 +31,7 @@ def gaussian(
     quantize: bool = False,
     impl: str = "auto",
 ) -> Float[Array, "b h w c"]:
-    """Gaussian blur, as torchvision's `GaussianBlur(kernel_size, sigma)` and `cv2.GaussianBlur` on float
-    images.
+    """Gaussian blur, as torchvision's `GaussianBlur(kernel_size, sigma)` and `cv2.GaussianBlur` on float images.
 
     sigma: standard deviation in pixels; 0 leaves the image as it is.
     kernel_size: side of the kernel, odd and static. The Gaussian is cut off there, whatever σ is, with a warning where

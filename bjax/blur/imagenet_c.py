@@ -1,9 +1,8 @@
 """ImageNet-C's blurs (Hendrycks & Dietterich 2019) at severities 1 to 5, with the benchmark's own semantics.
 
-They are not the blurs of `bjax.blur`: ImageNet-C's Gaussian repeats the edge pixel and is cut at 4 σ, its
-defocus kernel gains up to 1.3 % brightness, its motion blur is one-sided, its glass blur duplicates pixels.
-Robustness numbers can be compared with published ones only under the same semantics, so these are
-reproduced, faults included.
+They are not the blurs of `bjax.blur`: ImageNet-C's Gaussian repeats the edge pixel and is cut at 4 σ, its defocus
+kernel gains up to 1.3 % brightness, its motion blur is one-sided, its glass blur duplicates pixels. Robustness numbers
+can be compared with published ones only under the same semantics, so these are reproduced, faults included.
 
 Three programs carry the name and differ:
 

@@ -21,8 +21,7 @@ Parameter = Real[ArrayLike, "*b"]  # a number, or a batch of any shape of them
 
 
 def check(name: str, value: Parameter, low: float, high: float = np.inf, hint: str = "") -> None:
-    """Raise ValueError unless `value` is finite and in [low, high]; traced values pass, they are not known
-    yet."""
+    """Raise ValueError unless `value` is finite and in [low, high]; traced values pass, they are not known yet."""
     if isinstance(value, jax.core.Tracer):
         return
     value = np.asarray(value, np.float64)
@@ -42,8 +41,7 @@ def check_cut(sigma: Parameter, kernel_size: int, stacklevel: int = 3) -> None:
 def gaussian_taps(sigma: Parameter, kernel_size: int = 19) -> Float32[Array, "*b k"]:
     """The 1-D Gaussian at x = -r..r, normalised over its taps.
 
-    torchvision's `GaussianBlur` and `cv2.getGaussianKernel` (for σ > 0) have the same taps. σ = 0 is the
-    identity.
+    torchvision's `GaussianBlur` and `cv2.getGaussianKernel` (for σ > 0) have the same taps. σ = 0 is the identity.
     """
     check_kernel_size(kernel_size)
     check("sigma", sigma, 0)
@@ -64,11 +62,10 @@ def gaussian(sigma: Parameter, kernel_size: int = 19) -> Float32[Array, "*b k k"
 def motion(length: Parameter, angle: Parameter, kernel_size: int = 21) -> Float32[Array, "*b k k"]:
     """Uniform motion along a straight line of `length` ≥ 1 pixels at `angle` radians.
 
-    The line of zero width in the textbook PSF has no values on a pixel grid. Here each pixel weighs max(0,
-    1 - d), with d its distance to the centred segment of length L - 1: a line one pixel wide with soft
-    edges. L = 1 is the identity at every angle; at θ = 0 an odd L is the uniform row of L taps, an even L
-    has half-weight ends (a uniform row of even length has no centre pixel). `length` and `angle` broadcast;
-    `length` ≤ `kernel_size` always fits.
+    The line of zero width in the textbook PSF has no values on a pixel grid. Here each pixel weighs max(0, 1 - d), with
+    d its distance to the centred segment of length L - 1: a line one pixel wide with soft edges. L = 1 is the identity
+    at every angle; at θ = 0 an odd L is the uniform row of L taps, an even L has half-weight ends (a uniform row of
+    even length has no centre pixel). `length` and `angle` broadcast; `length` ≤ `kernel_size` always fits.
     """
     check_kernel_size(kernel_size)
     check("length", length, 1, kernel_size, " (kernel_size): pass a larger odd kernel_size")

@@ -46,10 +46,9 @@ def data_root(data_dir: str | os.PathLike | None = None) -> str:
 def prepare(builder: tfds.core.DatasetBuilder, *, overwrite: bool = False) -> bool:
     """Writes a builder's data set unless it is there already: True if it was written now, False if it was there.
 
-    It is written beside its place and moved there when all is done, so a data set is there whole or not at
-    all, and one that is written anew stays until then. A lock file beside it lets one process work while
-    others wait for the result; the system releases it when that process dies, so whoever holds it may remove
-    what a killed one left behind.
+    It is written beside its place and moved there when all is done, so a data set is there whole or not at all, and one
+    that is written anew stays until then. A lock file beside it lets one process work while others wait for the result;
+    the system releases it when that process dies, so whoever holds it may remove what a killed one left behind.
 
     overwrite: write it anew if it is there. Whoever has the old one open (`loader.open_split`) goes on reading it; it
         is gone when the last one closes it.

@@ -199,9 +199,8 @@ def random_resized_crop(
 def random_crop(rng: np.random.Generator, image: np.ndarray, size: int) -> np.ndarray:
     """A crop at a uniformly random place, pixels as they are: uint8[H, W, 3] -> uint8[size, size, 3].
 
-    Resizing changes how sharp an image is; where the blur itself is the label, pixels must stay. Images
-    smaller than `size` are extended by reflection, since a black border would be an edge that no photograph
-    has.
+    Resizing changes how sharp an image is; where the blur itself is the label, pixels must stay. Images smaller than
+    `size` are extended by reflection, since a black border would be an edge that no photograph has.
     """
     top, left = (rng.integers(max(side - size, 0) + 1) for side in image.shape[:2])
     return _cut(image, top, left, size)
@@ -212,8 +211,7 @@ def center_crop(
 ) -> np.ndarray:
     """The central square after resizing the shorter side: torchvision's `ImageClassification` preset on PIL images.
 
-    The longer side becomes int(resize * long / short); the crop starts at round((H - size) / 2).
-    Antialiased.
+    The longer side becomes int(resize * long / short); the crop starts at round((H - size) / 2). Antialiased.
 
     image: uint8[H, W, 3]; the crop is uint8[size, size, 3].
     size: side of the crop, pixels.
