@@ -171,7 +171,7 @@ def rewritten(path, change):
 
 def older(config):
     """What a version without some of the fields would have written."""
-    for key in ("gallery", "speed_rounds", "eval_only", "mask_quality"):
+    for key in ("init_new_head", "speed_rounds", "eval_only", "mask_quality"):
         del config[key]
     del config["loss"]["parameters"]
     for condition in config["eval"].values():
