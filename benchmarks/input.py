@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from bjax.data import builder, decode, folder, loader, photos
+from bjax.specs import Data
 
 SIZE = 224
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -89,11 +90,10 @@ def loader_rate(encoded, threads, steps=20, batch_size=64):
         split = loader.open_split("benchmark", "train", data_dir=place)
         batches = loader.train_batches(
             split,
+            Data(image_size=SIZE, threads=threads, prefetch=threads),
             seed=0,
             batch_size=batch_size,
-            image_size=SIZE,
-            threads=threads,
-            num_steps=steps + 3 * threads,
+            steps=(0, steps + 3 * threads),
         )
         for _ in range(2 * threads):  # what was made ahead while the first was waited for
             next(batches)

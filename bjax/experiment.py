@@ -29,6 +29,7 @@ from bjax.data.loader import Source
 from bjax.errors import UserError, nearest
 from bjax.models.vit import TOKEN_OPTIONS
 from bjax.runtime import checkpoint, distributed, sharding
+from bjax.specs import Data
 from bjax.step import losses, optim, state
 from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
@@ -63,6 +64,10 @@ class Experiment:
         default_factory=dict
     )  # of the conditions, and of mask_quality
     mesh: Mesh | None = None
+
+    @property
+    def data(self) -> Data:
+        return Data(**self.config.data)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -246,18 +251,13 @@ def _open_splits(exp: Experiment) -> dict[str, Source]:
 
 def train_batches(exp: Experiment, start_step: int, num_steps: int) -> Iterator[dict[str, np.ndarray]]:
     """The batches of the training split from `start_step` on, as far as this process holds them."""
-    config = exp.config
     return loader.train_batches(
         exp.source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        image_size=config.data.image_size,
-        crop=config.data.crop,
-        scale=config.data.scale,
-        flip=config.data.flip,
-        start_step=start_step,
-        num_steps=num_steps,
-        **_reading(config),
+        exp.data,
+        seed=exp.config.seed,
+        batch_size=exp.config.batch_size,
+        steps=(start_step, num_steps),
+        process=(jax.process_index(), jax.process_count()),
     )
 
 
@@ -266,29 +266,12 @@ def eval_batches(exp: Experiment, source: Source) -> Iterator[dict[str, np.ndarr
 
     Raises `distributed.Stopped` instead of the next batch when the process is told to stop.
     """
-    config = exp.config
-    batches = loader.eval_batches(
-        source,
-        batch_size=config.eval_batch_size,
-        image_size=config.data.image_size,
-        resize=config.data.resize,
-        interpolation=config.data.interpolation,
-        **_reading(config),
-    )
+    process = (jax.process_index(), jax.process_count())
+    batches = loader.eval_batches(source, exp.data, batch_size=exp.config.eval_batch_size, process=process)
     for batch in batches:
         if distributed.stopping():
             raise distributed.Stopped("told to stop during an evaluation; the same command evaluates again")
         yield batch
-
-
-def _reading(config) -> dict:
-    return {
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-        "threads": config.data.threads,
-        "prefetch": config.data.prefetch,
-        "on_corrupt": config.data.on_corrupt,
-    }
 
 
 def state_of(

@@ -15,6 +15,7 @@ from bjax.data import loader
 from bjax.errors import UserError
 from bjax.evaluate import bn_adapt
 from bjax.models.layers import MOMENTUM
+from bjax.specs import Data
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "resnet50.py") + ":demo"
 
@@ -45,7 +46,7 @@ def test_statistics_are_those_of_the_training_images(data_dir):
     inputs = exp.conditions["sharp"].inputs
     found = bn_adapt.statistics(exp, variables, inputs)
 
-    batches = loader.eval_batches(source, batch_size=32, image_size=64, resize=0)
+    batches = loader.eval_batches(source, Data(image_size=64, resize=0), batch_size=32)
     expected = {"first": [], "second": []}
     for _, batch in zip(range(2), batches, strict=False):
         x = (batch["image"] / 255 - np.array(inputs.mean)) / np.array(inputs.std) * [1, 2, 3] + 5
@@ -72,7 +73,9 @@ def test_another_image_stands_in_for_one_that_cannot_be_decoded(data_dir, monkey
     exp = dataclasses.replace(exp, model=model)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     inputs = exp.conditions["sharp"].inputs
-    (images, *_) = (b["image"] for b in loader.eval_batches(source, batch_size=32, image_size=64, resize=0))
+    (images, *_) = (
+        b["image"] for b in loader.eval_batches(source, Data(image_size=64, resize=0), batch_size=32)
+    )
     monkeypatch.setattr(loader.Source, "__getitem__", damaged)
     found = bn_adapt.statistics(exp, variables, inputs)
     images = images.copy()

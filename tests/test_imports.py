@@ -47,7 +47,8 @@ ALLOWED = {
     "runtime": {"config", "specs", "options"},
     "config": {"specs", "options"},
     "specs": {"options"},
-    **dict.fromkeys(("errors", "options", "stats", "data", "models"), frozenset()),
+    "data": {"specs"},
+    **dict.fromkeys(("errors", "options", "stats", "models"), frozenset()),
 }
 # Of the report: each can be read, changed and left out alone; what they share lies below them.
 SECTIONS = ("paper1", "matrix", "sweeps", "curves", "masks", "paper2", "facts")

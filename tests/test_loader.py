@@ -1,5 +1,6 @@
 """What a step holds, whatever the threads and processes; every image evaluated once; bad input named."""
 
+import dataclasses
 import io
 import itertools
 import logging
@@ -17,6 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from bjax.data import decode, loader
 from bjax.errors import UserError
+from bjax.specs import Data
 
 SIZE = 16
 
@@ -44,14 +46,24 @@ def make_source(n=37, broken=()):
     return loader.Source("tiny", "train", 5, tuple("abcde"), records)
 
 
+def spelt(**options):
+    """What the loader takes for options that are all said by name."""
+    fields = {f.name for f in dataclasses.fields(Data)}
+    data = Data(**{"image_size": SIZE, "resize": 0} | {k: v for k, v in options.items() if k in fields})
+    rest = {k: v for k, v in options.items() if k not in fields}
+    rest["process"] = rest.pop("process_index", 0), rest.pop("process_count", 1)
+    return data, rest
+
+
 def train(source, steps, **options):
-    options = {"seed": 0, "batch_size": 12, "image_size": SIZE} | options
-    return list(itertools.islice(loader.train_batches(source, **options), steps))
+    data, rest = spelt(**{"seed": 0, "batch_size": 12} | options)
+    rest["steps"] = rest.pop("start_step", 0), rest.pop("num_steps", None)
+    return list(itertools.islice(loader.train_batches(source, data, **rest), steps))
 
 
 def evaluate(source, **options):
-    options = {"batch_size": 12, "image_size": SIZE} | options
-    return list(loader.eval_batches(source, **options))
+    data, rest = spelt(**{"batch_size": 12} | options)
+    return list(loader.eval_batches(source, data, **rest))
 
 
 def assert_same(batches, others):
@@ -335,9 +347,9 @@ def test_an_unknown_data_set(data_dir, name):
 
 def test_no_tensorflow(data_dir):
     code = (
-        "import sys; from bjax.data import loader\n"
+        "import sys; from bjax.data import loader; from bjax.specs import Data\n"
         f"source = loader.open_split('photos', 'test', data_dir={str(data_dir)!r})\n"
-        "next(loader.train_batches(source, seed=0, batch_size=4, image_size=8))\n"
+        "next(loader.train_batches(source, Data(image_size=8), seed=0, batch_size=4))\n"
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

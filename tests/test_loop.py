@@ -24,6 +24,7 @@ from bjax.data.builder import prepare
 from bjax.errors import UserError
 from bjax.evaluate import conditions
 from bjax.main import main
+from bjax.specs import Data
 
 ROOT = Path(__file__).parents[1]
 # Small enough for seconds; everything else is the demo as it is.
@@ -414,9 +415,8 @@ def test_what_training_leaves_out_is_counted_across_restarts(
 
     monkeypatch.setattr(loader.Source, "__getitem__", damaged)
     source = loader.open_split("photos", "train", data_dir=data_dir)
-    batches = loader.train_batches(
-        source, seed=0, batch_size=8, image_size=16, num_steps=7, on_corrupt="skip", scale=(0.25, 1.0)
-    )
+    data = Data(image_size=16, on_corrupt="skip", scale=(0.25, 1.0))
+    batches = loader.train_batches(source, data, seed=0, batch_size=8, steps=(0, 7))
     left_out = np.cumsum([(~batch["mask"]).sum() for batch in batches])
 
     def fails(*_, **__):
@@ -457,7 +457,7 @@ def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
 
     source = loader.open_split("photos", "test", data_dir=data_dir)
     hits, loss = 0, 0.0
-    for batch in loader.eval_batches(source, batch_size=32, image_size=64, resize=0):
+    for batch in loader.eval_batches(source, Data(image_size=64, resize=0), batch_size=32):
         images = (batch["image"] / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
         logits = torch.tensor(peers.run(peer, images.astype(np.float32)))
         labels = torch.tensor(batch["label"]).long()

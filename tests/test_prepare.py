@@ -25,6 +25,7 @@ from bjax.data import decode, folder, imagenet, imagenette, loader
 from bjax.data.builder import prepare
 from bjax.data.prepare import main
 from bjax.errors import UserError
+from bjax.specs import Data
 
 CLASSES = ("n01440764", "n01530575", "n02105855")  # labels 0, 10 and 230
 COUNTS = imagenet.Counts(classes=3, train=15, validation=7)
@@ -145,10 +146,10 @@ def test_imagenet_parts_mix_the_classes(prepared):
 
 def test_batches_of_imagenet(prepared):
     source = loader.open_split("imagenet2012", "validation", data_dir=prepared)
-    batches = list(loader.eval_batches(source, batch_size=4, image_size=24, resize=32))
+    batches = list(loader.eval_batches(source, Data(image_size=24, resize=32), batch_size=4))
     assert sum(batch["mask"].sum() for batch in batches) == 7
     source = loader.open_split("imagenet2012", "train", data_dir=prepared)
-    batch = next(loader.train_batches(source, seed=0, batch_size=15, image_size=24))
+    batch = next(loader.train_batches(source, Data(image_size=24), seed=0, batch_size=15))
     assert Counter(batch["label"].tolist()) == {0: 5, 10: 5, 230: 5}
 
 
@@ -339,7 +340,9 @@ def test_folder(tmp_path, capsys):
     for split in ("train", "validation", "test"):
         source_split = loader.open_split("pets", split, data_dir=tmp_path / "data")
         assert source_split.class_names == ("cat", "dog")
-        assert next(loader.eval_batches(source_split, batch_size=4, image_size=24, resize=32))["mask"].any()
+        assert next(loader.eval_batches(source_split, Data(image_size=24, resize=32), batch_size=4))[
+            "mask"
+        ].any()
 
 
 def test_folder_prepared_again(tmp_path, capsys):

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -24,8 +25,11 @@ from bjax.data.builder import cores, data_root, finish_swaps, prepare
 from bjax.data.imagenette import Imagenette
 from bjax.data.photos import Photos
 from bjax.errors import UserError, nearest
+from bjax.specs import Data
 
 log = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
 
 ON_FIRST_USE = {"photos": Photos, "imagenette": Imagenette}
 CROP = re.compile(r"(.+)_[^_/]+_y\d+_x\d+")  # PHOTOGRAPH_SPLIT_yTOP_xLEFT: how photos names its crops
@@ -213,119 +217,80 @@ def _prepared(name, data_dir):
 
 
 def train_batches(
-    source,
+    source: Source,
+    data: Data,
     *,
-    seed,
-    batch_size,
-    image_size,
-    start_step=0,
-    num_steps=None,
-    process_index=0,
-    process_count=1,
-    threads=None,
-    prefetch=None,
-    crop="resized",
-    scale=(0.08, 1.0),
-    ratio=(3 / 4, 4 / 3),
-    flip=True,
-    on_corrupt="raise",
-    corrupt=None,
-):
-    """Shuffled, augmented batches without end, each a function of (seed, step) alone.
+    seed: int,
+    batch_size: int,
+    steps: tuple[int, int | None] = (0, None),
+    process: tuple[int, int] = (0, 1),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    corrupt: Corrupt | None = None,
+) -> Iterator[Batch]:
+    """Shuffled, augmented batches, each a function of (seed, step) alone.
 
-    Every epoch is a new permutation; a batch may span two. Which examples a step holds, in which order and
-    how each is cropped and flipped does not depend on the numbers of threads and processes: process h of P
-    holds rows h * b to (h + 1) * b of the global batch, b = batch_size / P.
+    Every epoch is a new permutation; a batch may span two. Which examples a step holds, in which order and how each is
+    cropped and flipped does not depend on the numbers of threads and processes: process h of P holds rows h * b to
+    (h + 1) * b of the global batch, b = batch_size / P.
 
-    Args:
-      source: Source.
-      seed: of the shuffling and the augmentation.
-      batch_size: of the global batch, over all processes.
-      image_size: side of the images, pixels.
-      start_step: the first step to yield: where a resumed run goes on.
-      num_steps: the step to end before; None goes on for ever.
-      process_index: h.
-      process_count: P.
-      threads: that read and decode, each a batch at a time; None takes one per core.
-      prefetch: batches made ahead, all held in memory; None takes as many as threads.
-      crop: "resized" (random area and ratio, resized: torchvision's RandomResizedCrop) or "random" (pixels
-        as they are).
-      scale: of the resized crop, shares of the area.
-      ratio: of the resized crop, width over height.
-      flip: mirror half of the images.
-      on_corrupt: "raise", or "skip": zeros, with mask False.
-      corrupt: Corrupt that records what was skipped.
+    data: of it image_size, crop (resized: torchvision's RandomResizedCrop), scale, flip, threads, prefetch and
+    on_corrupt (skip: zeros, with mask False). seed: of the shuffling and the augmentation. batch_size: of the global
+    batch, over all processes. steps: the first to yield, where a resumed run goes on, and the one to end before; None
+    goes on for ever. process: (h, P). ratio: of the resized crop, width over height. corrupt: records what was skipped.
 
-    Returns:
-      Iterator of {"image": uint8[b, size, size, 3], "label": int32[b], "id": uint32[b], "photograph": uint32[b, 2],
-      "mask": bool[b]}. The id is the CRC-32 of the file name: the same image has the same id in every split, run and
-      order; photograph is the `fingerprint` of what the image is a crop of.
+    Yields {"image": uint8[b, size, size, 3], "label": int32[b], "id": uint32[b], "photograph": uint32[b, 2],
+    "mask": bool[b]}. The id is the CRC-32 of the file name: the same image has the same id in every split, run and
+    order; photograph is the `fingerprint` of what the image is a crop of.
 
-    Raises:
-      ValueError: an argument is out of range.
-      UserError: while iterating, for a corrupt image.
+    Raises ValueError where an argument is out of range; UserError, while iterating, for a corrupt image.
     """
-    local_size = _local_batch_size(batch_size, process_index, process_count)
-    if crop not in ("resized", "random"):
-        raise ValueError(f"crop={crop!r}: expected resized or random")
-    read = _reader(source, image_size, on_corrupt, corrupt)
+    local_size = _local_batch_size(batch_size, *process)
+    if data.crop not in ("resized", "random"):
+        raise ValueError(f"crop={data.crop!r}: expected resized or random")
+    read = _reader(source, data, corrupt)
 
     def cut(rng, image):
-        if crop == "random":
-            return decode.random_crop(rng, image, image_size)
-        return decode.random_resized_crop(rng, image, image_size, scale=scale, ratio=ratio)
+        if data.crop == "random":
+            return decode.random_crop(rng, image, data.image_size)
+        return decode.random_resized_crop(rng, image, data.image_size, scale=data.scale, ratio=ratio)
 
     def load(index, rng):
         example = read(index, functools.partial(cut, rng))
-        if flip and rng.random() < 0.5:
+        if data.flip and rng.random() < 0.5:
             example["image"] = decode.mirror(example["image"])
         return example
 
     examples = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(load)
     batches = examples.batch(local_size, drop_remainder=True, batch_fn=_stack)
-    return _iterate(batches[process_index::process_count][start_step:num_steps], threads, prefetch)
+    return _iterate(batches[slice(process[0], None, process[1])][slice(*steps)], data)
 
 
 def eval_batches(
-    source,
+    source: Source,
+    data: Data,
     *,
-    batch_size,
-    image_size,
-    resize=None,
-    interpolation="bilinear",
-    process_index=0,
-    process_count=1,
-    threads=None,
-    prefetch=None,
-    on_corrupt="raise",
-    corrupt=None,
-):
+    batch_size: int,
+    process: tuple[int, int] = (0, 1),
+    corrupt: Corrupt | None = None,
+) -> Iterator[Batch]:
     """Every image of the split exactly once over all processes, in order, centrally cropped.
 
-    The last batches are filled up with zeros whose mask is False, so that all are of one size and every
-    process yields the same number of them.
+    The last batches are filled up with zeros whose mask is False, so that all are of one size and every process yields
+    the same number of them.
 
-    Args:
-      source, batch_size, image_size, process_index, process_count, threads, prefetch, on_corrupt, corrupt:
-        as for `train_batches`.
-      resize: the shorter side before the crop, pixels; None crops the pixels as they are.
-      interpolation: of the resizing, "bilinear" or "bicubic", both antialiased.
-
-    Returns:
-      Iterator of batches as `train_batches`.
-
-    Raises:
-      ValueError: an argument is out of range.
-      UserError: while iterating, for a corrupt image.
+    data: of it image_size, resize (the shorter side before the crop; 0 crops the pixels as they are), interpolation (of
+    that resizing, antialiased), threads, prefetch and on_corrupt. The others, what is yielded and errors as for
+    `train_batches`.
     """
-    local_size = _local_batch_size(batch_size, process_index, process_count)
-    if resize and resize < image_size:
-        raise ValueError(f"resize={resize} is smaller than image_size={image_size}")
-    read = _reader(source, image_size, on_corrupt, corrupt)
-    padding = _example(np.zeros((image_size, image_size, 3), np.uint8), 0, 0, np.zeros(2, np.uint32), False)
+    local_size = _local_batch_size(batch_size, *process)
+    size = data.image_size
+    if data.resize and data.resize < size:
+        raise ValueError(f"resize={data.resize} is smaller than image_size={size}")
+    read = _reader(source, data, corrupt)
+    padding = _example(np.zeros((size, size, 3), np.uint8), 0, 0, np.zeros(2, np.uint32), False)
 
     def cut(image):
-        return decode.center_crop(image, image_size, resize=resize, interpolation=interpolation)
+        return decode.center_crop(image, size, resize=data.resize, interpolation=data.interpolation)
 
     def load(position):
         return padding if position >= len(source) else read(position, cut)
@@ -333,13 +298,14 @@ def eval_batches(
     steps = -(-len(source) // batch_size)
     examples = grain.MapDataset.range(steps * batch_size).map(load)
     batches = examples.batch(local_size, drop_remainder=True, batch_fn=_stack)
-    return _iterate(batches[process_index::process_count], threads, prefetch)
+    return _iterate(batches[slice(process[0], None, process[1])], data)
 
 
-def _reader(source, image_size, on_corrupt, corrupt):
-    if on_corrupt not in ("raise", "skip"):
-        raise ValueError(f"on_corrupt={on_corrupt!r}: expected raise or skip")
+def _reader(source: Source, data: Data, corrupt: Corrupt | None) -> Callable[[int, Callable], dict]:
+    if data.on_corrupt not in ("raise", "skip"):
+        raise ValueError(f"on_corrupt={data.on_corrupt!r}: expected raise or skip")
     corrupt = Corrupt() if corrupt is None else corrupt
+    blank = np.zeros((data.image_size, data.image_size, 3), np.uint8)
 
     def read(index, cut):
         record = source[index]
@@ -350,21 +316,19 @@ def _reader(source, image_size, on_corrupt, corrupt):
         try:
             image = decode.decode(record["image"])
         except ValueError as cause:
-            if on_corrupt == "raise":
+            if data.on_corrupt == "raise":
                 raise UserError(
                     f"{source.name}, {source.split}: corrupt image {file_name}: {cause}; "
                     "--config.data.on_corrupt=skip leaves such images out and counts them"
                 ) from None
             corrupt.add(source, file_name, str(cause))
-            return _example(
-                np.zeros((image_size, image_size, 3), np.uint8), record["label"], *identity, False
-            )
+            return _example(blank, record["label"], *identity, False)
         return _example(cut(image), record["label"], *identity, True)
 
     return read
 
 
-def _example(image, label, identity, photograph, mask):
+def _example(image: np.ndarray, label: int, identity: int, photograph: np.ndarray, mask: bool) -> Batch:
     return {
         "image": image,
         "label": np.int32(label),
@@ -374,11 +338,11 @@ def _example(image, label, identity, photograph, mask):
     }
 
 
-def _stack(examples):
+def _stack(examples: list[Batch]) -> Batch:
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
-def _local_batch_size(batch_size, process_index, process_count):
+def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
             f"batch_size={batch_size} must be a positive multiple of process_count={process_count}"
@@ -388,7 +352,7 @@ def _local_batch_size(batch_size, process_index, process_count):
     return batch_size // process_count
 
 
-def _iterate(batches, threads, prefetch):
-    threads = threads or cores()
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or threads)
+def _iterate(batches: grain.MapDataset, data: Data) -> Iterator[Batch]:
+    threads = data.threads or cores()
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=data.prefetch or threads)
     return iter(batches.to_iter_dataset(options))
