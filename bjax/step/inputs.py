@@ -77,7 +77,7 @@ def blur(keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None =
             images = jax.lax.map(corrupt, (_stream(keys, 0), images))
         images = images.astype(jnp.float32) / 255
         if inputs.corruption is not None or inputs.blur == sample.SHARP:
-            nothing = jnp.zeros(len(images))
+            nothing = jnp.zeros(images.shape[0])  # which may be a symbol: `len` would not do
             return Blurred(images, nothing.astype(jnp.int32), sample.Params(*[nothing] * 5))
         images, kind, drawn = sample.draw(_stream(keys, 0), images, inputs.blur)
         return Blurred(jnp.round(images * 255) / 255 if inputs.quantize else images, kind, drawn)
