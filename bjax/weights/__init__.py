@@ -70,37 +70,37 @@ def convert(
     if name not in models.MODELS:
         models.build(name)  # raises, and lists the names
     family = mapping.family(name)
-    found, ignored = mapping.to_flax(family, tensors)
+    arrays, ignored = mapping.to_flax(family, tensors)
     if ignored:
         note(f"left out {len(ignored)} counters (num_batches_tracked), which have no use in Flax")
     if new_head:
-        dropped = [path for path in found if path[1:-1] in mapping.HEADS[family]]
+        dropped = [path for path in arrays if path[1:-1] in mapping.HEADS[family]]
         for path in dropped:
-            del found[path]
+            del arrays[path]
     if like is None:
-        like = _described(name, family, found)
+        like = _described(name, family, arrays)
     expected = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(like).items()}
 
-    aux = [path for path in found if path[1] in ("aux1", "aux2")]
+    aux = [path for path in arrays if path[1] in ("aux1", "aux2")]
     if aux and not any(path[1] in ("aux1", "aux2") for path in expected):
         note(f"left out {len(aux)} tensors of the auxiliary heads, which the model is built without")
         for path in aux:
-            del found[path]
+            del arrays[path]
     if new_head:
         for path, shape in expected.items():
             if path[1:-1] in mapping.HEADS[family]:
                 note(f"started {'/'.join(path)} {shape} at zero")
-                found[path] = np.zeros(shape, np.float32)
+                arrays[path] = np.zeros(shape, np.float32)
     positions = ("params", "position_embedding")
-    if positions in found and positions in expected:
-        found[positions] = _resized(found[positions], expected[positions], note)
+    if positions in arrays and positions in expected:
+        arrays[positions] = _resized(arrays[positions], expected[positions], note)
 
-    _check(found, expected, family)
-    if broken := sorted("/".join(path) for path in expected if not np.isfinite(found[path]).all()):
+    _check(arrays, expected, family)
+    if broken := sorted("/".join(path) for path in expected if not np.isfinite(arrays[path]).all()):
         raise UserError(
             f"{len(broken)} tensors hold NaN or infinity: {', '.join(broken)}; take a file of before training diverged"
         )
-    return flax.traverse_util.unflatten_dict({path: found[path] for path in expected})
+    return flax.traverse_util.unflatten_dict({path: arrays[path] for path in expected})
 
 
 def read(path) -> dict[str, np.ndarray]:
@@ -214,9 +214,7 @@ def _readable(path, what):
         yield
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # damaged files: OSError, RuntimeError, BadZipFile, TokenError, OverflowError, …
+    except Exception as error:  # damaged files: OSError, RuntimeError, BadZipFile, TokenError, …
         raise UserError(f"{path}: not a readable {what} ({_line(error)}); download it again") from None
 
 
@@ -224,9 +222,9 @@ def _line(error):
     return str(error).split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _described(name, family, found):
+def _described(name, family, arrays):
     """Shapes of the variables of the model that the tensors describe."""
-    shape = {path[1:]: array.shape for path, array in found.items() if path[0] == "params"}
+    shape = {path[1:]: array.shape for path, array in arrays.items() if path[0] == "params"}
     head = (*mapping.HEADS[family][0], "bias")
     if len(shape.get(head, ())) != 1:
         raise UserError(
@@ -274,24 +272,22 @@ def _resized(embedding, shape, note):
     return resized
 
 
-def _check(found, expected, family):
-    leftover = sorted("/".join(path) for path in found.keys() - expected.keys())
-    missing = sorted("/".join(path) for path in expected.keys() - found.keys())
-    differ = sorted(path for path in found.keys() & expected.keys() if found[path].shape != expected[path])
+def _check(arrays, expected, family):
+    leftover = sorted("/".join(path) for path in arrays.keys() - expected.keys())
+    missing = sorted("/".join(path) for path in expected.keys() - arrays.keys())
+    differ = sorted(path for path in arrays.keys() & expected.keys() if arrays[path].shape != expected[path])
     problems = []
     if leftover:
         problems.append(f"{len(leftover)} tensors have no place in the model: {', '.join(leftover)}")
     if missing:
         problems.append(f"{len(missing)} variables are not in the file: {', '.join(missing)}")
     if differ:
-        shapes = (f"{'/'.join(path)} is {found[path].shape}, the model's {expected[path]}" for path in differ)
+        shapes = (
+            f"{'/'.join(path)} is {arrays[path].shape}, the model's {expected[path]}" for path in differ
+        )
         problems.append(f"{len(differ)} shapes differ: {', '.join(shapes)}")
-    if (
-        not leftover
-        and not missing
-        and differ
-        and all(path[1:-1] in mapping.HEADS[family] for path in differ)
-    ):
+    only_heads = all(path[1:-1] in mapping.HEADS[family] for path in differ)
+    if differ and only_heads and not leftover and not missing:
         problems.append("only the head differs: new_head starts one at zero")
     if problems:
         raise UserError("; ".join(problems))

@@ -74,14 +74,14 @@ def to_flax(
     """Flax's paths, collection first, to float32 arrays; and the keys that have no use."""
     if family == "vit" and any(key.endswith("embedding/kernel") for key in tensors):
         return _from_vision_transformer(tensors), []
-    found, ignored = {}, []
+    arrays, ignored = {}, []
     for key, tensor in tensors.items():
         if key.endswith(".num_batches_tracked"):
             ignored.append(key)
             continue
         path, array = _from_torch(_rename(key, RENAMES[family]), _float32(key, tensor))
-        _put(found, path, array, key)
-    return found, ignored
+        _put(arrays, path, array, key)
+    return arrays, ignored
 
 
 def _from_torch(key, array):
@@ -106,24 +106,24 @@ def _from_torch(key, array):
 
 
 def _from_vision_transformer(tensors):
-    found = {}
+    arrays = {}
     for key, tensor in tensors.items():
         path = ("params", *_rename(key, VISION_TRANSFORMER_RENAMES).split("/"))
-        _put(found, path, _float32(key, tensor), key)
+        _put(arrays, path, _float32(key, tensor), key)
     # Attention's arrays keep the heads apart: kernels [D, heads, D/heads] in, [heads, D/heads, D] out.
-    for path in list(found):
+    for path in list(arrays):
         *block, module, leaf = path
-        if leaf == "kernel" and module in ("embedding", "out") and found[path].ndim:
-            found[path] = found[path].reshape(-1, found[path].shape[-1])
+        if leaf == "kernel" and module in ("embedding", "out") and arrays[path].ndim:
+            arrays[path] = arrays[path].reshape(-1, arrays[path].shape[-1])
         parts = [(*block, part, leaf) for part in ("query", "key", "value")]
-        if module == "query" and all(part in found for part in parts):
-            arrays = [found.pop(part) for part in parts]
-            if arrays[0].ndim < 2 or len({array.shape for array in arrays}) > 1:
-                shapes = ", ".join(str(array.shape) for array in arrays)
+        if module == "query" and all(part in arrays for part in parts):
+            apart = [arrays.pop(part) for part in parts]
+            if apart[0].ndim < 2 or len({array.shape for array in apart}) > 1:
+                shapes = ", ".join(str(array.shape) for array in apart)
                 raise UserError(f"{'/'.join(block)}: query, key and value {leaf}s of shapes {shapes}")
-            flat = (-1,) if leaf == "bias" else (len(arrays[0]), -1)
-            found[(*block, "qkv", leaf)] = np.concatenate([array.reshape(flat) for array in arrays], axis=-1)
-    return found
+            flat = (-1,) if leaf == "bias" else (len(apart[0]), -1)
+            arrays[(*block, "qkv", leaf)] = np.concatenate([array.reshape(flat) for array in apart], axis=-1)
+    return arrays
 
 
 def _rename(key, renames):
@@ -141,7 +141,7 @@ def _float32(key, tensor):
     return np.asarray(tensor, np.float32)
 
 
-def _put(found, path, array, key):
-    if path in found:
+def _put(arrays, path, array, key):
+    if path in arrays:
         raise UserError(f"{key}: {'/'.join(path)} is in the file twice, under two names")
-    found[path] = array
+    arrays[path] = array
