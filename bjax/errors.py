@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -29,31 +31,78 @@ def closest(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str |
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose complaints are UserErrors; a flag must be given whole."""
 
-    def __init__(self, prog: str, description: str, **more):
+    def __init__(self, prog: str, description: str | None = None, **more):
         super().__init__(prog=prog, description=description, allow_abbrev=False, **more)
 
     def error(self, message: str):
         unknown = message.removeprefix("unrecognized arguments: ")
         flags = [flag for action in self._actions for flag in action.option_strings]
-        hint = nearest(unknown.split("=")[0].split()[0], flags) if unknown != message else ""
+        hint = nearest(re.split("[= ]", unknown)[0], flags) if unknown != message else ""
         raise UserError(f"{message}{hint} (see {self.prog} --help)")
 
 
-def command(run: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code: what `run` returns (None: 0); 2: a user's mistake, in one line on
-    stderr; 130: Ctrl-C; 0 where nobody reads its output any more (`| head`).
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number of at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
 
-    run: a function of the arguments, those of the command line where `argv` is None.
+
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """The type of an argument that is some of the known words, separated by commas."""
+
+    def words(text: str) -> list[str]:
+        given = [word.strip() for word in text.split(",") if word.strip()]
+        for word in given:
+            if word not in known:
+                raise argparse.ArgumentTypeError(
+                    f"{word!r}: expected some of {', '.join(known)}{nearest(word, known)}"
+                )
+        return given
+
+    return words
+
+
+def new_file(text: str) -> Path:
+    """The type of an argument that names a file to be written, before the work for it begins."""
+    if (path := Path(text).expanduser()).is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: is a folder; name a file")
+    new_folder(str(path.parent))
+    return path
+
+
+def new_folder(text: str) -> Path:
+    """The type of an argument that names a folder to write into, which need not be there."""
+    path = Path(text).expanduser()
+    lowest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not lowest.is_dir():
+        raise argparse.ArgumentTypeError(f"{lowest}: is a file; name a folder")
+    return path
+
+
+def command(
+    run: Callable[[list[str]], int | None],
+    argv: list[str] | None = None,
+    *,
+    name: Callable[[], str] = lambda: "bjax",
+) -> int:
+    """Runs a command and returns its exit code: what `run` returns (None: 0); 2: a user's mistake, in one line on
+    stderr; 130: Ctrl-C; 141, as of what SIGPIPE ends, in silence: nobody reads its output any more (`| head`).
+
+    run: a function of the arguments, those of the command line where `argv` is None. A KeyboardInterrupt that it
+    raises with a text is told with that. name: what the process calls itself in these lines.
     """
     try:
-        return run(sys.argv[1:] if argv is None else argv) or 0
+        try:
+            return run(sys.argv[1:] if argv is None else argv) or 0
+        finally:
+            sys.stdout.flush()  # Python would do it at its end, and complain there of a closed pipe
     except UserError as error:
-        print(f"bjax: {error}", file=sys.stderr)
+        print(f"{name()}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bjax: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"{name()}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Python would complain about it once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it complains all the same
+        return 141
