@@ -14,26 +14,34 @@ import subprocess
 import sys
 import time
 
+from bjax.errors import UserError, command
 from launch import signals
 
 STOPPED = 75
 
 
-def main(argv: list[str]) -> int:
-    if not argv or not argv[0].isdigit() or argv[0] == "0":
-        print("usage: python -m launch.local PROCESSES --config=FILE.py[:ARGS] …", file=sys.stderr)
-        return 2
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return command(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or not argv[0].isdecimal() or not int(argv[0]):
+        raise UserError(
+            f"{argv[0] if argv else 'PROCESSES'}: expected how many processes, as in python -m launch.local 2 "
+            "--config=configs/vit_mask.py:demo --workdir=runs/two"
+        )
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     shared = {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": argv[0]}
-    command = [sys.executable, "-m", "bjax.main", "--distributed=on", *argv[1:]]
+    run = [sys.executable, "-m", "bjax.main", "--distributed=on", *argv[1:]]
     processes, code, passed_on = [], 0, 0
     with signals.heard() as told:
         for index in range(int(argv[0])):
             environment = {**os.environ, **shared, "JAX_PROCESS_ID": str(index)}
             # Sessions of their own: what a terminal sends comes once, from here.
-            processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            processes.append(subprocess.Popen(run, env=environment, start_new_session=True))
         while any(process.poll() is None for process in processes):
             for number in told[passed_on:]:
                 passed_on += 1
@@ -53,4 +61,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -19,7 +19,7 @@ from test_distributed import TINY
 
 from bjax import report
 from bjax.errors import UserError
-from launch import sweep
+from launch import executors, sweep
 
 ROOT = Path(__file__).parents[1]
 VIT = ROOT / "configs" / "vit.py"
@@ -156,7 +156,7 @@ def test_a_sweep_told_to_stop_stops_its_runs_and_goes_on(tmp_path, data_dir):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate()
     killer.cancel()
-    assert process.returncode == sweep.STOPPED
+    assert process.returncode == executors.STOPPED
     assert "1 stopped" in out.decode()
     [run] = tmp_path.glob("*/config.json")
     assert list((run.parent / "checkpoints").iterdir())
@@ -173,6 +173,7 @@ def older(config):
     """What a version without some of the fields would have written."""
     for key in ("init_new_head", "speed_rounds", "eval_only", "mask_quality"):
         del config[key]
+    config["dead_leaves_steps"] = 0  # which is gone
     del config["loss"]["parameters"]
     for condition in config["eval"].values():
         del condition["bn_adapt"], condition["blur"]["psf_size"]
@@ -191,7 +192,7 @@ def test_a_sweep_of_an_earlier_version_is_found_again_whatever_its_folders_are_c
         rewritten(folder / "config.json", older)
     second.rename(tmp_path / "the best")
     rewritten(tmp_path / "sweep.json", lambda index: index["runs"].pop(third.name))
-    monkeypatch.setattr(sweep, "start", lambda run, cores: pytest.fail(f"starts {run}"))
+    monkeypatch.setattr(executors, "start", lambda run, cores: pytest.fail(f"starts {run}"))
     assert sweep.main(arguments(tmp_path, *GRID)) == 0
     assert "4 finished" in capsys.readouterr().out
     index = json.loads((tmp_path / "sweep.json").read_text())["runs"]
@@ -248,11 +249,11 @@ def test_a_damaged_config_of_a_run_is_told_before_anything_is_run(tmp_path, caps
 def test_sweeps_that_share_a_folder_all_list_their_runs(tmp_path):
     program = """
 import pathlib, sys
-from launch import sweep
+from launch import executors, sweep
 
 out = pathlib.Path("out")
 for i in range(60):
-    sweep.write_index(out, "c.py", [sweep.Run(out / f"{sys.argv[1]}{i}", (), (), 0)])
+    sweep.write_index(out, "c.py", [executors.Run(out / f"{sys.argv[1]}{i}", (), (), 0)])
 """
     command = [sys.executable, "-c", program]
     both = [
@@ -296,15 +297,15 @@ def test_a_job_that_fails_at_once_is_named(tmp_path, capsys, monkeypatch):
     failed_job = types.SimpleNamespace(utils=types.SimpleNamespace(FailedJobError=RuntimeError))
     fake = types.SimpleNamespace(SlurmExecutor=Executor, core=failed_job)
     monkeypatch.setitem(sys.modules, "submitit", fake)
-    monkeypatch.setattr(sweep, "queue", lambda runs: {})
-    monkeypatch.setattr(sweep, "SECONDS", 0.01)
+    monkeypatch.setattr(executors, "queue", lambda runs: {})
+    monkeypatch.setattr(executors, "SECONDS", 0.01)
     mistake = (sys.executable, "-c", "import sys; sys.exit('bjax: no such file')")
-    run = sweep.Run(tmp_path / "run", (), mistake, 0)
-    assert sweep.slurm([run], tmp_path, [], False) == 1
+    run = executors.Run(tmp_path / "run", (), mistake, 0)
+    assert executors.slurm([run], tmp_path, [], False) == 1
     assert (run.workdir / "exit").read_text() == "1"
     said = capsys.readouterr()
     assert "1 failed" in said.out and "bjax: no such file" in said.err
-    assert sweep.slurm([run], tmp_path, [], False) == 1  # and left alone
+    assert executors.slurm([run], tmp_path, [], False) == 1  # and left alone
     assert (run.workdir / "log.txt").read_text().count("no such file") == 1
 
 
@@ -324,7 +325,7 @@ time.sleep(60)
 # A sweep of that run. With a signal's number it gets that signal after the run has started and before `Popen` returns.
 FAKE_SWEEP = f"""
 import pathlib, signal, subprocess, sys
-from launch import sweep
+from launch import executors
 
 class Popen(subprocess.Popen):
     def __init__(self, *args, **more):
@@ -334,9 +335,9 @@ class Popen(subprocess.Popen):
                 pass
             signal.raise_signal(int(sys.argv[1]))
 
-sweep.subprocess.Popen = Popen
-run = sweep.Run(pathlib.Path("run"), (), (sys.executable, "-c", {FAKE_RUN!r}), 0)
-sys.exit(sweep.local([run], 1, False))
+executors.subprocess.Popen = Popen
+run = executors.Run(pathlib.Path("run"), (), (sys.executable, "-c", {FAKE_RUN!r}), 0)
+sys.exit(executors.local([run], 1, False))
 """
 
 
@@ -387,7 +388,7 @@ def test_a_signal_reaches_every_run(number, starting, tmp_path):
         process.kill()
         orphan = end(int((tmp_path / "here").read_text()))
     assert not orphan
-    assert process.returncode == sweep.STOPPED, err
+    assert process.returncode == executors.STOPPED, err
     assert (tmp_path / "saved").exists()
     assert (tmp_path / "run" / "exit").read_text() == "75"
     assert "1 stopped" in out
@@ -409,7 +410,7 @@ def test_a_closed_terminal_stops_the_runs_and_nohup_keeps_them(nohup, tmp_path):
             time.sleep(1)
             assert process.poll() is None and alive(run)
             process.terminate()
-        assert process.wait(timeout=15) == sweep.STOPPED
+        assert process.wait(timeout=15) == executors.STOPPED
         assert not alive(run)
     finally:
         process.kill()
