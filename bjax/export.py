@@ -14,7 +14,6 @@ random and bucket masks). The program is of one device and computes each image b
 file for six months after the release that wrote it; from 0.11.1 on it refuses files that are older. Export again then.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -25,14 +24,14 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from bjax import predict
-from bjax.errors import UserError
+from bjax import predictor
+from bjax.errors import Parser, UserError, command, new_file
 from bjax.runtime.workdir import write_text
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def export(run: predict.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")) -> tuple[bytes, dict]:
+def export(run: predictor.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")) -> tuple[bytes, dict]:
     """The serialised program of `run`, and what its user must know, as a dict for JSON.
 
     Raises UserError for an unknown platform and where the package flatbuffers is missing.
@@ -43,8 +42,8 @@ def export(run: predict.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
     variables = jax.device_get(run.variables)  # constants of the program, on no device
 
     def program(images):
-        outputs, scores, keep = predict.look(run, images, variables)
-        return predict.probabilities(run, outputs), scores, keep
+        outputs, scores, keep = predictor.look(run, images, variables)
+        return predictor.probabilities(run, outputs), scores, keep
 
     shape = jax.export.symbolic_shape(f"b, {run.size}, {run.size}, 3")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
@@ -80,14 +79,14 @@ def export(run: predict.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bjax.export",
-        description="Write a run as a program that needs none of this code.",
-        allow_abbrev=False,
-    )
+    return command(_run, argv)
+
+
+def _run(argv: list[str]) -> None:
+    parser = Parser("python -m bjax.export", "Write a run as a program that needs none of this code.")
     parser.add_argument("workdir", type=Path, metavar="RUN", help="the run")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="FILE and FILE.json are written"
+        "--out", type=new_file, required=True, metavar="FILE", help="FILE and FILE.json are written"
     )
     parser.add_argument(
         "--condition",
@@ -101,13 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         help="where it will run (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    try:
-        if args.out.is_dir():
-            raise UserError(f"--out={args.out}: is a folder; name a file")
-        data, facts = export(predict.read(args.workdir, args.condition), tuple(args.platforms.split(",")))
-    except UserError as error:
-        print(f"bjax.export: {error}", file=sys.stderr)
-        return 2
+    data, facts = export(predictor.read(args.workdir, args.condition), tuple(args.platforms.split(",")))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.out.with_name(args.out.name + ".tmp")
     temporary.write_bytes(data)
@@ -118,7 +111,6 @@ def main(argv: list[str] | None = None) -> int:
     for name, shape in facts["outputs"].items():
         print(f"  -> {name} {shape}")
     print(f"wrote {args.out} ({len(data) / 1e6:.1f} MB, for {', '.join(facts['platforms'])}) and {about}")
-    return 0
 
 
 if __name__ == "__main__":

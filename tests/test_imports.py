@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 # Arrows point down this table. A package stands for all its files; bjax.errors is open to everyone.
 ALLOWED = {
     "main": {"train", "evaluate", "experiment", "config", "runtime"},
-    "predict": {
-        "report",
+    "predict": {"predictor", "experiment", "report", "data", "runtime"},
+    "predictor": {
         "experiment",
         "step",
         "blur",
@@ -21,7 +21,7 @@ ALLOWED = {
         "data",
         "runtime",
     },
-    "export": {"predict", "config", "runtime"},
+    "export": {"predictor", "config", "runtime"},
     "thresholds": {"sharpness", "blur", "data", "specs"},
     "train": {"evaluate", "experiment", "step", "config", "runtime"},
     "evaluate": {

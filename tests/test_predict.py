@@ -111,7 +111,7 @@ def test_all_photographs_share_one_program(tiny_run):
     predictor = predict.Predictor(predict.read(tiny_run), batch_size=4)
     crops = [predictor.crops(PHOTOS / file) for file in (*OUTSIDE, *TRAIN[:3])]
     found = [*predictor.of_crops(crops), predictor(PHOTOS / OUTSIDE[0])]
-    assert predictor._ask._cache_size() == 1
+    assert predictor.program._cache_size() == 1
     np.testing.assert_array_equal(found[0].probabilities, found[-1].probabilities)
     assert all(p.probabilities.sum() == pytest.approx(1, abs=1e-5) for p in found)
 
@@ -175,7 +175,7 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(tiny_run, tmp_path, capsys)
     assert [line.split(": ")[1] for line in errors] == [
         str(tmp_path / f) for f in ("cut.jpg", "empty.png", "text.webp")
     ]
-    assert errors[1] == f"bjax.predict: {tmp_path}/empty.png: empty file"
+    assert errors[1] == f"bjax: {tmp_path}/empty.png: empty file"
     lines = said.out.splitlines()
     assert lines[0].split() == ["photo", "sharpness", "kept", "%", "prediction", "%"]
     assert len({len(line) for line in lines[:12]}) == 1  # aligned
@@ -224,13 +224,13 @@ def test_what_must_not_be_read_is_named_and_the_rest_goes_on(tiny_run, tmp_path,
     assert len(said.out.splitlines()) == 1
     errors = sorted(said.err.splitlines())
     assert len(errors) == 6
-    assert errors[0] == "bjax.predict: /dev/zero: not a regular file"
+    assert errors[0] == "bjax: /dev/zero: not a regular file"
     assert re.search(r"huge.png: .*4290250000 pixels", errors[1])
     assert re.search(
         r"large.jpg: 1,099,511,627,776 bytes: image files are read up to 1,073,741,824$", errors[2]
     )
     assert errors[3].endswith("link.jpg: no such file")
-    assert errors[4] == errors[5] == f"bjax.predict: {tmp_path}/pipe.jpg: not a regular file"
+    assert errors[4] == errors[5] == f"bjax: {tmp_path}/pipe.jpg: not a regular file"
 
 
 def test_a_damaged_pillow_image_is_the_documented_error(predictor, tmp_path):
@@ -372,11 +372,11 @@ def test_estimates_are_those_of_the_predicted_kind(tiny_run, tmp_path):
     workdir = untrained(tiny_run, tmp_path / "run", task="blur_type", **{"loss.parameters": 1})
     predictor = predict.load(workdir)
     assert predictor.run.classes == ("sharp", "gaussian", "motion", "defocus")
-    assert predictor._estimates(0, np.ones(5)) == {}
-    assert predictor._estimates(1, np.ones(5)) == {"sigma": 2.0}
+    assert predictor.estimates(0, np.ones(5)) == {}
+    assert predictor.estimates(1, np.ones(5)) == {"sigma": 2.0}
     # cos 2θ = 0 and sin 2θ = 1: a line at 45°
-    assert predictor._estimates(2, np.array([0, 1.5, 0, 1, 0])) == pytest.approx({"length": 15, "angle": 45})
-    assert predictor._estimates(3, np.ones(5)) == {"radius": 4.0}
+    assert predictor.estimates(2, np.array([0, 1.5, 0, 1, 0])) == pytest.approx({"length": 15, "angle": 45})
+    assert predictor.estimates(3, np.ones(5)) == {"radius": 4.0}
     prediction = predictor(PHOTOS / UNSEEN[0])
     assert prediction.probabilities.shape == (4,)
     kind = prediction.top(1)[0][0]

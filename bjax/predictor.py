@@ -1,0 +1,234 @@
+"""A run, ready to be asked about photographs: `load(RUN)(photo)` gives a `Prediction`. Documented in `bjax.predict`."""
+
+import dataclasses
+import functools
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from PIL import Image
+
+from bjax import config as configs
+from bjax import experiment, sharpness, tokens
+from bjax.blur import sample
+from bjax.data import decode, loader
+from bjax.errors import UserError, nearest
+from bjax.runtime import checkpoint, sharding
+from bjax.specs import PARAMETERS
+from bjax.step import losses
+from bjax.step.inputs import Inputs, apply, see
+
+CROPS = 16  # of one photograph, where the type of its blur is asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run left: its model and how images become what that sees."""
+
+    what: str  # which weights, for people
+    config: object
+    classes: tuple[str, ...]
+    model: nn.Module
+    inputs: Inputs
+    variables: dict
+
+    @property
+    def size(self) -> int:
+        """Side of the images that the model sees, pixels."""
+        return self.config.data.image_size
+
+    @property
+    def patch_size(self) -> int:
+        return min(self.inputs.patch_size, self.size)
+
+    @property
+    def crops(self) -> int:
+        """How many crops of a photograph the model sees, at most."""
+        return CROPS if self.config.task == "blur_type" else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a run says of one photograph, in n crops (n is 1 where objects are classified)."""
+
+    classes: tuple[str, ...]
+    probabilities: np.ndarray  # float32[classes], mean over the crops
+    sharpness: float | None  # variance of the Laplacian (0..255) of what the model sees, mean over the crops
+    kept: float  # share of the patches that the mask keeps
+    crops: np.ndarray  # uint8[n, size, size, 3]: what the model sees
+    scores: np.ndarray  # float32[n, rows, columns]: of patches, by the mask's measure or Laplacian variance
+    keep: np.ndarray  # bool[n, rows, columns]: the patches that the mask keeps
+    # Of the most probable kind of blur, where the run estimates them: sigma, length, radius in px, angle in degrees.
+    estimates: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def top(self, number: int) -> list[tuple[str, float]]:
+        """The most probable classes, with their probabilities."""
+        best = np.argsort(-self.probabilities, kind="stable")[:number]
+        return [(self.classes[i], float(self.probabilities[i])) for i in best]
+
+
+def read(workdir: str | Path, condition: str | None = None) -> Run:
+    """Reads a run on one device, with the mask and the ViT options of one of its evaluation conditions (or none).
+
+    Raises UserError where the workdir holds no run, or no condition of that name.
+    """
+    workdir = Path(workdir).expanduser()
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"--workdir={workdir}: holds no config.json; name the --workdir of a bjax.main run")
+    note = functools.partial(print, file=sys.stderr)  # stdout may be for JSON
+    config = configs.reload(workdir / "config.json", [("eval_only", "")], note)
+    if not config.init_from and not checkpoint.exists(workdir / "checkpoints"):
+        raise UserError(f"--workdir={workdir}: holds no checkpoint yet; let the run save one, or finish it")
+    classes = _classes(config, workdir)
+    exp = experiment.build(config, len(classes))
+    if condition is None:
+        model, inputs = exp.model, dataclasses.replace(exp.train, mask=tokens.MaskSpec())
+    elif condition in exp.conditions:
+        model, inputs = exp.conditions[condition].model, exp.conditions[condition].inputs
+    else:
+        raise UserError(
+            f"--condition={condition}: no condition of {workdir}{nearest(condition, exp.conditions)}; "
+            f"there are {', '.join(exp.conditions)}"
+        )
+    if inputs.mask.mode == "bucket":  # groups images of one length; alone, each is what attend computes
+        inputs = dataclasses.replace(inputs, mask=dataclasses.replace(inputs.mask, mode="attend"))
+    exp = dataclasses.replace(exp, mesh=sharding.make_mesh(1, 1, jax.local_devices()[:1]))
+    what, variables = experiment.variables_of(exp, workdir)
+    return Run(what, config, classes, model, dataclasses.replace(inputs, blur=sample.SHARP), variables)
+
+
+def _classes(config, workdir: Path) -> tuple[str, ...]:
+    """The names of the classes: as the run left them or, for a run of before that file was left, the dataset's."""
+    if config.task == "blur_type":
+        return sample.KINDS
+    path = workdir / "classes.json"
+    if path.is_file():
+        try:
+            return tuple(json.loads(path.read_text()))
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}: is no JSON ({error}); delete it, the dataset has the names too"
+            ) from None
+    try:
+        source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
+    except UserError as error:
+        raise UserError(
+            f"{path}: missing, and the dataset, which names the classes too, cannot be opened: {error}"
+        ) from None
+    return source.class_names
+
+
+def look(run: Run, images: jax.Array, variables: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the model of `run` says, as one pure function, for any batch size.
+
+    images: uint8[B, size, size, 3]. Returns the model's outputs float32[B, outputs], the scores of all patches
+    float32[B, rows, columns] and whether the mask keeps them, bool[B, rows, columns].
+    """
+    batch = images.shape[0]
+    # Every image gets the same key: what it is told does not depend on its place in a batch, or on a name.
+    keys = jnp.broadcast_to(jax.random.key(experiment.SEED), (batch,))
+    seen = see(keys, images, run.inputs)
+    outputs = apply(run.model, variables, seen.images, seen.kept, train=False)
+    mask, patch = run.inputs.mask, run.patch_size
+    measure = sharpness.MEASURES[mask.measure]
+    side = run.size // patch * patch  # without a mask a CNN may see images that patches do not fill
+    scores = measure(images[:, :side, :side].astype(jnp.float32) / 255, patch, scope=mask.scope)
+    keep = jnp.ones(scores.shape, bool) if seen.kept is None else seen.kept.keep.reshape(scores.shape)
+    return outputs, scores, keep
+
+
+def probabilities(run: Run, outputs: jax.Array) -> jax.Array:
+    """Of the classes, float32[B, classes]; outputs beyond those are no logits."""
+    return jax.nn.softmax(outputs[:, : len(run.classes)].astype(jnp.float32))
+
+
+class Predictor:
+    """A run, ready to be asked: `predictor(photo)`; see `load`."""
+
+    def __init__(self, run: Run, batch_size: int):
+        self.run, self.batch_size = run, batch_size
+        self.program = jax.jit(self._answers)
+
+    def __call__(self, photo) -> Prediction:
+        """What the run says of a path, a Pillow image, or uint8[H, W, 3].
+
+        Raises ValueError with the cause, in one line, for a file that is damaged, too large or no image (see the
+        module) and for any other array; OSError for one that may not be read.
+        """
+        return self.of_crops([self.crops(photo)])[0]
+
+    def crops(self, photo) -> np.ndarray:
+        """What the model sees of a photograph: uint8[n, size, size, 3]."""
+        if isinstance(photo, str | Path):
+            photo = decode.decode(decode.read(photo), exif_rotate=True)
+        elif isinstance(photo, Image.Image):
+            photo = decode.to_rgb(photo, exif_rotate=True)
+        photo = np.asarray(photo)
+        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+            raise ValueError(f"photo: {photo.dtype}{list(photo.shape)}, expected uint8[H, W, 3]")
+        data = self.run.config.data
+        if self.run.config.task == "blur_type":
+            return decode.detailed_crops(photo, data.image_size, self.run.crops)
+        crop = decode.center_crop(
+            photo, data.image_size, resize=data.resize, interpolation=data.interpolation
+        )
+        return crop[None]
+
+    def of_crops(self, photos: list[np.ndarray]) -> list[Prediction]:
+        """The predictions for photographs that `crops` has cut; one program, whatever their number."""
+        crops = np.concatenate(photos)
+        padded = np.pad(crops, [(0, -len(crops) % self.batch_size), (0, 0), (0, 0), (0, 0)])
+        batches = [padded[i : i + self.batch_size] for i in range(0, len(padded), self.batch_size)]
+        answers = jax.device_get([self.program(batch, self.run.variables) for batch in batches])
+        answers = [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+        ends = np.cumsum([len(photo) for photo in photos])
+        parts = [np.split(x[: len(crops)], ends[:-1]) for x in (crops, *answers)]
+        return [self._prediction(*part) for part in zip(*parts, strict=True)]
+
+    def _answers(self, images, variables):
+        outputs, scores, keep = look(self.run, images, variables)
+        size = self.run.size
+        whole = jnp.full(len(images), jnp.nan)
+        if size <= 1024:  # the largest patch that can be scored
+            whole = sharpness.laplacian_variance(images.astype(jnp.float32) / 255, size)[:, 0, 0]
+        return probabilities(self.run, outputs), scores, keep, whole, outputs[:, len(self.run.classes) :]
+
+    def _prediction(self, crops, shares, scores, keep, whole, estimates) -> Prediction:
+        return Prediction(
+            classes=self.run.classes,
+            probabilities=shares.mean(axis=0),
+            sharpness=None if np.isnan(whole).any() else float(whole.mean()),
+            kept=float(keep.mean()),
+            crops=crops,
+            scores=scores,
+            keep=keep,
+            estimates=self.estimates(int(shares.mean(axis=0).argmax()), estimates.mean(axis=0)),
+        )
+
+    def estimates(self, kind: int, outputs: np.ndarray) -> dict[str, float]:
+        """{name: value} of the blur's parameters that `kind`, the number of a class, has.
+
+        outputs: float32[parameters], those beyond the classes. Averaged over crops before they are decoded: angles
+        have no mean.
+        """
+        if not len(outputs):
+            return {}
+        values = np.array(losses.decode_parameters(outputs[None])[0], float)
+        values[2] = np.rad2deg(values[2])
+        named = zip(PARAMETERS.items(), values, strict=True)
+        return {name: float(value) for (name, of), value in named if of == self.run.classes[kind]}
+
+
+def load(workdir: str | Path, condition: str | None = None, *, batch_size: int | None = None) -> Predictor:
+    """A function from a photograph (path, Pillow image, or uint8[H, W, 3]) to a `Prediction`.
+
+    condition: one of the run's evaluation conditions, whose mask and ViT options are used; None: no mask.
+    batch_size: crops that are computed at a time; by default those of one photograph.
+    Raises UserError where the workdir holds no run, or no condition of that name.
+    """
+    run = read(workdir, condition)
+    return Predictor(run, batch_size or run.crops)
