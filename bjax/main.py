@@ -6,7 +6,6 @@ python -m bjax.main --config=configs/vit_mask.py:demo --workdir=runs/demo --mode
 srun python -m bjax.main --config=configs/vit_mask.py --workdir=runs/in1k    (launch/ has the scripts)
 """
 
-import argparse
 import re
 import sys
 import traceback
@@ -16,7 +15,7 @@ import jax
 
 from bjax import config as configs
 from bjax import evaluate, experiment, train
-from bjax.errors import UserError
+from bjax.errors import Parser, UserError, command, positive
 from bjax.runtime import distributed
 
 
@@ -26,17 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     0; 2: a user's mistake, told in one line on stderr; 75: told to stop (SIGTERM), to be run again; 130: Ctrl-C.
     """
     try:
-        _run(sys.argv[1:] if argv is None else argv)
-        code = 0
-    except UserError as e:
-        print(f"{distributed.name()}: {e}", file=sys.stderr)
-        code = 2
-    except distributed.Stopped as e:
-        print(f"bjax: {e}")
-        code = distributed.STOPPED
-    except KeyboardInterrupt:
-        print("bjax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        code = 130
+        code = command(_run, argv, name=distributed.name)
     except Exception:
         if not jax.distributed.is_initialized():
             raise
@@ -45,11 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     return distributed.leave(code)
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str]) -> int | None:
     overrides, rest = configs.split_arguments(argv)
     args = _parser().parse_args(rest)
-    if args.distributed_timeout < 1:
-        raise UserError(f"--distributed_timeout={args.distributed_timeout}: expected at least 1 second")
     workdir = Path(args.workdir or default_workdir(args.config)).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: is a file; name a folder")
@@ -62,13 +49,19 @@ def _run(argv: list[str]) -> None:
     experiment.build(config, num_classes=2)  # finds mistakes before any data or device is touched
     if args.print_config:
         print(configs.to_json(config), end="")
-        return
+        return None
     experiment.keep_compiled()
     distributed.initialize(args.distributed, args.distributed_timeout)
-    if args.mode == "train":
-        train.run(config, workdir)
-    else:
-        evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
+    try:
+        if args.mode == "train":
+            train.run(config, workdir)
+        else:
+            evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
+    except distributed.Stopped as stopped:
+        print(f"bjax: {stopped}")
+        return distributed.STOPPED
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on from the last checkpoint") from None
 
 
 def default_workdir(spec: str | None) -> str:
@@ -77,17 +70,11 @@ def default_workdir(spec: str | None) -> str:
     return str(Path("runs") / re.sub(r"[^\w.=-]+", "_", "_".join(filter(None, (Path(path).stem, args)))))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (see --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    p = _Parser(
-        prog="python -m bjax.main",
-        description="Train and evaluate an image classifier on sharp and blurred images.",
+def _parser() -> Parser:
+    p = Parser(
+        "python -m bjax.main",
+        "Train and evaluate an image classifier on sharp and blurred images.",
         epilog="--config.KEY=VALUE changes one field; --print_config lists them, configs/common.py explains them.",
-        allow_abbrev=False,
     )
     p.add_argument(
         "--config",
@@ -111,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--distributed_timeout",
-        type=int,
+        type=positive,
         default=300,
         metavar="SECONDS",
         help="how long to wait for the other processes (default: %(default)s)",

@@ -136,14 +136,14 @@ def test_googlenet_without_auxiliary_heads_returns_logits_in_training():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet51", {}, "unknown model: 'resnet51'; known: resnet18, .*; did you mean 'resnet50'"),
+        ("resnet51", {}, r"unknown model: 'resnet51'; known: resnet18, .* \(did you mean resnet50\?\)"),
         ("zzz", {}, "unknown model: 'zzz'; known: .*, vit$"),
         (
             "resnet50",
             {"variant": "S/16"},
             "unknown option of model 'resnet50': 'variant'; known: bottleneck, ",
         ),
-        ("vit", {"dept": 6}, "unknown option of model 'vit': 'dept'; known: .*; did you mean 'depth'"),
+        ("vit", {"dept": 6}, r"unknown option of model 'vit': 'dept'; known: .* \(did you mean depth\?\)"),
         ("vit", {"variant": "S16"}, "variant='S16': expected Ti, S, B, L, H, then /patch size"),
         ("vit", {"variant": "S/0"}, "variant='S/0'"),
         ("vit", {"width": 100}, "heads=6 does not divide width=100"),

@@ -291,7 +291,7 @@ def test_imagenet_from_the_command_line(tmp_path, capsys):
     command = ["imagenet2012", f"--manual_dir={tars}", f"--data_dir={tmp_path / 'data'}"]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: imagenet2012: ")
+    assert error.startswith("bjax: imagenet2012: ")
     assert "holds 3 classes of 1000" in error
     assert error.count("\n") == 1
     assert main([*command, "--splits=validation"]) == 2
@@ -483,7 +483,7 @@ def test_folder_that_is_refused(tmp_path, capsys, tree, message):
     source = write_tree(tmp_path / "pets", tree)
     assert main(["folder", "pets", f"--source={source}", f"--data_dir={tmp_path / 'data'}"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ")
+    assert error.startswith("bjax: ")
     assert re.search(message, error), error
 
 
@@ -524,7 +524,7 @@ def test_folder_that_cannot_be_read(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuses)  # root may read everything
     assert main(["folder", "pets", f"--source={source}", f"--data_dir={tmp_path / 'data'}"]) == 2
     assert re.fullmatch(
-        r"error: --source=.* cannot be read: .* Permission denied: .*deeper'\n", capsys.readouterr().err
+        r"bjax: --source=.* cannot be read: .* Permission denied: .*deeper'\n", capsys.readouterr().err
     )
 
 
@@ -546,7 +546,7 @@ def test_folder_name(tmp_path, capsys, name):
 
 def test_folder_that_is_not_there(tmp_path, capsys):
     assert main(["folder", "pets", f"--source={tmp_path / 'nowhere'}", f"--data_dir={tmp_path}"]) == 2
-    assert capsys.readouterr().err == f"error: --source={tmp_path / 'nowhere'} is no folder\n"
+    assert capsys.readouterr().err == f"bjax: --source={tmp_path / 'nowhere'} is no folder\n"
 
 
 def imagenette_archive(monkeypatch, counts):
@@ -651,10 +651,8 @@ def test_imagenette_without_internet(tmp_path, monkeypatch):
     ],
 )
 def test_wrong_usage_exits_with_2(command, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(command)
-    assert exit_.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "--help" in capsys.readouterr().err
 
 
 def test_module_runs_as_a_command(tmp_path):
@@ -665,5 +663,5 @@ def test_module_runs_as_a_command(tmp_path):
     command = [sys.executable, "-m", "bjax.data.prepare", "imagenet2012", f"--manual_dir={tmp_path}"]
     done = subprocess.run([*command, f"--data_dir={tmp_path}"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("bjax: ")
     assert done.stderr.count("\n") == 1

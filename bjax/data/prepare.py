@@ -18,24 +18,24 @@ from bjax.data.folder import Folder
 from bjax.data.imagenet import Imagenet2012
 from bjax.data.imagenette import Imagenette
 from bjax.data.photos import Photos
-from bjax.errors import UserError
+from bjax.errors import Parser, command, new_folder
 
 
 def main(argv=None):
+    """Runs the command; returns the exit code: 0; 2: a user's mistake, told in one line on stderr; 130: Ctrl-C."""
+    return command(_run, argv)
+
+
+def _run(argv):
     args = _parser().parse_args(argv)
     args.data_dir = data_root(args.data_dir)
     try:
         builder = BUILDERS[args.dataset](args)
         written = prepare(builder, overwrite=args.overwrite)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(
-            f"interrupted: nothing new of {args.dataset} was kept; the same command starts afresh",
-            file=sys.stderr,
-        )
-        return 130
+        raise KeyboardInterrupt(
+            f"interrupted: nothing new of {args.dataset} was kept; the same command starts afresh"
+        ) from None
     done = tfds.builder_from_directory(builder.data_dir)
     splits = ", ".join(f"{info.num_examples:,} {split}" for split, info in done.info.splits.items())
     print(f"{done.name}: {splits}, {done.info.features['label'].num_classes} classes in {builder.data_dir}")
@@ -46,7 +46,6 @@ def main(argv=None):
         print(f"Left out {len(corrupt)} corrupt images: {left_out}")
     if not written:
         print("It was there already; --overwrite writes it anew.")
-    return 0
 
 
 BUILDERS = {
@@ -61,13 +60,13 @@ BUILDERS = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bjax.data.prepare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser("python -m bjax.data.prepare", __doc__, formatter_class=argparse.RawTextHelpFormatter)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--data_dir", help="where data sets lie (default: TFDS_DATA_DIR, ~/tensorflow_datasets)"
+        "--data_dir",
+        type=lambda text: new_folder(data_root(text)),
+        help="where data sets lie (default: TFDS_DATA_DIR, ~/tensorflow_datasets)",
     )
     common.add_argument("--overwrite", action="store_true", help="write it anew if it is there")
     checked = argparse.ArgumentParser(add_help=False)

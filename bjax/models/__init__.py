@@ -8,7 +8,6 @@ a side (those of the ViT a multiple of its patches'), others are a ValueError. T
 takes `tokens=`, and `googlenet.GoogLeNet` returns `(logits, aux_logits)` in training.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.errors import UserError
+from bjax.errors import UserError, nearest
 from bjax.models.densenet import DenseNet
 from bjax.models.googlenet import GoogLeNet
 from bjax.models.resnet import ResNet
@@ -64,6 +63,6 @@ def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, **options) -
 
 
 def _unknown(what: str, given: str, known) -> str:
-    nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {what}: {given!r}; known: {', '.join(known) or 'none'}{hint}"
+    return (
+        f"unknown {what}: {given!r}; known: {', '.join(known) or 'none'}{nearest(given, known, cutoff=0.4)}"
+    )

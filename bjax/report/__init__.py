@@ -11,12 +11,11 @@ Runs that differ in their seed alone are shown as one, with means and intervals 
 failed or half-written is named with the reason and left out; a section without data is left out and named at the end.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bjax.errors import UserError
+from bjax.errors import Parser, UserError, command, new_folder
 from bjax.report import curves, facts, masks, matrix, paper1, paper2, read, render, seeds, sweeps
 from bjax.report.render import Heading, Items, Text, per_run
 from bjax.report.runs import Run
@@ -74,9 +73,11 @@ def write(folders: list[Path], out: Path, title: str = "Report") -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bjax.report", description="Tables and figures of finished runs.", allow_abbrev=False
-    )
+    return command(_run, argv)
+
+
+def _run(argv: list[str]) -> None:
+    parser = Parser("python -m bjax.report", "Tables and figures of finished runs.")
     parser.add_argument(
         "folders",
         nargs="+",
@@ -84,14 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="RUN_OR_SWEEP",
         help="a run's workdir, or the folder of a sweep",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the report goes")
+    parser.add_argument("--out", type=new_folder, required=True, metavar="DIR", help="where the report goes")
     parser.add_argument("--title", default="Report", help="of the report (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        text = write(args.folders, args.out, args.title)
-    except UserError as error:
-        print(f"bjax.report: {error}", file=sys.stderr)
-        return 2
+    text = write(args.folders, args.out, args.title)
     print(text.partition("\n## Facts\n")[0])  # whole configs are for the files
     print(f"\nwrote {args.out / 'report.html'}, report.md and results.csv beside it", file=sys.stderr)
-    return 0
