@@ -1,0 +1,11 @@
+"""Measurements that are not part of a run: speed beside others' code, what a step sends, coverage of intervals."""
+
+from pathlib import Path
+
+from bjax.runtime import workdir
+
+
+def save(path: Path, numbers) -> None:
+    """Writes `numbers` as JSON, into a folder that need not be there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write(path, numbers)

@@ -16,39 +16,43 @@ ratios within a round. Results are compared too: a fast wrong blur is no peer. A
 compiles.
 """
 
-import argparse
 import importlib.util
-import json
 import statistics
+import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import save
 from bjax import blur
 from bjax.blur import psf
+from bjax.errors import Parser, UserError, command, new_file, positive, some_of
 
 PEERS = {"cv2": "cv2", "torch": "torch", "pix": "dm_pix"}  # and the module each needs
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser("python -m benchmarks.blur", description=__doc__.split("\n")[0])
+def main(argv: list[str] | None = None) -> int:
+    return command(_run, argv)
+
+
+def _run(argv: list[str]) -> None:
+    parser = Parser("python -m benchmarks.blur", __doc__.split("\n")[0])
     parser.add_argument(
-        "--against", default="cv2,torch,pix", help="peers, comma-separated, of " + ", ".join(PEERS)
+        "--against",
+        type=some_of(PEERS),
+        default="cv2,torch,pix",
+        help="peers, comma-separated, of " + ", ".join(PEERS),
     )
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=5)
-    flags = parser.parse_args(arguments)
-    peers = flags.against.split(",") if flags.against else []
-    for peer in peers:
-        if peer not in PEERS:
-            parser.error(f"--against={flags.against}: the peers are {', '.join(PEERS)}")
+    parser.add_argument("--json", type=new_file, help="write the numbers here")
+    parser.add_argument("--batch", type=positive, default=64)
+    parser.add_argument("--size", type=positive, default=224)
+    parser.add_argument("--rounds", type=positive, default=5)
+    flags = parser.parse_args(argv)
+    for peer in flags.against:
         if not importlib.util.find_spec(PEERS[peer]):
-            parser.error(f"--against={flags.against}: {PEERS[peer]} is not installed; leave {peer} out")
+            raise UserError(f"--against: {PEERS[peer]} is not installed; leave {peer} out")
 
     images = np.random.default_rng(0).random((flags.batch, flags.size, flags.size, 3), dtype=np.float32)
     share = np.linspace(0, 1, flags.batch, dtype=np.float32)
@@ -70,11 +74,13 @@ def main(arguments=None):
     rows = []
     for name, run in ours.items():
         runs = {"bjax": run}
-        runs |= {peer: make for peer in peers if (make := RIVALS[peer](name, images, sigma, kernels[name]))}
+        runs |= {
+            peer: make for peer in flags.against if (make := RIVALS[peer](name, images, sigma, kernels[name]))
+        }
         rows.append(measure(name, runs, flags.rounds, flags.batch))
     if flags.json:
         report = {"device": device_kind, "batch": flags.batch, "size": flags.size, "rows": rows}
-        flags.json.write_text(json.dumps(report, indent=1) + "\n")
+        save(flags.json, report)
 
 
 def measure(name, runs, rounds, batch):
@@ -142,4 +148,4 @@ RIVALS = {"cv2": cv2_rival, "torch": torch_rival, "pix": pix_rival}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,13 +8,14 @@ independently with that share. Counted is how often the 95 % interval of the mea
 distribution, and how often Wilson's, which takes the crops for independent, does.
 """
 
-import argparse
 import itertools
 import re
+import sys
 
 import numpy as np
 
 from bjax import stats
+from bjax.errors import Parser, command, positive
 
 CROPS = 48
 PHOTOGRAPHS = (4, 14, 50, 200)
@@ -24,21 +25,21 @@ CORRELATIONS = (0.02, 0.2, 0.4)
 
 def simulate(*, repetitions: int, seed: int) -> dict[tuple[int, float, float], tuple[float, float]]:
     """Shares of intervals that hold the mean: {(photographs, mean, correlation): (over photographs, Wilson's)}."""
-    rng, found = np.random.default_rng(seed), {}
+    rng, shares = np.random.default_rng(seed), {}
     for number, mean, correlation in itertools.product(PHOTOGRAPHS, MEANS, CORRELATIONS):
         both = (1 - correlation) / correlation  # a + b of a Beta distribution with that correlation
         hits = rng.binomial(CROPS, rng.beta(mean * both, (1 - mean) * both, (repetitions, number)))
         wilson = stats.wilson(hits.sum(axis=1), CROPS * number)
         over = stats.over_photographs(hits / CROPS, wilson, within=(0.0, 1.0))
-        found[number, mean, correlation] = tuple(
+        shares[number, mean, correlation] = tuple(
             float(np.mean((low <= mean) & (mean <= high))) for low, high in (over, wilson)
         )
-    return found
+    return shares
 
 
 def table(repetitions: int, seed: int) -> str:
     """All of it in per cent, as Markdown: a row per number of photographs and mean."""
-    found = simulate(repetitions=repetitions, seed=seed)
+    shares = simulate(repetitions=repetitions, seed=seed)
     header = [
         "photographs",
         "mean",
@@ -47,7 +48,7 @@ def table(repetitions: int, seed: int) -> str:
     ]
     rows = [header, ["-" * (len(name) - 1) + ":" for name in header]]
     for number, mean in itertools.product(PHOTOGRAPHS, MEANS):
-        cells = [found[number, mean, c][i] for i in (0, 1) for c in CORRELATIONS]
+        cells = [shares[number, mean, c][i] for i in (0, 1) for c in CORRELATIONS]
         rows.append([f"{number}", f"{mean:g}", *(f"{100 * share:.1f}" for share in cells)])
     return "\n".join(
         f"| {' | '.join(cell.rjust(len(name)) for cell, name in zip(row, header, strict=True))} |"
@@ -57,23 +58,27 @@ def table(repetitions: int, seed: int) -> str:
 
 def read(text: str) -> dict[tuple[int, float, float], tuple[float, float]]:
     """What `simulate` returns, of such a table in `text`."""
-    found = {}
+    shares = {}
     for line in re.findall(r"^\| +(\d+ .*) \|$", text, re.MULTILINE):
         number, mean, *cells = line.split("|")
         over, wilson = np.split(np.array(cells, float) / 100, 2)
-        found |= {(int(number), float(mean), c): (over[i], wilson[i]) for i, c in enumerate(CORRELATIONS)}
-    return found
+        shares |= {(int(number), float(mean), c): (over[i], wilson[i]) for i, c in enumerate(CORRELATIONS)}
+    return shares
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], prog="python -m benchmarks.coverage"
+def main(argv: list[str] | None = None) -> int:
+    return command(_run, argv)
+
+
+def _run(argv: list[str]) -> None:
+    parser = Parser("python -m benchmarks.coverage", __doc__.partition("\n")[0])
+    parser.add_argument(
+        "--repetitions", type=positive, default=20_000, help="of each cell (default: %(default)s)"
     )
-    parser.add_argument("--repetitions", type=int, default=20_000, help="of each cell (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     print(table(args.repetitions, args.seed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,7 @@ and the Laplacian variance of every 16 × 16 patch. Needs matplotlib; the photog
 scikit-image's.
 """
 
-import argparse
+import sys
 from pathlib import Path
 
 import jax
@@ -17,15 +17,21 @@ from PIL import Image, ImageOps
 
 from bjax import blur, sharpness
 from bjax.blur import imagenet_c, psf, varying
+from bjax.data import decode
+from bjax.errors import Parser, UserError, command, new_file
 
 SIZE, PATCH = 224, 16
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser("python -m benchmarks.figure_blur", description=__doc__.split("\n")[0])
+def main(argv: list[str] | None = None) -> int:
+    return command(_run, argv)
+
+
+def _run(argv: list[str]) -> None:
+    parser = Parser("python -m benchmarks.figure_blur", __doc__.split("\n")[0])
     parser.add_argument("--photo", type=Path, help="a photograph; default: scikit-image's cat")
-    parser.add_argument("--out", type=Path, default=Path("docs/blur.png"))
-    flags = parser.parse_args(arguments)
+    parser.add_argument("--out", type=new_file, default=Path("docs/blur.png"))
+    flags = parser.parse_args(argv)
     columns = blurs(load(flags.photo))
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     draw(columns).savefig(flags.out, dpi=110)
@@ -33,13 +39,16 @@ def main(arguments=None):
 
 
 def load(path):
-    """The photograph as float32 `[1, 224, 224, 3]`."""
+    """The photograph as float32 `[1, 224, 224, 3]`; UserError where it cannot be read."""
     if path is None:
         import skimage.data
 
         photo = Image.fromarray(skimage.data.chelsea()).crop((75, 0, 375, 300))
     else:
-        photo = Image.open(path).convert("RGB")
+        try:
+            photo = Image.fromarray(decode.decode(decode.read(path)))
+        except (ValueError, OSError) as error:
+            raise UserError(f"--photo={path}: {error}") from None
     photo = ImageOps.fit(photo, (SIZE, SIZE), Image.Resampling.LANCZOS)
     return jnp.asarray(np.asarray(photo, np.float32) / 255)[None]
 
@@ -98,4 +107,4 @@ def draw(columns):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

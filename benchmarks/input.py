@@ -11,8 +11,8 @@ in as many threads as --threads says.
 
 import argparse
 import io
-import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks import save
 from bjax.data import builder, decode, folder, loader, photos
+from bjax.errors import Parser, command, new_file, positive, some_of
 from bjax.specs import Data
 
 SIZE = 224
@@ -103,25 +105,33 @@ def loader_rate(encoded, threads, steps=20, batch_size=64):
         return steps * batch_size / (time.perf_counter() - start)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--against", default=",".join(PEERS), help="peers: " + ", ".join(PEERS))
-    parser.add_argument("--threads", default=f"1,{os.cpu_count()}", help="of the loader")
-    parser.add_argument("--json", help="file to write the numbers to")
-    args = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    return command(_run, argv)
+
+
+def _run(argv: list[str]) -> None:
+    parser = Parser("python -m benchmarks.input", __doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--against", type=some_of(PEERS), default=",".join(PEERS), help="peers: " + ", ".join(PEERS)
+    )
+    parser.add_argument("--threads", type=numbers, default=f"1,{os.cpu_count()}", help="of the loader")
+    parser.add_argument("--json", type=new_file, help="file to write the numbers to")
+    args = parser.parse_args(argv)
 
     encoded = encoded_photographs()
     rows = {"bjax": rate(bjax(), encoded)}
-    rows |= {name: rate(PEERS[name](), encoded) for name in args.against.split(",") if name}
-    for threads in args.threads.split(","):
-        rows[f"bjax loader, threads={threads}"] = loader_rate(encoded, int(threads))
+    rows |= {name: rate(PEERS[name](), encoded) for name in args.against}
+    for threads in args.threads:
+        rows[f"bjax loader, threads={threads}"] = loader_rate(encoded, threads)
     for name, value in rows.items():
         print(f"{name:26}{value:8.0f} images/s")
     if args.json:
-        Path(args.json).write_text(
-            json.dumps({name: round(value, 1) for name, value in rows.items()}, indent=2)
-        )
+        save(args.json, {name: round(value, 1) for name, value in rows.items()})
+
+
+def numbers(text: str) -> list[int]:
+    return [positive(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

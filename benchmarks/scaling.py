@@ -8,22 +8,22 @@ are those of the CPU backend and tell the trend only. Collectives are counted in
 often as it runs; one call may send many arrays, bytes are those of its results on one device.
 """
 
-import argparse
 import functools
-import json
 import math
 import os
 import re
+import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from benchmarks import save
 from bjax import models
 from bjax.blur.sample import BlurSpec
+from bjax.errors import Parser, UserError, command, new_file, positive, some_of
 from bjax.runtime import sharding
 from bjax.runtime.console import columns
 from bjax.step import optim, state
@@ -123,20 +123,20 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
 
     @functools.cache
     def within(name: str) -> dict[str, Counter]:
-        found = defaultdict(Counter)
+        counted = defaultdict(Counter)
         for line in computations[name]:
             if match := re.match(rf"\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line):
                 arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
                 sizes = [SIZES[t] * math.prod(int(n) for n in dims.split(",") if n) for t, dims in arrays]
-                found[match[2]].update(calls=1, arrays=len(sizes), bytes=sum(sizes))
+                counted[match[2]].update(calls=1, arrays=len(sizes), bytes=sum(sizes))
             trips = re.search(r"known_trip_count\W+n\W+(\d+)", line)
             times = int(trips[1]) if trips else 1
             for called in re.findall(r"[\w.-]+", " ".join(CALLED.findall(line))):
                 for kind, row in within(called).items():
-                    found[kind].update({k: n * times for k, n in row.items()})
+                    counted[kind].update({k: n * times for k, n in row.items()})
                     if " while(" in line and not trips:
-                        found[kind]["at_least"] += row["calls"] - row["at_least"]
-        return found
+                        counted[kind]["at_least"] += row["calls"] - row["at_least"]
+        return counted
 
     return {kind: dict(row) for kind, row in within("").items()}
 
@@ -158,22 +158,30 @@ def measure(name: str, options: dict, mesh_shape, **sizes) -> dict:
     }
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--models", default=",".join(MODELS))
-    p.add_argument("--batch", type=int, default=256, help="images a step, over all devices")
-    p.add_argument("--size", type=int, default=224, help="side of the images, pixels")
-    p.add_argument("--depth", type=int, default=24, help="blocks of the ViT")
-    p.add_argument("--accumulate", type=int, default=1, help="parts in which each batch is computed")
-    p.add_argument("--json", help="file for the numbers")
-    args = p.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    return command(_run, argv)
+
+
+def _run(argv: list[str]) -> None:
+    p = Parser("python -m benchmarks.scaling", __doc__.splitlines()[0])
+    p.add_argument("--models", type=some_of(MODELS), default=",".join(MODELS), help=", ".join(MODELS))
+    p.add_argument("--batch", type=positive, default=256, help="images a step, over all devices")
+    p.add_argument("--size", type=positive, default=224, help="side of the images, pixels")
+    p.add_argument("--depth", type=positive, default=24, help="blocks of the ViT")
+    p.add_argument("--accumulate", type=positive, default=1, help="parts in which each batch is computed")
+    p.add_argument("--json", type=new_file, help="file for the numbers")
+    args = p.parse_args(argv)
+    if args.batch % (DEVICES * args.accumulate):
+        raise UserError(f"--batch={args.batch}: expected a multiple of {DEVICES * args.accumulate}")
+    if args.size % 16 or args.size < 32:
+        raise UserError(f"--size={args.size}: expected a multiple of 16 from 32 on")
     # JAX looks at both when it is first used, which is below.
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     )
     jax.config.update("jax_platforms", "cpu")
     rows = []
-    for name in args.models.split(","):
+    for name in args.models:
         for mesh in MESHES:
             options = MODELS[name] | ({"depth": args.depth} if name == "vit" else {})
             sizes = {"batch": args.batch, "size": args.size, "accumulate": args.accumulate}
@@ -182,9 +190,9 @@ def main():
     kinds = [k for k in COLLECTIVES if any(k in row["collectives"] for row in rows)]
 
     def calls(row, kind):
-        found = row["collectives"].get(kind)
-        more = "at least " if found and "at_least" in found else ""
-        return f"{more}{found['calls']} ({found['bytes'] / 1e6:,.1f} MB)" if found else "0"
+        sent = row["collectives"].get(kind)
+        more = "at least " if sent and "at_least" in sent else ""
+        return f"{more}{sent['calls']} ({sent['bytes'] / 1e6:,.1f} MB)" if sent else "0"
 
     print(
         columns(
@@ -201,8 +209,8 @@ def main():
         )
     )
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+        save(args.json, rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,24 +15,26 @@ bursts that is not enough: the last column compares the fastest rounds, which th
 differ by more than a few per cent, repeat. A first round compiles.
 """
 
-import argparse
 import functools
-import json
 import statistics
+import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import save
 from bjax import models
 from bjax.blur.sample import BlurSpec
+from bjax.errors import Parser, UserError, command, new_file, positive, some_of
+from bjax.models.vit import ViT
 from bjax.runtime import sharding
-from bjax.step import optim, state
+from bjax.step import optim
 from bjax.step.eval_step import eval_step
 from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
+from bjax.step.state import init as init_state
 from bjax.step.train_step import train_step
 from bjax.tokens import MaskSpec, budget
 
@@ -45,46 +47,13 @@ RIVALS = {
 CLASSES = 1000
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser("python -m benchmarks.tokens", description=__doc__.split("\n")[0])
-    parser.add_argument("--keep", default="1,.75,.5,.25", help="shares of the patches, comma-separated")
-    parser.add_argument("--mode", choices=("infer", "train"), default="infer")
-    parser.add_argument("--selector", default="laplacian", help="of the masks: a focus measure, random, …")
-    parser.add_argument(
-        "--rivals", default=",".join(RIVALS), help="comma-separated, of: " + ", ".join(RIVALS)
-    )
-    parser.add_argument("--variant", default="S/16")
-    parser.add_argument("--depth", type=int, help="blocks, instead of the variant's own")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--batch", type=int, default=8, help="images a step, over all devices")
-    parser.add_argument("--size", type=int, default=224, help="side of the images, pixels")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    flags = parser.parse_args(arguments)
-    rivals = [name.strip() for name in flags.rivals.split(",") if name.strip()]
-    if not set(rivals) <= set(RIVALS):
-        parser.error(f"--rivals={flags.rivals}: there are {', '.join(RIVALS)}")
-    try:
-        keeps = [float(keep) for keep in flags.keep.split(",")]
-        masks = {k: MaskSpec("gather", selector=flags.selector, keep_rate=k) for k in keeps}
-    except ValueError as error:
-        parser.error(f"--keep={flags.keep}: {error}")
+def main(argv: list[str] | None = None) -> int:
+    return command(_run, argv)
 
-    options = {"variant": flags.variant} | ({"depth": flags.depth} if flags.depth else {})
-    build = functools.partial(
-        models.build, "vit", num_classes=CLASSES, dtype=jnp.dtype(flags.dtype), **options
-    )
-    full = build()
-    patches = (flags.size // full.patch_size) ** 2
-    cost = full.flops(patches + 1)
-    # name -> (model, mask, ideal speed-up)
-    entries = {"no mask": (full, MaskSpec(), 1.0)}
-    for keep, mask in masks.items():
-        entries[f"keep {keep:g}"] = full, mask, cost / full.flops(budget(mask, patches) + 1)
-    for name in rivals:
-        model = build(**RIVALS[name])
-        entries[name] = model, MaskSpec(), cost / model.flops(patches + 1)
 
+def _run(argv: list[str]) -> None:
+    flags = _parser().parse_args(argv)
+    entries = compared(flags)
     prepare = {"infer": inference, "train": training}[flags.mode]
     batch = noise(flags.batch, flags.size)
     runs = {name: prepare(model, mask, batch) for name, (model, mask, _) in entries.items()}
@@ -106,7 +75,56 @@ def main(arguments=None):
     if flags.json:
         about = {k: v for k, v in vars(flags).items() if k != "json"}
         about["device"] = jax.devices()[0].device_kind
-        flags.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        save(flags.json, {**about, "rows": rows})
+
+
+def _parser() -> Parser:
+    parser = Parser("python -m benchmarks.tokens", __doc__.split("\n")[0])
+    parser.add_argument("--keep", default="1,.75,.5,.25", help="shares of the patches, comma-separated")
+    parser.add_argument("--mode", choices=("infer", "train"), default="infer")
+    parser.add_argument("--selector", default="laplacian", help="of the masks: a focus measure, random, …")
+    parser.add_argument(
+        "--rivals",
+        type=some_of(RIVALS),
+        default=",".join(RIVALS),
+        help="comma-separated, of: " + ", ".join(RIVALS),
+    )
+    parser.add_argument("--variant", default="S/16")
+    parser.add_argument("--depth", type=positive, help="blocks, instead of the variant's own")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch", type=positive, default=8, help="images a step, over all devices")
+    parser.add_argument("--size", type=positive, default=224, help="side of the images, pixels")
+    parser.add_argument("--rounds", type=positive, default=15)
+    parser.add_argument("--json", type=new_file, help="write the numbers here")
+    return parser
+
+
+def compared(flags) -> dict[str, tuple[ViT, MaskSpec, float]]:
+    """{name: (model, mask, ideal speed-up)}; the first is the model without a mask."""
+    try:
+        keeps = [float(keep) for keep in flags.keep.split(",")]
+        masks = {k: MaskSpec("gather", selector=flags.selector, keep_rate=k) for k in keeps}
+    except ValueError as error:
+        raise UserError(f"--keep={flags.keep} --selector={flags.selector}: {error}") from None
+    options = {"variant": flags.variant} | ({"depth": flags.depth} if flags.depth else {})
+    build = functools.partial(
+        models.build, "vit", num_classes=CLASSES, dtype=jnp.dtype(flags.dtype), **options
+    )
+    try:
+        full = build()
+    except ValueError as error:
+        raise UserError(f"--variant={flags.variant}: {error}") from None
+    if flags.size % full.patch_size:
+        raise UserError(f"--size={flags.size}: expected a multiple of the patch size {full.patch_size}")
+    patches = (flags.size // full.patch_size) ** 2
+    cost = full.flops(patches + 1)
+    entries = {"no mask": (full, MaskSpec(), 1.0)}
+    for keep, mask in masks.items():
+        entries[f"keep {keep:g}"] = full, mask, cost / full.flops(budget(mask, patches) + 1)
+    for name in flags.rivals:
+        model = build(**RIVALS[name])
+        entries[name] = model, MaskSpec(), cost / model.flops(patches + 1)
+    return entries
 
 
 def noise(batch, size):
@@ -150,9 +168,9 @@ def training(model, mask, batch):
     size = batch["image"].shape[1]
     batch = sharding.put(batch, mesh)
     tx = optim.build(default().optim, 1000)
-    init = functools.partial(state.init, model=model, tx=tx, image_size=size, ema=False)
+    init = functools.partial(init_state, model=model, tx=tx, image_size=size, ema=False)
     plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, ((".*", "fsdp"),))
-    current = jax.jit(init, out_shardings=plan)(jax.random.key(0, impl="rbg"))
+    state = jax.jit(init, out_shardings=plan)(jax.random.key(0, impl="rbg"))
     train = jax.jit(
         functools.partial(
             train_step,
@@ -167,9 +185,9 @@ def training(model, mask, batch):
     )
 
     def run():
-        nonlocal current
-        current, values = train(jax.random.key(0), current, batch)
-        jax.block_until_ready(values)
+        nonlocal state
+        state, metrics = train(jax.random.key(0), state, batch)
+        jax.block_until_ready(metrics)
 
     return run
 
@@ -196,4 +214,4 @@ def measure(runs, rounds):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
