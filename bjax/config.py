@@ -21,7 +21,6 @@ from bjax.errors import UserError, closest, nearest
 
 # Dictionaries that may get keys a config did not list: constructors check them.
 OPEN = re.compile(r"model\.options|eval\.[^.]+\.options")
-
 # Leaves that may be None; any other float leaf is a number.
 MAY_BE_NONE = tuple(key.split(".")[-1] for key, f in options.leaves(specs.MaskSpec) if f.default is None)
 # Fields that are gone, with the value at which they did nothing. A run with another is evaluated, but not gone on with.
@@ -179,8 +178,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """Checks values and combinations that a config alone decides; raises UserError naming the first bad key."""
     values = dict(leaves(config))
     for key, f in options.leaves(specs.Run):
-        if f.metadata["open"]:
-            continue
         if key not in values:
             raise UserError(
                 f"config.{key}: missing; a config starts from configs.common.default(), which has it"

@@ -60,9 +60,7 @@ class Experiment:
     quality: dict[str, MaskSpec]  # masks whose choice is compared with where blur is
     config: ConfigDict  # of the sizes and numbers that are read where they are used
     source: Source | None = None  # the training split
-    splits: dict[str, Source] = dataclasses.field(
-        default_factory=dict
-    )  # of the conditions, and of mask_quality
+    splits: dict[str, Source] = dataclasses.field(default_factory=dict)  # of conditions and mask_quality
     mesh: Mesh | None = None
 
     @property
@@ -81,108 +79,37 @@ def build(config, num_classes: int | None = None) -> Experiment:
     num_classes: of the dataset (task=blur_type has its own four). Where it is given, no dataset is opened and no device
     touched: the experiment has neither source, splits nor mesh. Raises UserError for whatever the user can mend.
     """
-    if num_classes is None:
-        source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
-        exp = build(config, source.num_classes)
-        if config.task == "object":
-            source = loader.with_labels(source, f"config.data.train={config.data.train}")
-        splits = _open_splits(exp)
-        check_devices(config, jax.device_count())
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-        return dataclasses.replace(exp, source=source, splits=splits, mesh=mesh)
-    num_classes = len(KINDS) if config.task == "blur_type" else num_classes
-    outputs = num_classes + (losses.PARAMETERS if config.loss.parameters else 0)
+    if num_classes is not None:
+        return _described(config, len(KINDS) if config.task == "blur_type" else num_classes)
+    source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
+    exp = build(config, source.num_classes)
+    if config.task == "object":
+        source = loader.with_labels(source, f"config.data.train={config.data.train}")
+    splits = _open_splits(exp)
+    check_devices(config, jax.device_count())
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    return dataclasses.replace(exp, source=source, splits=splits, mesh=mesh)
 
-    def build_model(key: str, options) -> nn.Module:
-        dtype = jnp.dtype(config.dtype)
-        return _named(
-            f"{key}.options",
-            lambda: models.build(config.model.name, num_classes=outputs, dtype=dtype, **options),
-        )
 
+def _described(config, num_classes: int) -> Experiment:
+    """What a config alone decides of an experiment."""
     if config.model.name not in models.MODELS:
         raise UserError(
             f"config.model.name={config.model.name}: expected one of {', '.join(models.MODELS)}"
             f"{nearest(config.model.name, models.MODELS)}"
         )
-    model = build_model("model", config.model.options)
-    own_patch = getattr(model, "patch_size", None)
-    patch = own_patch or CNN_PATCH
-
+    model = _model(config, num_classes, "model")
     size, smallest = config.data.image_size, getattr(model, "smallest", 1)
     if size < smallest:
         raise UserError(
             f"config.data.image_size={size}: {config.model.name} needs at least {smallest} pixels a side"
         )
-
-    def check_size(mask: MaskSpec) -> None:
-        if size % patch and (own_patch or mask.mode != "none"):
-            fits = size // patch * patch
-            raise UserError(
-                f"config.data.image_size={size}: not divisible by the patch size {patch}; "
-                f"use {fits or patch} or {fits + patch}"
-            )
-
-    def inputs(key: str, blur, mask, model, corruption=None) -> Inputs:
-        blur = _named(f"{key}blur", lambda: BlurSpec(**blur.to_dict()))
-        mask = _named(f"{key}mask", lambda: MaskSpec(**mask))
-        if own_patch is None and mask.mode not in ("none", "zero_pixels"):
-            raise UserError(
-                f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels"
-            )
-        if getattr(model, "reduces", False) and (
-            mask.mode in ("attend", "bucket") or (mask.mode == "gather" and mask.threshold is not None)
-        ):
-            raise UserError(
-                f"config.{key}mask.mode={mask.mode}: evit_keep and tome_r need tokens that all count; with them use "
-                "zero_pixels, zero_tokens, or gather at a keep_rate alone"
-            )
-        check_size(mask)
-        return Inputs(
-            blur,
-            mask,
-            patch,
-            config.normalize.mean,
-            config.normalize.std,
-            corruption,
-            quantize=config.task == "blur_type",
-        )
-
-    train = inputs("", config.blur, config.mask, model)
+    train = _inputs(config, "", config.blur, config.mask, model)
     if train.mask.mode == "bucket":
         raise UserError(
             "config.mask.mode=bucket: for evaluation only, its batches follow what the images keep; "
             "train with gather and a keep_rate, or with attend"
         )
-    if config.task == "object" and config.loss.parameters:
-        raise UserError(
-            f"config.loss.parameters={config.loss.parameters:g}: the blur's parameters are learned with "
-            "task=blur_type; set it to 0"
-        )
-    if config.task == "blur_type" and (config.loss.mixup or config.loss.cutmix):
-        raise UserError(
-            "config.task=blur_type: mixing images hides their blur; set config.loss.mixup and config.loss.cutmix to 0"
-        )
-    wanted = [name.strip() for name in config.eval_only.split(",") if name.strip()] or list(config.eval)
-    for name in wanted:
-        if name not in config.eval:
-            raise UserError(
-                f"config.eval_only={config.eval_only}: no condition {name}; there are {', '.join(config.eval)}"
-            )
-    conditions = {}
-    for name, c in config.eval.items():
-        if name not in wanted:
-            continue
-        other = sorted(set(c.options) - set(TOKEN_OPTIONS))
-        if other:
-            raise UserError(
-                f"config.eval.{name}.options.{other[0]}: the weights are the run's; a condition may change only "
-                f"{', '.join(TOKEN_OPTIONS)} of the ViT"
-            )
-        own_model = build_model(f"eval.{name}", {**config.model.options, **c.options})
-        corruption = _corruption(config, name, c)
-        own_inputs = inputs(f"eval.{name}.", c.blur, c.mask, own_model, corruption)
-        conditions[name] = Condition(c.split, own_inputs, own_model, c.bn_adapt)
     objective = Objective(
         task=config.task,
         num_classes=num_classes,
@@ -190,17 +117,94 @@ def build(config, num_classes: int | None = None) -> Experiment:
         ema=config.optim.ema,
         **config.loss,
     )
-    quality = {}
+    if objective.task == "object" and objective.parameters:
+        raise UserError(
+            f"config.loss.parameters={objective.parameters:g}: the blur's parameters are learned with "
+            "task=blur_type; set it to 0"
+        )
+    if objective.task == "blur_type" and (objective.mixup or objective.cutmix):
+        raise UserError(
+            "config.task=blur_type: mixing images hides their blur; set config.loss.mixup and config.loss.cutmix to 0"
+        )
+    conditions = {name: _condition(config, num_classes, name) for name in _wanted(config)}
+    return Experiment(model, objective, train, conditions, _quality(config, model), config)
+
+
+def _model(config, num_classes: int, key: str, more=()) -> nn.Module:
+    """The model with the options of a condition, `more`, beside its own; key: of the config, for messages."""
+    outputs = num_classes + (losses.PARAMETERS if config.loss.parameters else 0)
+    options = {"num_classes": outputs, "dtype": jnp.dtype(config.dtype), **config.model.options, **dict(more)}
+    return _named(f"{key}.options", lambda: models.build(config.model.name, **options))
+
+
+def _inputs(config, key: str, blur, mask, model, corruption=None) -> Inputs:
+    """key: of the config that `blur` and `mask` stand under, with a dot at its end, for messages."""
+    blur = _named(f"{key}blur", lambda: BlurSpec(**blur.to_dict()))
+    mask = _named(f"{key}mask", lambda: MaskSpec(**mask))
+    if not hasattr(model, "patch_size") and mask.mode not in ("none", "zero_pixels"):
+        raise UserError(
+            f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels"
+        )
+    if getattr(model, "reduces", False) and (
+        mask.mode in ("attend", "bucket") or (mask.mode == "gather" and mask.threshold is not None)
+    ):
+        raise UserError(
+            f"config.{key}mask.mode={mask.mode}: evit_keep and tome_r need tokens that all count; with them use "
+            "zero_pixels, zero_tokens, or gather at a keep_rate alone"
+        )
+    patch = _patch_size(config, mask, model)
+    normalize = config.normalize.mean, config.normalize.std
+    return Inputs(blur, mask, patch, *normalize, corruption, quantize=config.task == "blur_type")
+
+
+def _patch_size(config, mask: MaskSpec, model) -> int:
+    """The side of the patches that a mask leaves out. Raises UserError where they do not tile the images."""
+    size, patch = config.data.image_size, getattr(model, "patch_size", CNN_PATCH)
+    if size % patch and (hasattr(model, "patch_size") or mask.mode != "none"):
+        fits = size // patch * patch
+        raise UserError(
+            f"config.data.image_size={size}: not divisible by the patch size {patch}; "
+            f"use {fits or patch} or {fits + patch}"
+        )
+    return patch
+
+
+def _wanted(config) -> list[str]:
+    """The names of the conditions to evaluate, in the config's order."""
+    wanted = [name.strip() for name in config.eval_only.split(",") if name.strip()] or list(config.eval)
+    for name in wanted:
+        if name not in config.eval:
+            raise UserError(
+                f"config.eval_only={config.eval_only}: no condition {name}; there are {', '.join(config.eval)}"
+            )
+    return [name for name in config.eval if name in wanted]
+
+
+def _condition(config, num_classes: int, name: str) -> Condition:
+    c = config.eval[name]
+    other = sorted(set(c.options) - set(TOKEN_OPTIONS))
+    if other:
+        raise UserError(
+            f"config.eval.{name}.options.{other[0]}: the weights are the run's; a condition may change only "
+            f"{', '.join(TOKEN_OPTIONS)} of the ViT"
+        )
+    model = _model(config, num_classes, f"eval.{name}", c.options)
+    inputs = _inputs(config, f"eval.{name}.", c.blur, c.mask, model, _corruption(config, name, c))
+    return Condition(c.split, inputs, model, c.bn_adapt)
+
+
+def _quality(config, model) -> dict[str, MaskSpec]:
+    masks = {}
     for name, mask in config.mask_quality.masks.items():
-        quality[name] = _named(f"mask_quality.masks.{name}", functools.partial(MaskSpec, **mask))
-        check_size(quality[name])
+        masks[name] = _named(f"mask_quality.masks.{name}", functools.partial(MaskSpec, **mask))
+        _patch_size(config, masks[name], model)
     sigmas = config.mask_quality.sigma
-    if quality and not (sigmas and all(0 < sigma < math.inf for sigma in sigmas)):
+    if masks and not (sigmas and all(0 < sigma < math.inf for sigma in sigmas)):
         raise UserError(
             f"config.mask_quality.sigma={','.join(f'{s:g}' for s in sigmas)}: expected standard deviations in pixels, "
             "more than 0, such as 1,2,4"
         )
-    return Experiment(model, objective, train, conditions, quality, config)
+    return masks
 
 
 def _corruption(config, name: str, condition) -> tuple[str, int] | None:

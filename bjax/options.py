@@ -79,12 +79,12 @@ def defaults(kind: type) -> dict:
 
 
 def leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    """(dotted key, field) of every option of a group, those of the groups in it included."""
+    """(dotted key, field) of every option of a group and of those in it, but for groups whose keys are free."""
     for f in dataclasses.fields(kind):
         nested = f.metadata.get("group")
         if nested:
             yield from leaves(nested, f"{prefix}{f.name}.")
-        else:
+        elif not f.metadata["open"]:
             yield f"{prefix}{f.name}", f
 
 

@@ -285,7 +285,7 @@ def unset(config, key):
 
 def added():
     for key, f in (*options.leaves(specs.Run), *options.leaves(specs.Condition, "eval.*.")):
-        if f.metadata["added"] and not f.metadata["open"]:
+        if f.metadata["added"]:
             yield key, f.default
 
 

@@ -105,20 +105,16 @@ class Corrupt:
                 self.causes[file_name] = cause
 
 
-def open_split(name, split, *, data_dir=None):
+def open_split(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Source:
     """Opens a split for reading; `photos` and `imagenette` are prepared on first use.
 
-    Args:
-      name: "photos", "imagenette", or any data set prepared under data_dir in ArrayRecord with features
-        image, label and file_name; TFDS's name/config:version works too.
-      split: as TFDS has it: "train", "train[:20%]", "train[1000:]+validation".
-      data_dir: where data sets lie; None is TFDS's default (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+    name: "photos", "imagenette", or any data set prepared under data_dir in ArrayRecord with features image, label and
+    file_name; TFDS's name/config:version works too. split: as TFDS has it: "train", "train[:20%]",
+    "train[1000:]+validation". data_dir: where data sets lie; None is TFDS's default (TFDS_DATA_DIR, else
+    ~/tensorflow_datasets).
 
-    Returns:
-      Source. Its files are open from now on: a data set that is written anew meanwhile is read on as it was.
-
-    Raises:
-      UserError: there is no such data set or split, or its files are damaged.
+    The files are open from now on: a data set that is written anew meanwhile is read on as it was. Raises UserError
+    where there is no such data set or split, or its files are damaged.
     """
     data_dir = data_root(data_dir)
     try:
@@ -169,15 +165,11 @@ def open_split(name, split, *, data_dir=None):
     return Source(name, split, len(names), names, records, _starts(split, builder.info.splits))
 
 
-def with_labels(source, key):
+def with_labels(source: Source, key: str) -> Source:
     """`source`, whose records must all have a label from here on.
 
-    Args:
-      source: Source.
-      key: "config.data.train=SPLIT", which the message begins with.
-
-    Raises:
-      UserError: a part of the split has no labels. Reading any record without one raises it later.
+    key: "config.data.train=SPLIT", which the message begins with. Raises UserError where a part of the split has no
+    labels. Reading any record without one raises it later.
     """
     if any(source[start]["label"] < 0 for start in source.starts):
         raise UserError(
@@ -186,7 +178,7 @@ def with_labels(source, key):
     return dataclasses.replace(source, labelled=True)
 
 
-def _starts(split, splits):
+def _starts(split: str, splits) -> tuple[int, ...]:
     """The index of the first record of each part of `split`; parts without records have none."""
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
     ends = [splits[part.splitname].num_examples if part.to is None else part.to for part in parts]
@@ -194,7 +186,7 @@ def _starts(split, splits):
     return tuple(sum(lengths[:i]) for i, length in enumerate(lengths) if length)
 
 
-def _prepared(name, data_dir):
+def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     folder = epath.Path(data_dir)
     for _ in range(2):
         try:
