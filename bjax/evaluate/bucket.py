@@ -18,7 +18,6 @@ from bjax.errors import UserError
 from bjax.runtime import sharding
 from bjax.step.eval_step import eval_step
 from bjax.step.inputs import Inputs, image_keys, see
-from bjax.step.losses import Objective
 from bjax.tokens import MaskSpec
 
 LENGTHS = (
@@ -42,21 +41,18 @@ def stream(
     *,
     batch_size: int,
     patches: int,
-    model,
     inputs: Inputs,
-    objective: Objective,
     mesh: Mesh,
-    score: bool = True,
+    **options,
 ) -> "Stream":
     """The evaluation of `inputs` (mask mode bucket) as a Stream, whose answers are those of `eval_step`.
 
-    batch_size: of the programs; the mesh's devices divide it. patches: of an image. Blur and scores are computed
-    twice, once to count and once in the program: cheaper than keeping what they made on the way between.
-    Raises UserError in a run of several processes.
+    batch_size: of the programs; the mesh's devices divide it. patches: of an image. options: model, objective and
+    score, of `eval_step`. Blur and scores are computed twice, once to count and once in the program: cheaper than
+    keeping what they made on the way between. Raises UserError in a run of several processes.
     """
     if jax.process_count() > 1:
         raise UserError("mask.mode=bucket: evaluates in one process; use attend, or gather with a keep_rate")
-    same = {"objective": objective, "mesh": mesh}
 
     def count(batch):
         return _count(key, sharding.put(batch, mesh), inputs=inputs, mesh=mesh)
@@ -64,7 +60,7 @@ def stream(
     def program(mask, batch):
         batch = sharding.put(batch, mesh)
         own = dataclasses.replace(inputs, mask=mask)
-        return eval_step(key, variables, batch, model=model, inputs=own, score=score, **same)
+        return eval_step(key, variables, batch, inputs=own, mesh=mesh, **options)
 
     masks = programs_of(inputs.mask, patches)
     programs = {length: functools.partial(program, mask) for length, mask in masks.items()}

@@ -31,14 +31,15 @@ def prepare(
 ) -> tuple[jax.Array, tokens.Tokens | None, jax.Array, dict[str, jax.Array]]:
     """A batch as evaluation sees it, and the truth about it.
 
-    Returns normalised images float32[B, H, W, 3], the tokens kept, labels int32[B], and facts, float32[B] each: the
-    parameters of the blur drawn (0 where its kind has none) and, unless not `score` or over 1024 px, sharpness, the
-    variance of the whole blurred image's Laplacian. The draw of an image's blur depends on key and id alone, so every
+    Returns normalised images float32[B, H, W, 3], the tokens kept, labels int32[B], and facts: bool[B] mask, as given;
+    float32[B] each the parameters of the blur drawn (0 where its kind has none) and, unless not `score` or over 1024
+    px, sharpness, the variance of the whole blurred image's Laplacian. The draw of an image's blur depends on key and id alone, so every
     condition and every run blurs it alike.
     """
     images, kept, (blurred, kind, drawn) = see(image_keys(key, batch["id"]), batch["image"], inputs, mesh)
     labels = kind if objective.task == "blur_type" else batch["label"]
     facts = {name: getattr(drawn, name) for name in ("sigma", "length", "angle", "radius")}
+    facts["mask"] = batch["mask"]
     if score and max(blurred.shape[1:3]) <= sharpness.LARGEST_PATCH:
         whole = functools.partial(sharpness.laplacian_variance, patch_size=blurred.shape[1:3])
         facts["sharpness"] = per_image(whole, mesh)(blurred)[:, 0, 0]
@@ -52,7 +53,6 @@ def assess(
     kept: tokens.Tokens | None,
     labels: jax.Array,
     facts: dict[str, jax.Array],
-    mask: jax.Array,
     *,
     model,
     objective: Objective,
@@ -61,7 +61,7 @@ def assess(
     """The model's answers to what `prepare` returns, one row per image, whole on every process.
 
     int32[B] label and prediction; float32[B] top1, top5, loss, confidence (the largest probability), kept (a share),
-    and the facts; bool[B] mask, as given: which rows count; estimates float32[B, 4] of the blur's sigma, length, angle
+    and the facts, of which the mask says which rows count; estimates float32[B, 4] of the blur's sigma, length, angle
     and radius, where the model estimates them.
     """
     outputs = apply(model, variables, images, kept, train=False)
@@ -74,7 +74,6 @@ def assess(
         "top5": losses.hits(logits, labels, 5),
         "loss": losses.cross_entropy(logits, losses.targets(labels, objective.num_classes)),
         "kept": jnp.ones(len(labels)) if kept is None else kept.keep.mean(axis=1),
-        "mask": mask,
         **facts,
     }
     if objective.parameters:
@@ -99,7 +98,7 @@ def eval_step(
     a grid of them compiles the model once per number of tokens.
     """
     prepared = prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh, score=score)
-    return assess(variables, *prepared, batch["mask"], model=model, objective=objective, mesh=mesh)
+    return assess(variables, *prepared, model=model, objective=objective, mesh=mesh)
 
 
 def batch_statistics(
