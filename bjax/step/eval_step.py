@@ -33,8 +33,8 @@ def prepare(
 
     Returns normalised images float32[B, H, W, 3], the tokens kept, labels int32[B], and facts: bool[B] mask, as given;
     float32[B] each the parameters of the blur drawn (0 where its kind has none) and, unless not `score` or over 1024
-    px, sharpness, the variance of the whole blurred image's Laplacian. The draw of an image's blur depends on key and id alone, so every
-    condition and every run blurs it alike.
+    px, sharpness, the variance of the whole blurred image's Laplacian. The draw of an image's blur depends on key and
+    id alone, so every condition and every run blurs it alike.
     """
     images, kept, (blurred, kind, drawn) = see(image_keys(key, batch["id"]), batch["image"], inputs, mesh)
     labels = kind if objective.task == "blur_type" else batch["label"]
