@@ -31,7 +31,7 @@ def laplacian_variance(
 
     The response is cv2's bit for bit, the variance within 1e-6 of float64's. See the module for arguments and errors.
     """
-    response = _per_patch(images, patch_size, scope, _laplacian)
+    response = _per_patch(images, patch_size, scope, laplacian)
     # Integer sums are exact in whatever order a device adds. Shifted near zero mean,
     # var = E[d²] - E[d]² cancels by a factor of 2 at most.
     response = response - jnp.round(response.mean(PIXELS, keepdims=True)).astype(jnp.int32)
@@ -117,7 +117,7 @@ def grey_levels(images: Float[Array, "b h w 3"]) -> Int32[Array, "b h w"]:
     return (9798 * red + 19235 * green + 3735 * blue + (1 << 14)) >> 15
 
 
-def _laplacian(grey: Grey) -> Int32[Array, "b h w"]:
+def laplacian(grey: Grey) -> Int32[Array, "b h w"]:
     """[0 1 0; 1 -4 1; 0 1 0], exact in integers."""
     p = jnp.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="reflect")
     return p[:, :-2, 1:-1] + p[:, 2:, 1:-1] + p[:, 1:-1, :-2] + p[:, 1:-1, 2:] - 4 * grey

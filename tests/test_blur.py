@@ -440,7 +440,7 @@ def test_draw_depends_on_the_image_key_alone():
 def test_draw_follows_the_distribution():
     spec = sample.BlurSpec({"sharp": 0.1, "gaussian": 0.2, "motion": 0.3, "defocus": 0.4}, sigma=(1, 2))
     n = 8000
-    kind, params, _ = jax.jit(jax.vmap(lambda k: sample._draw_one(k, spec)))(keys(n))
+    kind, params, _ = jax.jit(jax.vmap(lambda k: sample.draw_one(k, spec)))(keys(n))
     counts = np.bincount(kind, minlength=4) / n
     np.testing.assert_allclose(counts, [0.1, 0.2, 0.3, 0.4], atol=0.02)
     sigma = np.asarray(params.sigma)[np.asarray(kind) == 1]

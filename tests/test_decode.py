@@ -392,9 +392,9 @@ def test_a_jpeg_of_many_scans_is_refused_and_what_is_appended_is_none():
             decode.decode(data[:-2] + scan * 100 + data[-2:], exif_rotate=exif_rotate)
         film = data + b"\xff\xda\0\0" * 1000
         np.testing.assert_array_equal(decode.decode(film, exif_rotate=exif_rotate), decode.decode(data))
-    assert decode._scans(data) == len(start) == 10
+    assert decode.scans_of(data) == len(start) == 10
     sequential = encode(photo())
-    assert decode._scans(sequential) == decode._scans(sequential[:-2] + scan * 200 + data[-2:]) == 1
+    assert decode.scans_of(sequential) == decode.scans_of(sequential[:-2] + scan * 200 + data[-2:]) == 1
 
 
 def test_a_run_length_encoded_bmp_is_refused(bombs):
@@ -503,7 +503,7 @@ def test_random_resized_crop_draws_torchvisions_boxes(torchvision):
 
     scale, ratio = (0.08, 1.0), (3 / 4, 4 / 3)
     rng = np.random.default_rng(0)
-    ours = np.array([decode._random_box(rng, 375, 500, scale, ratio) for _ in range(4000)])
+    ours = np.array([decode.random_box(rng, 375, 500, scale, ratio) for _ in range(4000)])
     torch.manual_seed(0)
     image = Image.fromarray(photo(375, 500))
     crop = torchvision.RandomResizedCrop
@@ -517,7 +517,7 @@ def test_random_resized_crop_draws_torchvisions_boxes(torchvision):
 @pytest.mark.parametrize("shape", [(20, 400), (400, 20), (1, 300), (37, 37)])
 def test_random_resized_crop_falls_back_as_torchvision(torchvision, shape):
     # No ten draws of twice the area fit, so both take the largest central crop.
-    ours = decode._random_box(np.random.default_rng(0), *shape, (2, 2), (3 / 4, 4 / 3))
+    ours = decode.random_box(np.random.default_rng(0), *shape, (2, 2), (3 / 4, 4 / 3))
     image = Image.fromarray(photo(*shape))
     assert ours == torchvision.RandomResizedCrop.get_params(image, [2.0, 2.0], [3 / 4, 4 / 3])
 
@@ -526,7 +526,7 @@ def test_random_resized_crop_falls_back_as_torchvision(torchvision, shape):
 @settings(max_examples=30, deadline=None)
 def test_random_resized_crop_pixels_are_torchvisions(torchvision, seed, height, width):
     image = photo(height, width, seed)
-    box = decode._random_box(np.random.default_rng(seed), height, width, (0.08, 1), (3 / 4, 4 / 3))
+    box = decode.random_box(np.random.default_rng(seed), height, width, (0.08, 1), (3 / 4, 4 / 3))
     crop = decode.random_resized_crop(np.random.default_rng(seed), image, 64)
     expected = torchvision.functional.resized_crop(Image.fromarray(image), *map(int, box), [64, 64])
     np.testing.assert_array_equal(crop, np.asarray(expected))

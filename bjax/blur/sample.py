@@ -56,7 +56,7 @@ def draw(
 
 @functools.partial(jax.jit, static_argnames="spec")
 def _draw(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> tuple[Images, Int32[Array, " b"], Params]:
-    kind, params, noise_key = jax.vmap(lambda k: _draw_one(k, spec))(key)
+    kind, params, noise_key = jax.vmap(lambda k: draw_one(k, spec))(key)
     blurred = convolve.by_platform(
         functools.partial(_apply_one, spec), functools.partial(_apply_batched, spec), images, kind, params
     )
@@ -67,7 +67,7 @@ def _draw(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> tuple[Images
     return blurred, kind, params
 
 
-def _draw_one(key: Key[Array, ""], spec: BlurSpec) -> tuple[Int32[Array, ""], Params, Key[Array, ""]]:
+def draw_one(key: Key[Array, ""], spec: BlurSpec) -> tuple[Int32[Array, ""], Params, Key[Array, ""]]:
     """The kind and parameters of one image, scalars, and the key of its noise."""
     draw_key, noise_key = jax.random.split(key)
     kind_u, *param_u = jax.random.uniform(draw_key, (1 + len(Params._fields),))

@@ -89,7 +89,7 @@ def decode(data: bytes, *, exif_rotate: bool = False) -> np.ndarray:
     if not data:
         raise ValueError("empty file")
     if data.startswith(b"\xff\xd8\xff"):
-        if (scans := _scans(data)) > MOST_SCANS:
+        if (scans := scans_of(data)) > MOST_SCANS:
             raise ValueError(f"JPEG of {scans} scans: up to {MOST_SCANS} are decoded")
         if not exif_rotate:
             try:
@@ -150,7 +150,7 @@ def _one_error() -> Iterator[None]:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _scans(data: bytes) -> int:
+def scans_of(data: bytes) -> int:
     """How many scans of a JPEG are decoded; what comes after its image, such as a film, is none."""
     place, scans, components = 2, 0, None
     while marker := MARKER.search(data, place):
@@ -192,7 +192,7 @@ def random_resized_crop(
     scale: range of the crop's share of the image's area.
     ratio: range of the crop's width over its height.
     """
-    top, left, height, width = _random_box(rng, *image.shape[:2], scale, ratio)
+    top, left, height, width = random_box(rng, *image.shape[:2], scale, ratio)
     return _resize(image[top : top + height, left : left + width], size, size)
 
 
@@ -270,7 +270,7 @@ def mirror(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
-def _random_box(
+def random_box(
     rng: np.random.Generator, height: int, width: int, scale: Range, ratio: Range
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random crop."""
