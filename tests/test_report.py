@@ -832,7 +832,7 @@ def test_results_csv_has_a_row_for_every_run_and_condition(tmp_path):
 
 
 def add_gallery(run, number=3):
-    """A gallery.npz as bjax.gallery writes it, of made-up photographs."""
+    """A gallery.npz as bjax.evaluate.gallery makes it, of made-up photographs."""
     rng = np.random.default_rng(0)
     names = ("sharp", "blurred_drop_below", "blurred_drop_above")
     content = {"conditions": np.array(names)}
