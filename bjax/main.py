@@ -74,7 +74,7 @@ def _parser() -> Parser:
     p = Parser(
         "python -m bjax.main",
         "Train and evaluate an image classifier on sharp and blurred images.",
-        epilog="--config.KEY=VALUE changes one field; --print_config lists them, configs/common.py explains them.",
+        epilog="--config.KEY=VALUE changes one field; --print_config lists them, bjax/specs.py explains them.",
     )
     p.add_argument(
         "--config",
