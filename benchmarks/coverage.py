@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from bjax import stats
-from bjax.errors import Parser, command, positive
+from bjax.errors import Parser, UserError, command, positive
 
 CROPS = 48
 PHOTOGRAPHS = (4, 14, 50, 200)
@@ -77,6 +77,8 @@ def _run(argv: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise UserError(f"--seed={args.seed}: expected 0 or more")
     print(table(args.repetitions, args.seed))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import matplotlib.colors
 import matplotlib.figure
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from PIL import Image, ImageOps
 
 from bjax import blur, sharpness
@@ -32,6 +33,8 @@ def _run(argv: list[str]) -> None:
     parser.add_argument("--photo", type=Path, help="a photograph; default: scikit-image's cat")
     parser.add_argument("--out", type=new_file, default=Path("docs/blur.png"))
     flags = parser.parse_args(argv)
+    if flags.out.suffix[1:] not in FigureCanvasBase.filetypes:
+        raise UserError(f"--out={flags.out}: expected one of .{', .'.join(FigureCanvasBase.filetypes)}")
     columns = blurs(load(flags.photo))
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     draw(columns).savefig(flags.out, dpi=110)

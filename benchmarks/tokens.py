@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> None:
     flags = _parser().parse_args(argv)
+    if flags.batch % jax.device_count():
+        raise UserError(f"--batch={flags.batch}: expected a multiple of {jax.device_count()}, the devices")
     entries = compared(flags)
     prepare = {"infer": inference, "train": training}[flags.mode]
     batch = noise(flags.batch, flags.size)

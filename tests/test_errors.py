@@ -45,12 +45,23 @@ OTHERS = (
     "bjax/blur/sample.py",
     "bjax/data/loader.py",
 )
+MORE = [
+    ("benchmarks.coverage", "--seed=-1"),
+    ("benchmarks.figure_blur", "--out=figure.txt"),
+    ("benchmarks.scaling", "--batch=9"),
+    ("benchmarks.scaling", "--size=100"),
+    ("benchmarks.tokens", "--batch=9"),
+    ("benchmarks.tokens", "--variant=Q/16"),
+    ("benchmarks.tokens", "--size=100"),
+    ("bjax.weights", "--option=variant"),
+]
 MISTAKES = [
     pytest.param(name, [*(right or ()), mistake], id=f"{name} {mistake}")
     for name, (right, *mistakes) in COMMANDS.items()
     for mistake in (*(() if right is None else ("--wrong_flag=1",)), *mistakes)
     if mistake
 ]
+MISTAKES += [pytest.param(name, [*COMMANDS[name][0], m], id=f"{name} {m}") for name, m in MORE]
 
 
 def sources(*folders):
