@@ -54,7 +54,8 @@ def flags(workdir, data_dir, **overrides):
 RECORDING = """
 import json, os, sys
 import jax
-from bjax import main, sharding
+from bjax import main
+from bjax.runtime import sharding
 
 def put(batch, mesh, original=sharding.put):
     with open(os.path.join(os.environ["IDS"], f"{jax.process_index()}.jsonl"), "a") as file:
