@@ -20,6 +20,7 @@ from bjax import blur, sharpness
 from bjax.blur import imagenet_c, psf, varying
 from bjax.data import decode
 from bjax.errors import Parser, UserError, command, new_file
+from bjax.specs import gaussian_size
 
 SIZE, PATCH = 224, 16
 
@@ -61,7 +62,7 @@ def blurs(photo):
     key = jax.random.split(jax.random.key(11), 1)
     angle = np.deg2rad(30)
     regions, regions_map = varying.regions(key, photo, 3.0, size=(0.3, 0.6))
-    ramp, ramp_map = varying.ramp(key, photo, 0.0, 4.0, kernel_size=psf.gaussian_size(4.0))
+    ramp, ramp_map = varying.ramp(key, photo, 0.0, 4.0, kernel_size=gaussian_size(4.0))
     columns = [
         ("sharp", photo, "psf", psf.gaussian(0.0, 21)),
         ("Gaussian, σ = 2", blur.gaussian(photo, 2.0), "psf", psf.gaussian(2.0, 21)),

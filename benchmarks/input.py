@@ -46,7 +46,7 @@ def bjax():
 
 def pillow():
     def crop(data, rng):
-        top, left, height, width = decode._random_box(rng, 375, 500, SCALE, RATIO)
+        top, left, height, width = decode.random_box(rng, 375, 500, SCALE, RATIO)
         with Image.open(io.BytesIO(data)) as image:
             image = image.convert("RGB").crop((left, top, left + width, top + height))
             return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
@@ -60,7 +60,7 @@ def opencv():
     cv2.setNumThreads(1)
 
     def crop(data, rng):
-        top, left, height, width = decode._random_box(rng, 375, 500, SCALE, RATIO)
+        top, left, height, width = decode.random_box(rng, 375, 500, SCALE, RATIO)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         return cv2.resize(image[top : top + height, left : left + width], (SIZE, SIZE))
 

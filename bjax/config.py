@@ -136,9 +136,10 @@ def copied(node: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def module(path: str) -> types.ModuleType:
     """The config file at `path`, run. Raises UserError where there is none."""
     file = Path(path)
-    if not file.is_file():
+    if not file.is_file() or file.suffix != ".py":
         known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
-        raise UserError(f"--config={path}: no such file{nearest(path, known)}; there are: {', '.join(known)}")
+        cause = "is no .py file" if file.is_file() else "no such file"
+        raise UserError(f"--config={path}: {cause}{nearest(path, known)}; there are: {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     found = importlib.util.module_from_spec(spec)
     try:

@@ -369,7 +369,7 @@ def test_bad_arguments_say_what_is_allowed(call, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kinds": {"gausian": 1}}, r"unknown kind 'gausian', .*did you mean 'gaussian'"),
+        ({"kinds": {"gausian": 1}}, r"unknown kind 'gausian', .*did you mean gaussian"),
         ({"kinds": {"sharp": 0.5, "motion": 0.6}}, r"sum to 1.1, must be 1"),
         ({"kinds": {"sharp": -1, "motion": 2}}, r"sharp=-1 is no probability"),
         ({"kinds": (("sharp", 0.5), ("sharp", 0.5))}, r"named twice"),

@@ -38,13 +38,6 @@ COMMANDS = {
 }
 ELSEWHERE = {"bjax.sharpness", "bjax.thresholds"}  # tests/test_sharpness.py
 # Guess words by themselves, still.
-OTHERS = (
-    "bjax/config.py",
-    "bjax/experiment.py",
-    "bjax/tokens.py",
-    "bjax/blur/sample.py",
-    "bjax/data/loader.py",
-)
 MORE = [
     ("benchmarks.coverage", "--seed=-1"),
     ("benchmarks.figure_blur", "--out=figure.txt"),
@@ -93,7 +86,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(name, arguments, monkeypatch, cap
 
 def test_words_are_guessed_and_mistakes_told_in_one_place():
     for path in sources("bjax", "launch", "benchmarks"):
-        if path.name == "errors.py" or str(path.relative_to(ROOT)) in OTHERS:
+        if path.name == "errors.py":
             continue
         names = {
             name.name if isinstance(node, ast.Import) else node.module

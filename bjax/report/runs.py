@@ -138,7 +138,9 @@ class Run:
     quality: dict | None = None
     sessions: tuple[dict, ...] = ()
     classes: tuple[str, ...] = ()  # names, where the run left them
-    gallery: dict[str, dict[str, np.ndarray]] | None = None  # {condition: arrays}, see bjax/evaluate/gallery.py
+    gallery: dict[str, dict[str, np.ndarray]] | None = (
+        None  # {condition: arrays}, see bjax/evaluate/gallery.py
+    )
     sweep: str = ""  # the sweep it belongs to
     point: tuple[tuple[str, str], ...] = ()  # its overrides there, without the seed
     number: int = 0  # in the report
