@@ -33,12 +33,12 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.Con
     Raises UserError for whatever the user can mend: no such file, unknown words, keys, types, values and combinations.
     """
     path, _, args = spec.partition(":")
-    found = module(path)
-    if not hasattr(found, "get_config"):
-        way = f"; it is a sweep: python -m launch.sweep --config={spec}" if hasattr(found, "sweep") else ""
+    file = module(path)
+    if not hasattr(file, "get_config"):
+        way = f"; it is a sweep: python -m launch.sweep --config={spec}" if hasattr(file, "sweep") else ""
         raise UserError(f"--config={path}: defines no get_config(arg){way}")
     try:
-        config = found.get_config(args)
+        config = file.get_config(args)
     except ValueError as e:
         raise UserError(f"--config={spec}: {e}") from None
     _unshare(config, set())
@@ -128,8 +128,7 @@ def copied(node: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A copy in the same order; a leaf that may be None keeps its type."""
     made = ml_collections.ConfigDict(sort_keys=False)
     for key, value in node.items(preserve_field_references=True):
-        is_group = isinstance(value, ml_collections.ConfigDict)
-        made[key] = copied(value) if is_group else copy.deepcopy(value)
+        made[key] = copied(value) if isinstance(value, ml_collections.ConfigDict) else copy.deepcopy(value)
     return made
 
 
@@ -141,16 +140,16 @@ def module(path: str) -> types.ModuleType:
         cause = "is no .py file" if file.is_file() else "no such file"
         raise UserError(f"--config={path}: {cause}{nearest(path, known)}; there are: {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    found = importlib.util.module_from_spec(spec)
+    loaded = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(found)
+        spec.loader.exec_module(loaded)
     except ModuleNotFoundError as e:
         if e.name.split(".")[0] != "configs":
             raise
         raise UserError(
             f"--config={path}: imports {e.name}, which is not here; run from the repository's root"
         ) from None
-    return found
+    return loaded
 
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
@@ -264,7 +263,7 @@ def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) 
     ]
 
 
-def _read(what: str, text: str, current: object, kind: type, *, none: bool) -> object:
+def _read(what: str, text: str, old: object, kind: type, *, none: bool) -> object:
     """Reads `text` as `kind`, or as None where `none` says so.
 
     Tuples take the types of their present elements and keep their length; whole numbers there may become others.
@@ -281,23 +280,23 @@ def _read(what: str, text: str, current: object, kind: type, *, none: bool) -> o
     if kind is int:
         value = _number(what, text)
         if value != int(value):
-            raise UserError(f"{what}: expected a whole number, such as {current}")
+            raise UserError(f"{what}: expected a whole number, such as {old}")
         return int(value)
     if kind is float or kind is type(None):
         return float(_number(what, text))
-    shape = ",".join(map(str, current))
-    if isinstance(current[0], tuple):
+    shape = ",".join(map(str, old))
+    if isinstance(old[0], tuple):
         value = _literal(text)
         if not isinstance(value, tuple) or not all(isinstance(x, tuple) for x in value):
-            raise UserError(f"{what}: expected a tuple of tuples, such as {current}")
+            raise UserError(f"{what}: expected a tuple of tuples, such as {old}")
         return value
     parts = text.strip().removeprefix("(").removesuffix(")").removesuffix(",").split(",")
-    if len(parts) != len(current):
-        raise UserError(f"{what}: expected {len(current)} numbers, such as {shape}")
+    if len(parts) != len(old):
+        raise UserError(f"{what}: expected {len(old)} numbers, such as {shape}")
     return tuple(
         # (1, 2) may be a range of σ as well as two layers: that 1.5 is no layer is known where layers are.
         x if isinstance(c, int) and x != int(x) else type(c)(x)
-        for c, x in zip(current, (_number(what, part.strip()) for part in parts), strict=True)
+        for c, x in zip(old, (_number(what, part.strip()) for part in parts), strict=True)
     )
 
 
