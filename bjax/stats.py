@@ -91,8 +91,8 @@ def covered(photographs: int, mean: float) -> bool:
 
 def interval(row: dict, name: str = "top1") -> Interval | None:
     """The 95 % interval of a row of results.json that is to be printed: over photographs where the row has one."""
-    found = row.get(f"{name}_95_photographs", row.get(f"{name}_95"))
-    return None if found is None else tuple(found)
+    bounds = row.get(f"{name}_95_photographs", row.get(f"{name}_95"))
+    return None if bounds is None else tuple(bounds)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:

@@ -98,9 +98,9 @@ def run(config, workdir: Path) -> dict[str, dict]:
         results = None
 
         def evaluate_at(step: int) -> dict[str, dict]:
-            found = evaluate(exp, state.variables)
-            log.write(step, _flat(found))
-            return found
+            evaluated = evaluate(exp, state.variables)
+            log.write(step, _flat(evaluated))
+            return evaluated
 
         def due(step: int) -> bool:
             return step == total_steps or bool(config.eval_every and step % config.eval_every == 0)

@@ -50,8 +50,8 @@ def statistics(exp: Experiment, variables: dict, inputs: Inputs) -> dict:
     number = min(exp.config.bn_adapt_batches, exp.source.num_examples // exp.config.eval_batch_size)
     total = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     for _, batch in zip(range(number), batches, strict=False):
-        found = step(jax.random.key(0), variables, sharding.put(_whole(batch, exp.source), exp.mesh))
-        total = jax.tree.map(lambda t, x: t + x / number, total, found)
+        batch_stats = step(jax.random.key(0), variables, sharding.put(_whole(batch, exp.source), exp.mesh))
+        total = jax.tree.map(lambda t, x: t + x / number, total, batch_stats)
     return total
 
 

@@ -59,8 +59,8 @@ def stream(
 
     def program(mask, batch):
         batch = sharding.put(batch, mesh)
-        own = dataclasses.replace(inputs, mask=mask)
-        return eval_step(key, variables, batch, inputs=own, mesh=mesh, **options)
+        gathered = dataclasses.replace(inputs, mask=mask)
+        return eval_step(key, variables, batch, inputs=gathered, mesh=mesh, **options)
 
     masks = programs_of(inputs.mask, patches)
     programs = {length: functools.partial(program, mask) for length, mask in masks.items()}

@@ -128,15 +128,15 @@ def _row(exp: Experiment, name: str, source: Source, images: dict, answers: dict
 def _images(source: Source, seen: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Which images were evaluated, in their order: id, uint32[n], and, where several are of one, photograph, str[n]."""
     counted, marks = seen["mask"], _mark(seen["photograph"])[seen["mask"]]
-    found = {"id": seen["id"][counted]}
+    images = {"id": seen["id"][counted]}
     photographs = np.unique(marks)
     if len(photographs) < len(marks):
         names = {mark: f"{mark:016x}" for mark in photographs.tolist()}
         # The names of more are not kept, and would have to be read from all images.
         if len(names) <= LISTED:
             names = {_mark(fingerprint(x["photograph"])).item(): x["photograph"] for x in source}
-        found["photograph"] = np.array([names[mark] for mark in marks.tolist()])
-    return found
+        images["photograph"] = np.array([names[mark] for mark in marks.tolist()])
+    return images
 
 
 def _mark(fingerprints: np.ndarray) -> np.ndarray:

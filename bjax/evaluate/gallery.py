@@ -33,14 +33,14 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict[str, np.ndarray]]:
     key = jax.random.key(SEED)
     conditions = {k: c for k, c in exp.conditions.items() if not c.bn_adapt}
     names = list(conditions)[:CONDITIONS]
-    found = {"conditions": np.array(names)}
+    content = {"conditions": np.array(names)}
     for name in names:
         parts = [
             _look(key, batch, conditions[name], exp, variables) for batch in _batches(exp, conditions[name])
         ]
-        found |= {f"{name}/{k}": np.concatenate([part[k] for part in parts]) for k in parts[0]}
-        found[f"{name}/measure"] = np.array(conditions[name].inputs.mask.measure)
-    return {"gallery.npz": found}
+        content |= {f"{name}/{k}": np.concatenate([part[k] for part in parts]) for k in parts[0]}
+        content[f"{name}/measure"] = np.array(conditions[name].inputs.mask.measure)
+    return {"gallery.npz": content}
 
 
 def _batches(exp: Experiment, condition: Condition) -> Iterator[dict[str, np.ndarray]]:
@@ -68,7 +68,7 @@ def _look(key, batch, condition: Condition, exp: Experiment, variables: dict) ->
     else:
         keep = multihost_utils.process_allgather(seen.kept.keep, tiled=True).reshape(len(images), *grid)
     side = patch if grid != (1, 1) else (height, width)
-    found = {
+    shown = {
         "image": np.uint8(np.round(255 * np.clip(images, 0, 1))),
         "kept": keep,
         "score": np.asarray(
@@ -76,4 +76,4 @@ def _look(key, batch, condition: Condition, exp: Experiment, variables: dict) ->
         ),
         **{k: answers[k] for k in ("label", "prediction", "confidence")},
     }
-    return {k: v[answers["mask"]] for k, v in found.items()}
+    return {k: v[answers["mask"]] for k, v in shown.items()}

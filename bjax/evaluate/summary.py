@@ -103,27 +103,27 @@ def by_strength(
     A bin without images has top1 None. blur: has the ranges (low, high) of sigma, length and radius. photographs:
     int[n], which one each image is of; adds top1_95_photographs and n_photographs.
     """
-    found = {}
+    accuracies = {}
     for kind, name in STRENGTHS.items():
-        own = answers["label"] == KINDS.index(kind)
-        if not own.any():
+        of_kind = answers["label"] == KINDS.index(kind)
+        if not of_kind.any():
             continue
         low, high = getattr(blur, name)
         edges = np.linspace(low, high, bins + 1) if high > low else np.array([low, high])
-        bin_of = np.clip(np.searchsorted(edges, answers[name][own], side="right") - 1, 0, len(edges) - 2)
-        found[kind] = []
+        bin_of = np.clip(np.searchsorted(edges, answers[name][of_kind], side="right") - 1, 0, len(edges) - 2)
+        accuracies[kind] = []
         for i in range(len(edges) - 1):
-            right = answers["top1"][own][bin_of == i]
+            right = answers["top1"][of_kind][bin_of == i]
             part = {"low": float(edges[i]), "high": float(edges[i + 1]), "n": len(right)}
             part["top1"] = float(right.mean()) if len(right) else None
             if photographs is not None and len(right):
-                names, of = np.unique(photographs[own][bin_of == i], return_inverse=True)
+                names, of = np.unique(photographs[of_kind][bin_of == i], return_inverse=True)
                 alone = stats.wilson(right.sum(), len(right))
                 means = np.bincount(of, right) / np.bincount(of)
                 interval = stats.over_photographs(means, alone, within=(0.0, 1.0))
                 part |= {"top1_95_photographs": list(interval), "n_photographs": len(names)}
-            found[kind].append(part)
-    return found
+            accuracies[kind].append(part)
+    return accuracies
 
 
 def estimate_errors(answers: dict[str, np.ndarray]) -> dict[str, dict]:
@@ -131,16 +131,16 @@ def estimate_errors(answers: dict[str, np.ndarray]) -> dict[str, dict]:
 
     Pixels; the angle in degrees, modulo 180: at most 90.
     """
-    found = {}
+    errors = {}
     for i, (name, kind) in enumerate(PARAMETERS.items()):
-        own = answers["label"] == KINDS.index(kind)
-        if not own.any():
+        of_kind = answers["label"] == KINDS.index(kind)
+        if not of_kind.any():
             continue
-        error = np.abs(answers["estimates"][own, i] - answers[name][own])
+        error = np.abs(answers["estimates"][of_kind, i] - answers[name][of_kind])
         if name == "angle":
             error = np.rad2deg(np.minimum(error % np.pi, np.pi - error % np.pi))
-        found[name] = {"mae": float(error.mean()), "n": int(own.sum())}
-    return found
+        errors[name] = {"mae": float(error.mean()), "n": int(of_kind.sum())}
+    return errors
 
 
 def table(results: dict[str, dict]) -> str:

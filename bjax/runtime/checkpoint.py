@@ -56,13 +56,13 @@ def restore(manager: ocp.CheckpointManager, shapes, plan):
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, plan)
     saved = manager.item_metadata(step).tree
     wanted = {_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(target)}
-    found = {_name(p): (tuple(x.shape), x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(saved)}
-    wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+    held = {_name(p): (tuple(x.shape), x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(saved)}
+    wrong = sorted(k for k in wanted.keys() | held.keys() if wanted.get(k) != held.get(k))
     if wrong:
         k = wrong[0]
         raise UserError(
             f"{manager.directory}/{step}: does not fit this config at {len(wrong)} arrays; the first, {k}, is "
-            f"{found.get(k, 'absent')} there and {wanted.get(k, 'absent')} here; use another --workdir"
+            f"{held.get(k, 'absent')} there and {wanted.get(k, 'absent')} here; use another --workdir"
         )
     return manager.restore(step, args=ocp.args.StandardRestore(target))
 

@@ -38,8 +38,8 @@ def initialize(mode: str, timeout: int) -> None:
     a process that died goes unnoticed (at most HEARTBEAT) and how long the first to end waits for the last.
     From here on only process 0 writes to stdout. Raises UserError where the environment is incomplete.
     """
-    found = None if mode == "off" else find(os.environ)
-    if found is None:
+    cluster = None if mode == "off" else find(os.environ)
+    if cluster is None:
         if mode == "on":
             raise UserError(
                 "--distributed=on: no Slurm, Open MPI, TPU or Kubernetes job found; start with srun or mpirun, or "
@@ -47,17 +47,17 @@ def initialize(mode: str, timeout: int) -> None:
             )
         return
     joined = threading.Event()
-    threading.Thread(target=_give_up, args=(joined, timeout, found), daemon=True).start()
+    threading.Thread(target=_give_up, args=(joined, timeout, cluster), daemon=True).start()
     try:
         jax.distributed.initialize(
-            **found,
+            **cluster,
             # JAX's own limit aborts with a stack trace: _give_up comes first.
             initialization_timeout=timeout + 60,
             heartbeat_timeout_seconds=min(timeout, HEARTBEAT),
             shutdown_timeout_seconds=timeout,
         )
     except (RuntimeError, ValueError) as e:
-        if mode == "auto" and not found and not isinstance(e, RuntimeError):
+        if mode == "auto" and not cluster and not isinstance(e, RuntimeError):
             return  # libtpu is installed, but this is no TPU
         raise UserError(f"--distributed={mode}: {str(e).splitlines()[0]}") from None
     finally:
@@ -184,17 +184,13 @@ def name() -> str:
     return f"bjax (process {jax.process_index()})" if jax.distributed.is_initialized() else "bjax"
 
 
-def _give_up(joined: threading.Event, timeout: int, found: dict) -> None:
+def _give_up(joined: threading.Event, timeout: int, job: dict) -> None:
     if joined.wait(timeout):
         return
-    address = found.get("coordinator_address") or "the address the scheduler gives"
-    who = (
-        f"process {found['process_id']} of {found['num_processes']}"
-        if "process_id" in found
-        else "this process"
-    )
+    address = job.get("coordinator_address") or "the address the scheduler gives"
+    who = f"process {job['process_id']} of {job['num_processes']}" if "process_id" in job else "this process"
     why = "not all of the others have come"
-    if "process_id" in found:
+    if "process_id" in job:
         host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()

@@ -142,21 +142,21 @@ def _sessions(path: Path) -> list[dict]:
 
 def _versions() -> dict[str, str]:
     """Of what decides the numbers, as far as it is installed: a clone may be run in place."""
-    found = {}
+    installed = {}
     for name in VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def commit() -> str | None:
     """The commit of this code, with a + where files that git knows are changed."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
-        found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
+        described = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
     except FileNotFoundError:  # git is not installed
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def _row(line: bytes) -> dict | None:

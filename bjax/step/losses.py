@@ -52,8 +52,8 @@ def blur_parameters(estimates: jax.Array, kind: jax.Array, drawn) -> jax.Array:
         drawn.radius / RADIUS,
     ]
     gaussian, motion, defocus = (kind == i for i in (1, 2, 3))
-    own = jnp.stack([gaussian, motion, motion, motion, defocus], axis=1)
-    return (own * optax.huber_loss(estimates.astype(jnp.float32), jnp.stack(truth, axis=1))).sum(axis=1)
+    of_kind = jnp.stack([gaussian, motion, motion, motion, defocus], axis=1)
+    return (of_kind * optax.huber_loss(estimates.astype(jnp.float32), jnp.stack(truth, axis=1))).sum(axis=1)
 
 
 def decode_parameters(estimates: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ def hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 
     0 where any logit of the row is not finite: what such a model says is no answer.
     """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[1]) < labels[:, None]))
+    logit = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    before = (logits > logit) | ((logits == logit) & (jnp.arange(logits.shape[1]) < labels[:, None]))
     # A NaN compares false with everything: it would stand before no label.
     return ((before.sum(axis=1) < k) & jnp.isfinite(logits).all(axis=1)).astype(jnp.float32)

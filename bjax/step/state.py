@@ -28,20 +28,20 @@ def load(state: State, variables: dict, plan: State) -> State:
     def place(tree, shardings):
         return jax.jit(lambda x: x, out_shardings=shardings)(tree)
 
-    own = {
+    loaded = {
         "params": place(variables["params"], plan.params),
         "batch_stats": place(variables.get("batch_stats", {}), plan.batch_stats),
     }
-    return state.replace(**own, ema=None if state.ema is None else jax.tree.map(jnp.copy, own))
+    return state.replace(**loaded, ema=None if state.ema is None else jax.tree.map(jnp.copy, loaded))
 
 
 def init(key: jax.Array, model, tx: optax.GradientTransformation, image_size: int, ema: bool) -> State:
     """Random weights, fresh optimiser state. Pure: run it under `jit` with the plan as `out_shardings`."""
     variables = model.init(key, jnp.zeros((1, image_size, image_size, 3)))
-    own = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    born = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     return State(
         step=jnp.zeros((), jnp.int32),
-        **own,
-        opt_state=tx.init(own["params"]),
-        ema=jax.tree.map(jnp.copy, own) if ema else None,
+        **born,
+        opt_state=tx.init(born["params"]),
+        ema=jax.tree.map(jnp.copy, born) if ema else None,
     )
