@@ -27,6 +27,7 @@ COMMANDS = {
         "--on_corrupt=ignore",
         "--data_dir=README.md",
     ),
+    "bjax.thresholds": (["docs/blur.png"], "--scope=planet", "nowhere.jpg"),
     "launch.sweep": ([DEMO, "--executor=print"], "--seeds=many", "--config=configs/nowhere.py"),
     "launch.local": (None, "two", None),  # what follows the number is told by each of the processes
     "benchmarks.blur": ([], "--against=scipy", NUMBERS),
@@ -36,8 +37,7 @@ COMMANDS = {
     "benchmarks.scaling": ([], "--models=vgg91", NUMBERS),
     "benchmarks.tokens": ([], "--keep=1,2", NUMBERS),
 }
-ELSEWHERE = {"bjax.sharpness", "bjax.thresholds"}  # tests/test_sharpness.py
-# Guess words by themselves, still.
+ELSEWHERE = {"bjax.sharpness"}  # which says where it went, see tests/test_sharpness.py
 MORE = [
     ("benchmarks.coverage", "--seed=-1"),
     ("benchmarks.figure_blur", "--out=figure.txt"),
