@@ -3,13 +3,10 @@
 import os
 from pathlib import Path
 
-# Before JAX starts: tests of sharding need devices, and one machine has only one CPU device by default. Most of their
-# time is compilation, and most of that LLVM's optimisation of programs that run once; those that a test starts in a
-# process of its own are optimised as a user's are.
+# Before JAX starts: tests of sharding need devices, and one machine has only one CPU device by default.
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-).strip()
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
