@@ -67,9 +67,9 @@ def check_kernel_size(size, name: str = "kernel_size") -> None:
 def gaussian_size(sigma: float) -> int:
     """Side of a kernel that holds the Gaussian of standard deviation `sigma`: 4σ to either side of its centre.
 
-    Raises ValueError for a negative `sigma`.
+    Raises ValueError for a `sigma` that is negative or not finite.
     """
-    if sigma < 0:
+    if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma={sigma}: must be at least 0")
     return 2 * math.ceil(4 * sigma) + 1
 
@@ -261,9 +261,7 @@ class Optim:
 class MaskQuality:
     masks: dict = plain({}, added=True)  # {name: mask}; none: not measured
     split: str = plain("validation", added=True)
-    sigma: tuple[float, ...] = number(
-        (1.0, 2.0, 4.0), above=0, added=True
-    )  # of the blur inside the regions, pixels
+    sigma: tuple[float, ...] = plain((1.0, 2.0, 4.0), added=True)  # of the blur inside the regions, pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,9 +321,8 @@ class Run:
     # rounds of timing every condition for speed.json; 0: none
     speed_rounds: int = number(0, low=0, added=True, affects="nothing")
     mask_quality: MaskQuality = group(MaskQuality, affects="nothing")  # what masks find of blurred regions
-    bn_adapt_batches: int = number(
-        32, low=1, added=True, affects="evaluation"
-    )  # of eval_batch_size, of training images
+    # of eval_batch_size, of training images
+    bn_adapt_batches: int = number(32, low=1, added=True, affects="evaluation")
     log_every: int = number(50, low=1, affects="nothing")  # steps between rows of metrics.jsonl
     # steps between them; one is written at the end
     checkpoint_every: int = number(1000, low=1, affects="nothing")

@@ -122,8 +122,9 @@ class Task:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "exit").unlink(missing_ok=True)
         with (workdir / "log.txt").open("a") as log:
-            # SIGUSR2, which asks submitit to call `checkpoint`, reaches every process of the job.
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, preexec_fn=_ignore_usr2)
+            # SIGUSR2, which asks submitit to call `checkpoint`, reaches every process of the job; the run ignores it.
+            command = ("sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *self.command)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
         code = self._ended()
         (workdir / "exit").write_text(str(code))
         return code
@@ -141,10 +142,6 @@ class Task:
         while self.process.poll() is None:
             time.sleep(SECONDS)
         return self.process.returncode
-
-
-def _ignore_usr2() -> None:
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def slurm(runs: list[Run], out: Path, options: list[str], retry: bool) -> int:

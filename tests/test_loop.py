@@ -579,8 +579,8 @@ def test_a_run_of_an_earlier_version_is_evaluated_predicted_with_exported_and_go
         assert not configs.differences(configs.read(path), configs.read(tiny_run / "config.json"))
     # What the run did not have is not taken from the command.
     path.write_text(old)
-    assert main([f"--workdir={workdir}", *config, "--config.loss.parameters=0.5"]) == 2
-    assert "loss.parameters: 0.0 → 0.5" in capsys.readouterr().err
+    assert main([f"--workdir={workdir}", *config, "--config.init_new_head=true"]) == 2
+    assert "init_new_head: False → True" in capsys.readouterr().err
     assert path.read_text() == old
 
     # Of an option that is gone: what did nothing is forgotten; with what did something the run is evaluated alone.
