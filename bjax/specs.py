@@ -70,7 +70,7 @@ def gaussian_size(sigma: float) -> int:
     Raises ValueError for a `sigma` that is negative or not finite.
     """
     if not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma={sigma}: must be at least 0")
+        raise ValueError(f"sigma={sigma:g}: must be at least 0")
     return 2 * math.ceil(4 * sigma) + 1
 
 
