@@ -98,7 +98,9 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
         inputs = dataclasses.replace(inputs, mask=dataclasses.replace(inputs.mask, mode="attend"))
     exp = dataclasses.replace(exp, mesh=sharding.make_mesh(1, 1, jax.local_devices()[:1]))
     what, variables = experiment.variables_of(exp, workdir)
-    return Run(what, config, classes, model, dataclasses.replace(inputs, blur=sample.SHARP), variables)
+    return Run(
+        what, config, classes, model, dataclasses.replace(inputs, blur=None, corruption=None), variables
+    )
 
 
 def _classes(config, workdir: Path) -> tuple[str, ...]:

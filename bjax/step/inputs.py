@@ -28,7 +28,7 @@ class Inputs:
     images stay as they were blurred.
     """
 
-    blur: sample.BlurSpec
+    blur: sample.BlurSpec | None  # None: images as they are
     mask: MaskSpec
     patch_size: int
     mean: tuple[float, float, float]
@@ -68,7 +68,7 @@ def image_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def blur(keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None = None) -> Blurred:
-    """uint8 images -> blurred ones; the kind is 0 under a corruption."""
+    """uint8 images -> blurred ones; the kind is 0 under a corruption and where nothing is drawn."""
 
     def local(keys, images):
         if inputs.corruption is not None:
@@ -76,7 +76,7 @@ def blur(keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None =
             corrupt = lambda item: imagenet_c.corrupt(*item, *inputs.corruption)  # noqa: E731
             images = jax.lax.map(corrupt, (_stream(keys, 0), images))
         images = images.astype(jnp.float32) / 255
-        if inputs.corruption is not None or inputs.blur == sample.SHARP:
+        if inputs.corruption is not None or inputs.blur is None:
             nothing = jnp.zeros(images.shape[0])  # which may be a symbol: `len` would not do
             return Blurred(images, nothing.astype(jnp.int32), sample.Params(*[nothing] * 5))
         images, kind, drawn = sample.draw(_stream(keys, 0), images, inputs.blur)
