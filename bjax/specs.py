@@ -324,7 +324,7 @@ class Run:
     # of eval_batch_size, of training images
     bn_adapt_batches: int = number(32, low=1, added=True, affects="evaluation")
     log_every: int = number(50, low=1, affects="nothing")  # steps between rows of metrics.jsonl
-    # steps between them; one is written at the end
+    # steps between them; one is written before every evaluation, so at the end, too
     checkpoint_every: int = number(1000, low=1, affects="nothing")
     checkpoint_keep: int = number(2, low=1, affects="nothing")  # checkpoints kept
     mesh: MeshSpec = group(MeshSpec, affects="nothing")

@@ -13,7 +13,7 @@ PARAMETERS = 5  # outputs: sigma, length, cos and sin of twice the angle (a line
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is predicted and how it is trained; see `configs/common.py` for the fields."""
+    """What is predicted and how it is trained; see `bjax.specs` for the fields."""
 
     task: str
     num_classes: int
