@@ -122,8 +122,9 @@ def run(config, workdir: Path) -> dict[str, dict]:
             if step % config.log_every == 0 or step == total_steps:
                 row = _means(recent)
                 corrupt += round(row.pop("corrupt") * len(recent))
-                if len(recent) < step - (step - 1) // config.log_every * config.log_every:
-                    row["steps"] = len(recent)  # a part: the checkpoint it goes on from has no notes
+                if len(recent) != step - (step - 1) // config.log_every * config.log_every:
+                    # The checkpoint that it goes on from has no notes, or those of windows of another length.
+                    row["steps"] = len(recent)
                 row |= {"lr": float(rate(step - 1)), "epoch": step * config.batch_size / source.num_examples}
                 left = ""
                 if step > last:

@@ -358,6 +358,20 @@ def test_a_failing_evaluation_costs_no_step(evaluated_twice, tmp_path, monkeypat
     assert [row["step"] for row in rows] == [3, 4, 6, 7, 7]
 
 
+def test_a_row_of_another_length_than_its_window_says_so(evaluated_twice, tmp_path, monkeypatch):
+    _, options = evaluated_twice
+
+    def fails(*_, **__):
+        raise UserError("no evaluation today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(conditions, "eval_step", fails)
+        assert in_process("vit_mask.py:demo", tmp_path, **options) == 2
+    assert in_process("vit_mask.py:demo", tmp_path, **options | {"log_every": 2}) == 0
+    rows = [row for row in read(tmp_path)[1] if "loss" in row]
+    assert [(row["step"], row.get("steps")) for row in rows] == [(4, 4), (6, None), (7, None)]
+
+
 def test_sigterm_is_heard_during_an_evaluation(evaluated_twice, tmp_path, monkeypatch, capsys):
     undisturbed, options = evaluated_twice
     real = conditions.eval_step
