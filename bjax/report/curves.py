@@ -1,10 +1,22 @@
 """Sections on how strong a blur is: Gaussian σ, ImageNet-C, and what abstaining gains."""
 
+from collections.abc import Callable, Iterator
+
 from bjax import stats
 from bjax.report import figures, intervals
 from bjax.report.intervals import accuracy
 from bjax.report.render import Figure, Heading, Table
-from bjax.report.runs import Row, Run, firsts, images_text, in_matrix, in_order, number_text, told_apart
+from bjax.report.runs import (
+    Row,
+    Run,
+    firsts,
+    grouped,
+    images_text,
+    in_matrix,
+    in_order,
+    number_text,
+    told_apart,
+)
 from bjax.report.words import BLUR_DEFAULTS, is_noisy
 
 LINES = len(figures.STYLES)  # of a panel
@@ -17,18 +29,16 @@ def sigma_curves(runs: list[Run]) -> list:
     """Accuracy and calibration error against the σ of a Gaussian, on the run's own grid, and the area under them."""
     series = {}  # {(data, split, grid): [(run, adapted, rows)]}
     cut = set()  # grids of which some points are left out
-    for run in in_order(runs):
-        if run.config["task"] != "object":
-            continue
-        for (split, adapted), rows in _by(run, _has_one_sigma).items():
-            at = firsts(sorted(rows, key=_taps, reverse=True), lambda row: row.sigma[0])
-            grid = tuple(sorted(at))
-            if len(grid) >= 3:
-                key = run.config["data"]["name"], split, grid
-                series.setdefault(key, []).append((run, adapted, [at[s] for s in grid]))
-                cut |= {key} if len({(row.sigma, _taps(row)) for row in rows}) > len(grid) else set()
+    for run, adapted, split, rows in _series(runs, _has_one_sigma):
+        at = firsts(sorted(rows, key=_taps, reverse=True), lambda row: row.sigma[0])
+        grid = tuple(sorted(at))
+        if len(grid) >= 3:
+            key = run.config["data"]["name"], split, grid
+            series.setdefault(key, []).append((run, adapted, [at[s] for s in grid]))
+            cut |= {key} if len({(row.sigma, _taps(row)) for row in rows}) > len(grid) else set()
     blocks = []
-    for number, ((data, split, grid), lines) in enumerate(series.items(), 1):
+    for number, (key, lines) in enumerate(series.items(), 1):
+        data, split, grid = key
         images = f"{data} {split}, {images_text(row for _, _, rows in lines for row in rows)} images"
         if len(series) > 1:
             blocks.append(Heading(f"{data} {split}, σ up to {grid[-1]:g}", 3))
@@ -39,79 +49,61 @@ def sigma_curves(runs: list[Run]) -> list:
             body = []
             for run, adapted, rows in measured:
                 values = [100 * row.result[metric] for row in rows]
-                under = f"{stats.area(grid, values):.1f}"
-                body.append(
-                    [
-                        run.model,
-                        _training(run, adapted),
-                        *(f"{v:.1f}" for v in values),
-                        under,
-                        number_text(run, rows),
-                    ]
-                )
+                cells = [f"{v:.1f}" for v in (*values, stats.area(grid, values))]
+                body.append([run.model, _training(run, adapted), *cells, number_text(run, rows)])
             header = ["model", "trained on", *(f"{s:g}" for s in grid), "area", "run"]
             groups = (("", 2), (f"{title} in per cent at σ, pixels", len(grid)), ("", 2))
             caption = (
                 f"{images}. Area: under the line through these points (trapezoids) over the length of the axis, that "
                 f"is the mean over σ from {grid[0]:g} to {grid[-1]:g}; comparable on the same grid alone."
             )
-            if (data, split, grid) in cut:
+            if key in cut:
                 caption += " Where kernels of several sizes have the same σ, the largest counts."
             if metric == "ece":
                 caption += " Expected calibration error: 15 bins of equal width, of the largest probability."
             blocks.append(Table(header, body, caption, left=2, groups=groups))
-            panels = _panels(measured, lambda rows, m=metric: _line(rows, [row.sigma[0] for row in rows], m))
-            for part, some in enumerate(_chunks(panels), 1):
-                drawing = figures.lines(some, "σ of the Gaussian, pixels", f"{title}, %", x_zero=True)
-                bars = _bars([row for *_, rows in measured for row in rows], metric)
-                caption = f"{title.capitalize()} of {images}; {bars}"
-                blocks.append(
-                    Figure(f"sigma{number}_{metric}_{part}", drawing, caption, f"{title} against σ")
-                )
+            bars = "bars, of several seeds: Student's t over the seeds, on these images alone."
+            if metric == "top1":
+                bars = intervals.about([row for *_, rows in measured for row in rows], "bars")
+            blocks += _figures(
+                f"sigma{number}_{metric}_",
+                _panels(measured, grid, metric),
+                ("σ of the Gaussian, pixels", f"{title}, %"),
+                f"{title.capitalize()} of {images}; {bars}",
+                f"{title} against σ",
+                x_zero=True,
+            )
     return blocks
 
 
 def imagenet_c(runs: list[Run]) -> list:
     """Errors under ImageNet-C's blurs by severity, and the corruption errors that AlexNet's make of them."""
-    series = []
-    for run in in_order(runs):
-        if run.config["task"] == "object":
-            for (split, adapted), rows in _by(run, lambda row: row.corruption is not None).items():
-                series.append((run, adapted, split, rows))
+    series = list(_series(runs, lambda row: row.corruption is not None))
     if not series:
         return []
+    shown = [row for *_, rows in series for row in rows]
     several = len({split for _, _, split, _ in series}) > 1
     body, comparable = [], False
     for run, adapted, split, rows in series:
-        images = run.config["data"]["name"] + (f" {split}" if several else "")
-        who, known = [run.model, _training(run, adapted), images], {}
-        for name in dict.fromkeys(row.corruption[0] for row in rows):
-            at = {row.corruption[1]: 1 - row.result["top1"] for row in rows if row.corruption[0] == name}
+        data = run.config["data"]["name"]
+        who, ces = [run.model, _training(run, adapted), data + f" {split}" * several], {}
+        for name, of_name in grouped(rows, lambda row: row.corruption[0]).items():
+            at = {row.corruption[1]: 1 - row.result["top1"] for row in of_name}
             errors = [at[s] for s in range(1, 6) if s in at]
-            mean = f"{20 * sum(errors):.1f}" if len(errors) == 5 else ""
-            ce = (
-                stats.corruption_error(name, errors) if run.config["data"]["name"] == "imagenet2012" else None
-            )
-            known[name] = ce
             cells = [f"{100 * at[s]:.1f}" if s in at else "" for s in range(1, 6)]
-            body.append(
-                [
-                    *who,
-                    name.replace("_", " "),
-                    *cells,
-                    mean,
-                    "" if ce is None else f"{ce:.1f}",
-                    number_text(run, [row for row in rows if row.corruption[0] == name]),
-                ]
-            )
-        ces = [known.get(name) for name in stats.ALEXNET]
-        if None not in ces:
+            mean = f"{20 * sum(errors):.1f}" if len(errors) == 5 else ""
+            ces[name] = stats.corruption_error(name, errors) if data == "imagenet2012" else None
+            ce = "" if ces[name] is None else f"{ces[name]:.1f}"
+            body.append([*who, name.replace("_", " "), *cells, mean, ce, number_text(run, of_name)])
+        blurs = [ces.get(name) for name in stats.ALEXNET]
+        if None not in blurs:
             comparable = True
-            body.append([*who, "blur mCE", *[""] * 6, f"{sum(ces) / len(ces):.1f}", number_text(run, rows)])
+            mean = f"{sum(blurs) / len(blurs):.1f}"
+            body.append([*who, "blur mCE", *[""] * 6, mean, number_text(run, rows)])
     header = ["model", "trained on", "images", "corruption", *"12345", "mean", "CE", "run"]
     groups = (("", 4), ("top-1 error in per cent at severity", 5), ("", 3))
     caption = (
-        f"ImageNet-C's blurs, {images_text(row for *_, rows in series for row in rows)} images. CE: the mean error "
+        f"ImageNet-C's blurs, {images_text(shown)} images. CE: the mean error "
         "over AlexNet's, in per cent (Hendrycks and Dietterich 2019); blur mCE: its mean over defocus, glass, motion "
         "and zoom. Gaussian blur is one of the benchmark's extras, without AlexNet's error."
     )
@@ -119,64 +111,50 @@ def imagenet_c(runs: list[Run]) -> list:
         caption += (
             " AlexNet's errors are those on ImageNet's thousand classes: on other images there is no CE."
         )
-    blocks = [Table(header, body, caption, left=4, groups=groups)]
     panels = {}
-    for name in dict.fromkeys(row.corruption[0] for *_, rows in series for row in rows):
-        for start in range(0, len(series), LINES):
-            title = name.replace("_", " ") + (f" ({start // LINES + 1})" if len(series) > LINES else "")
-            panels[title] = []
-            for run, adapted, split, rows in series[start : start + LINES]:
-                points = sorted((r for r in rows if r.corruption[0] == name), key=lambda r: r.corruption[1])
-                if points:
-                    line = _line(points, [r.corruption[1] for r in points], "top1", error=True)
-                    label = f"{run.number}: {run.model}, {_training(run, adapted)}"
-                    panels[title].append(figures.Line(label + (f", {split}" if several else ""), *line))
-    for part, some in enumerate(_chunks(panels), 1):
-        drawing = figures.lines(some, "severity", "top-1 error, %")
-        bars = _bars([row for *_, rows in series for row in rows])
-        caption = f"Top-1 error against ImageNet-C's severity; {bars}"
-        blocks.append(Figure(f"imagenet_c{part}", drawing, caption, "Top-1 error against severity"))
-    return blocks
+    for name in dict.fromkeys(row.corruption[0] for row in shown):
+        drawn = []
+        for run, adapted, split, rows in series:
+            points = sorted((r for r in rows if r.corruption[0] == name), key=lambda r: r.corruption[1])
+            label = f"{run.number}: {run.model}, {_training(run, adapted)}" + f", {split}" * several
+            severities = [row.corruption[1] for row in points]
+            drawn.append(_line(label, points, severities, "top1", error=True) if points else None)
+        panels |= _parts(name.replace("_", " "), drawn)
+    return [
+        Table(header, body, caption, left=4, groups=groups),
+        *_figures(
+            "imagenet_c",
+            panels,
+            ("severity", "top-1 error, %"),
+            f"Top-1 error against ImageNet-C's severity; {intervals.about(shown, 'bars')}",
+            "Top-1 error against severity",
+        ),
+    ]
 
 
 def abstention(runs: list[Run]) -> list:
     """Accuracy on the images that are answered, when confidence or sharpness decides which."""
-    answered = {}
+    answered = []
     for run in in_order(runs):
         rows = [row for row in run.rows if "coverage" in row.result and row.whole and in_matrix(row)]
-        if rows:
-            answered[run.number] = run, rows
+        answered += [(run, rows)] if rows else []
     if not answered:
         return []
-    shown = [row for _, rows in answered.values() for row in rows]
+    shown = [row for _, rows in answered for row in rows]
     tested = told_apart(shown, lambda row: row.label)
-
-    def name(row: Row) -> str:
-        return tested(row) + (", bn_adapt" if row.adapted else "")
-
     body, panels = [], {}
-    for run, rows in answered.values():
-        title = f"{run.number}: {run.model}, {run.regimen}"
-        panels[title] = []
-        for row in firsts(rows, name).values():
+    for run, rows in answered:
+        panel = panels[f"{run.number}: {run.model}, {run.regimen}"] = []
+        for name, row in firsts(rows, lambda row: tested(row) + ", bn_adapt" * row.adapted).items():
             coverage, at = row.result["coverage"], {}
             shares = coverage["share"]
             for ranking in (r for r in RANKINGS if r in coverage):
                 values = [100 * x for x in coverage[ranking]]
                 at |= {(ranking, round(s, 3)): f"{v:.1f}" for s, v in zip(shares, values, strict=True)}
-                label = f"{name(row)}: by {ranking}"
-                panels[title].append(figures.Line(label, [100 * s for s in shares], values))
+                panel.append(figures.Line(f"{name}: by {ranking}", [100 * s for s in shares], values))
+            who = [run.model, _training(run, row.adapted), tested(row), accuracy(row)]
             cells = [at.get((ranking, s), "") for ranking in RANKINGS for s in ANSWERED]
-            body.append(
-                [
-                    run.model,
-                    _training(run, row.adapted),
-                    tested(row),
-                    accuracy(row),
-                    *cells,
-                    number_text(run, [row]),
-                ]
-            )
+            body.append([*who, *cells, number_text(run, [row])])
     shares = [f"{100 * s:g} %" for s in ANSWERED]
     header = ["model", "trained on", "test images", "all (95 %)", *shares, *shares, "run"]
     groups = (("", 4), *((f"top-1 %, by {ranking}", len(ANSWERED)) for ranking in RANKINGS), ("", 1))
@@ -184,13 +162,12 @@ def abstention(runs: list[Run]) -> list:
         f"{images_text(shown)} images. The share with the largest probability, "
         "or with the largest variance of the Laplacian, is answered; on the rest the classifier abstains. "
     ) + intervals.about(shown)
-    blocks = [Table(header, body, caption, left=3, groups=groups)]
-    for part, some in enumerate(_chunks(panels), 1):
-        drawing = figures.lines(some, "images answered, %", "top-1 accuracy of these, %", x_zero=True)
-        blocks.append(
-            Figure(f"abstention{part}", drawing, "Accuracy on what is answered.", "Accuracy against coverage")
-        )
-    return blocks
+    axes = ("images answered, %", "top-1 accuracy of these, %")
+    drawn = "Accuracy on what is answered.", "Accuracy against coverage"
+    return [
+        Table(header, body, caption, left=3, groups=groups),
+        *_figures("abstention", panels, axes, *drawn, x_zero=True),
+    ]
 
 
 def _has_one_sigma(row: Row) -> bool:
@@ -203,60 +180,58 @@ def _taps(row: Row) -> int:
     return (BLUR_DEFAULTS | row.condition["blur"])["kernel_size"] if any(row.sigma) else 0
 
 
-def _by(run: Run, wanted) -> dict[tuple[str, bool], list[Row]]:
-    """The rows without a mask that are `wanted`, by split and by whether BatchNorm was adapted."""
-    by_split = {}
-    for row in run.rows:
-        if row.whole and wanted(row):
-            by_split.setdefault((row.condition["split"], row.adapted), []).append(row)
-    return by_split
+def _series(runs: list[Run], wanted: Callable[[Row], bool]) -> Iterator[tuple[Run, bool, str, list[Row]]]:
+    """(run, whether BatchNorm was adapted, split, the rows without a mask that are `wanted`)."""
+    for run in in_order(runs):
+        if run.config["task"] == "object":
+            rows = [row for row in run.rows if row.whole and wanted(row)]
+            for (split, adapted), alike in grouped(rows, lambda r: (r.condition["split"], r.adapted)).items():
+                yield run, adapted, split, alike
 
 
 def _training(run: Run, adapted: bool) -> str:
-    return (run.regimen if run.trained else run.origin) + (", bn_adapt" if adapted else "")
+    return (run.regimen if run.trained else run.origin) + ", bn_adapt" * adapted
 
 
-def _line(rows: list[Row], x: list[float], metric: str, *, error: bool = False) -> tuple:
-    """x, y, low, high in per cent; error: of one minus the metric."""
-
-    def percent(value):
-        return 100 * (1 - value if error else value)
-
-    y = [percent(row.result[metric]) for row in rows]
+def _line(label: str, rows: list[Row], x: list[float], metric: str, *, error: bool = False) -> figures.Line:
+    """In per cent, with its intervals; error: of one minus the metric."""
+    y = [row.result[metric] for row in rows]
     low, high = intervals.bars([row.result for row in rows], metric)
     if error and low:
         low, high = [100 - x for x in high], [100 - x for x in low]
-    return x, y, low, high
+    return figures.Line(label, x, [100 * (1 - v if error else v) for v in y], low, high)
 
 
-def _bars(rows: list[Row], metric: str = "top1") -> str:
-    """What the bars of a figure are."""
-    if metric == "ece":
-        return "bars, of several seeds: Student's t over the seeds, on these images alone."
-    return intervals.about(rows, "bars")
-
-
-def _panels(series: list, line) -> dict[str, list[figures.Line]]:
+def _panels(series: list, grid: tuple[float, ...], metric: str) -> dict[str, list[figures.Line]]:
     """A panel for every model and its images, a line for every training and for bn_adapt."""
     panels = {}
     for run, adapted, rows in series:
-        panel = panels.setdefault(" · ".join((run.model, run.origin)), {})
-        name = _training(run, adapted) if run.trained else "as given" + (", bn_adapt" if adapted else "")
+        panel = panels.setdefault(f"{run.model} · {run.origin}", {})
+        name = run.regimen + ", bn_adapt" * adapted
         if name in panel:
             name = f"{name} (run {run.number})"
-        panel[name] = figures.Line(name, *line(rows))
-    parts = {}
-    for title, panel in panels.items():
-        drawn = list(panel.values())
-        for start in range(0, len(drawn), LINES):
-            parts[title + (f" ({start // LINES + 1})" if len(drawn) > LINES else "")] = drawn[
-                start : start + LINES
-            ]
-    return parts
+        panel[name] = _line(name, rows, grid, metric)
+    return {
+        k: part for title, panel in panels.items() for k, part in _parts(title, [*panel.values()]).items()
+    }
 
 
-def _chunks(panels: dict) -> list[dict]:
-    """As many panels as a figure has room for; the lines of a figure are few enough to tell apart."""
+def _parts(title: str, drawn: list[figures.Line | None]) -> dict[str, list[figures.Line]]:
+    """The lines of a panel in as many panels as they need to be told apart."""
+    several = len(drawn) > LINES
+    return {
+        title + f" ({start // LINES + 1})" * several: [x for x in drawn[start : start + LINES] if x]
+        for start in range(0, len(drawn), LINES)
+    }
+
+
+def _figures(
+    name: str, panels: dict[str, list[figures.Line]], axes: tuple, caption: str, alt: str, **options
+) -> list[Figure]:
+    """As many panels in each as a figure has room for; the lines of a figure are few enough to tell apart.
+
+    axes: what is along x and y. options: of `figures.lines`.
+    """
     chunks, labels = [{}], set()
     for title, drawn in panels.items():
         more = labels | {line.label for line in drawn}
@@ -264,4 +239,7 @@ def _chunks(panels: dict) -> list[dict]:
             chunks.append({})
             more = {line.label for line in drawn}
         chunks[-1][title], labels = drawn, more
-    return [chunk for chunk in chunks if chunk]
+    return [
+        Figure(f"{name}{number}", figures.lines(chunk, *axes, **options), caption, alt)
+        for number, chunk in enumerate(filter(None, chunks), 1)
+    ]

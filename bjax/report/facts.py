@@ -12,18 +12,11 @@ from bjax.report.words import leaves
 
 def overview(runs: list[Run]) -> list:
     """Every run with the number that the tables call it by."""
-    body = [
-        [
-            str(run.number),
-            run.name,
-            run.config["task"].replace("_", " "),
-            run.model,
-            run.trained_on,
-            str(run.config["data"]["image_size"]),
-            ", ".join(map(str, run.seeds)),
-        ]
-        for run in runs
-    ]
+    body = []
+    for run in runs:
+        task, size = run.config["task"].replace("_", " "), str(run.config["data"]["image_size"])
+        seeds = ", ".join(map(str, run.seeds))
+        body.append([str(run.number), run.name, task, run.model, run.trained_on, size, seeds])
     header = ["", "run", "task", "model", "trained on", "px", "seeds"]
     caption = "px: side of the images that the model sees. Runs that differ in their seed alone are one."
     return [Table(header, body, caption, left=5)]
@@ -31,18 +24,10 @@ def overview(runs: list[Run]) -> list:
 
 def photographs(runs: list[Run]) -> list:
     """The photographs' own values, of every condition whose interval is not to be trusted."""
-    body = [
-        [
-            row.name,
-            intervals.values(row),
-            f"{row.result['n']:,}",
-            f"{100 * row.result['top1']:.1f}{intervals.brackets(row.result)}",
-            str(run.number),
-        ]
-        for run in runs
-        for row in run.rows
-        if intervals.doubtful(row)
-    ]
+    body = []
+    for row in filter(intervals.doubtful, (row for run in runs for row in run.rows)):
+        share = f"{100 * row.result['top1']:.1f}{intervals.brackets(row.result)}"
+        body.append([row.name, intervals.values(row), f"{row.result['n']:,}", share, str(row.run)])
     caption = (
         "Top-1 in per cent, of conditions whose images are crops of too few photographs for an interval that holds the "
         "truth 9 times in 10 at so high or low a share (docs/intervals.md has the simulation), and on each photograph."
@@ -53,10 +38,11 @@ def photographs(runs: list[Run]) -> list:
 
 def facts(runs: list[Run]) -> list:
     """Where each run was made, and its whole config."""
-    body = []
-    for run in runs:
-        for workdir, seed in zip(run.workdirs, run.seeds, strict=True):
-            body.append([str(run.number), str(seed), str(workdir)])
+    body = [
+        [str(run.number), str(seed), str(workdir)]
+        for run in runs
+        for seed, workdir in zip(run.seeds, run.workdirs, strict=True)
+    ]
     blocks = [Table(["run", "seed", "folder"], body, left=3)]
     sessions = [(run, session) for run in runs for session in run.sessions]
     if sessions:
@@ -66,8 +52,7 @@ def facts(runs: list[Run]) -> list:
         blocks.append(Table(header, rows, caption, left=3))
         versions = {json.dumps(s.get("versions") or {}, sort_keys=True) for _, s in sessions} - {"{}"}
         for text in sorted(versions):
-            lines = [f"{k} {v}" for k, v in json.loads(text).items()]
-            blocks.append(Details("Versions", "\n".join(lines)))
+            blocks.append(Details("Versions", "\n".join(f"{k} {v}" for k, v in json.loads(text).items())))
     for run in runs:
         blocks.append(Details(f"Config of run {run.number}, {run.name}", _config(run)))
     return blocks
@@ -77,9 +62,8 @@ def _config(run: Run) -> str:
     """One line for every leaf, and one for every condition: what it comes to, in words."""
     plain = leaves({k: v for k, v in run.config.items() if k != "eval"})
     lines = [f"{k} = {v}" for k, v in plain.items()]
-    lines += [
-        f"eval.{row.name} = {row.condition['split']}: {row.label}" for row in run.rows if not row.adapted
-    ]
+    tested = [row for row in run.rows if not row.adapted]
+    lines += [f"eval.{row.name} = {row.condition['split']}: {row.label}" for row in tested]
     return "\n".join(lines)
 
 
@@ -116,10 +100,8 @@ def _record(run: Run, row: Row) -> dict:
     config, mask, result = run.config, row.mask, row.result
     low, high = row.sigma or ("", "")
     corruption, severity = row.corruption or ("", "")
-    record = {
-        "run": run.name,
-        "workdir": run.workdirs[0],
-        "task": config["task"],
+    record = {"run": run.name, "workdir": run.workdirs[0], "task": config["task"]}
+    record |= {
         "model": config["model"]["name"],
         "model_options": json.dumps(config["model"].get("options", {})),
         "data": config["data"]["name"],
@@ -129,16 +111,10 @@ def _record(run: Run, row: Row) -> dict:
         "trained": run.trained,
         "image_size": config["data"]["image_size"],
         "seed": run.seeds[0],
-        "condition": row.name,
-        "bn_adapt": row.adapted,
-        "split": row.condition["split"],
-        "blur": row.blur,
-        "sigma_low": low,
-        "sigma_high": high,
-        "corruption": corruption,
-        "severity": severity,
-        "mask_mode": mask["mode"],
     }
+    record |= {"condition": row.name, "bn_adapt": row.adapted, "split": row.condition["split"]}
+    record |= {"blur": row.blur, "sigma_low": low, "sigma_high": high}
+    record |= {"corruption": corruption, "severity": severity, "mask_mode": mask["mode"]}
     for key in ("selector", "drop", "threshold", "keep_rate"):
         record[f"mask_{key}"] = mask[key] if mask["mode"] != "none" else ""
     record["options"] = json.dumps(row.condition.get("options", {}))

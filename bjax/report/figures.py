@@ -51,46 +51,34 @@ def lines(
     x_ticks: (positions, names), for an axis of names. x_zero: begin at 0. share_x: one scale for all panels.
     top: end of the y axis.
     """
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    width = 3.1 if columns > 1 else 5.2
-    figure = _figure_class()(figsize=(1.2 + width * columns, 1.4 + 2.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=share_x and x_ticks is None, sharey=True, squeeze=False)
-    labels = dict.fromkeys(line.label for ls in panels.values() for line in ls if line.kind == "line")
+    width = 3.1 if len(panels) > 1 else 5.2
+    figure, axes = _figure(panels, (1.2, width), (1.4, 2.9), share_x=share_x and x_ticks is None)
+    drawn = [line for of_panel in panels.values() for line in of_panel]
+    labels = dict.fromkeys(line.label for line in drawn if line.kind == "line")
     style = {label: STYLES[i % len(STYLES)] for i, label in enumerate(labels)}
-    for panel, (title, drawn) in zip(axes.flat, panels.items(), strict=False):
-        for line in drawn:
+    for panel, (title, of_panel) in zip(axes.flat, panels.items(), strict=False):
+        for line in of_panel:
             _draw(panel, line, style.get(line.label))
-        panel.set_title(textwrap.fill(title, 30 if columns > 1 else 60), fontsize=10)
+        panel.set_title(textwrap.fill(title, 30 if len(panels) > 1 else 60), fontsize=10)
         panel.grid(color="0.92", linewidth=0.8)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
         if x_ticks:
-            panel.set_xticks(x_ticks[0], x_ticks[1])
+            panel.set_xticks(*x_ticks)
             panel.set_xlim(min(x_ticks[0]) - 0.5, max(x_ticks[0]) + 0.5)
-    for panel in axes.flat[len(panels) :]:
-        panel.set_visible(False)
-    lowest = min(min(line.low or line.y) for ls in panels.values() for line in ls)
+    lowest = min(min(line.low or line.y) for line in drawn)
     axes.flat[0].set_ylim(bottom=max(0, 10 * (lowest // 10) - 5), top=top)
     if x_zero:
         # A little more than 0, for the markers there.
-        axes.flat[0].set_xlim(left=-0.03 * max(max(line.x) for ls in panels.values() for line in ls))
+        axes.flat[0].set_xlim(left=-0.03 * max(max(line.x) for line in drawn))
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
     handles = {}
     for panel in axes.flat:
         artists, names = panel.get_legend_handles_labels()
         handles |= dict(zip(names, artists, strict=True))
-    longest = max(len(name) for name in handles)
-    fit = max(1, min(5, int((1.2 + width * columns) / (0.55 + 0.085 * longest))))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside upper center",
-        ncols=min(fit, len(handles)),
-        frameon=False,
-        fontsize=9,
-    )
+    fit = max(1, min(5, int(figure.get_figwidth() / (0.55 + 0.085 * max(map(len, handles)))), len(handles)))
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=fit, frameon=False, fontsize=9)
     return figure
 
 
@@ -98,49 +86,34 @@ def _draw(panel, line: Line, style) -> None:
     if line.kind == "point":
         panel.plot(line.x, line.y, "h", color="black", markersize=9, label=line.label)
         panel.axhline(line.y[0], color="black", linewidth=0.6, linestyle=(0, (1, 3)))
-        return
-    if line.kind == "band":
+    elif line.kind == "band":
         if line.low:
-            panel.fill_between(
-                line.x, line.low, line.high, color="0.87", linewidth=0, label=f"{line.label}, 95 %"
-            )
+            label = f"{line.label}, 95 %"
+            panel.fill_between(line.x, line.low, line.high, color="0.87", linewidth=0, label=label)
         panel.plot(line.x, line.y, "-", color="black", linewidth=2.2, label=line.label)
-        return
-    marker, dash, colour = style
-    panel.plot(
-        line.x,
-        line.y,
-        marker=marker,
-        linestyle=dash,
-        color=colour,
-        linewidth=1.4,
-        markersize=6,
-        markeredgecolor="white",
-        markeredgewidth=0.7,
-        label=line.label,
-    )
-    if line.low:
-        panel.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, alpha=0.7)
+    else:
+        marker, dash, colour = style
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.7}
+        panel.plot(
+            line.x, line.y, marker + dash, color=colour, linewidth=1.4, markersize=6, label=line.label, **edge
+        )
+        if line.low:
+            panel.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, alpha=0.7)
 
 
 def heat_maps(
     maps: dict[str, np.ndarray], rows: list[str], columns: list[str], row_key: str, column_key: str
 ):
     """A grid of numbers (per cent, NaN where there is none) for every title, on one scale of grey."""
-    across = min(3, len(maps))
-    down = -(-len(maps) // across)
-    size = (1.3 + across * (0.9 + 0.62 * len(columns)), 0.7 + down * (0.95 + 0.42 * len(rows)))
-    figure = _figure_class()(figsize=(max(4.0, size[0]), max(2.2, size[1])), layout="constrained")
-    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    size = (1.3, 0.9 + 0.62 * len(columns)), (0.7, 0.95 + 0.42 * len(rows))
+    figure, axes = _figure(maps, *size, least=(4.0, 2.2))
     numbers = np.concatenate([m.ravel() for m in maps.values()])
-    scale = {"vmin": np.nanmin(numbers), "vmax": np.nanmax(numbers)}
+    scale = np.nanmin(numbers), np.nanmax(numbers)
     for panel, (title, values) in zip(axes.flat, maps.items(), strict=False):
-        _cells(panel, values, [[f"{v:.1f}" if np.isfinite(v) else "" for v in row] for row in values], scale)
+        _cells(panel, values, [[f"{v:.1f}" if np.isfinite(v) else "" for v in row] for row in values], *scale)
         panel.set_title(title, fontsize=10)
         panel.set_xticks(range(len(columns)), columns)
         panel.set_yticks(range(len(rows)), rows)
-    for panel in axes.flat[len(maps) :]:
-        panel.set_visible(False)
     figure.supxlabel(column_key, fontsize=10)
     figure.supylabel(row_key, fontsize=10)
     return figure
@@ -148,32 +121,23 @@ def heat_maps(
 
 def confusion(matrices: dict[str, np.ndarray], classes: list[str]):
     """Counts (rows true, columns predicted) for every title; shaded by the share of the row."""
-    across = min(3, len(matrices))
-    down = -(-len(matrices) // across)
-    figure = _figure_class()(figsize=(1.2 + 3.2 * across, 0.6 + 3.1 * down), layout="constrained")
-    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    figure, axes = _figure(matrices, (1.2, 3.2), (0.6, 3.1))
     for panel, (title, counts) in zip(axes.flat, matrices.items(), strict=False):
-        share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        text = [
-            [f"{s:.0f} %\n{n:,.0f}" for s, n in zip(*row, strict=True)]
-            for row in zip(share, counts, strict=True)
-        ]
-        _cells(panel, share, text, {"vmin": 0, "vmax": 100})
+        shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        text = np.vectorize(lambda share, n: f"{share:.0f} %\n{n:,.0f}", otypes=[object])(shares, counts)
+        _cells(panel, shares, text, 0, 100)
         panel.set_title(title, fontsize=10)
         panel.set_xticks(range(len(classes)), classes, rotation=30, ha="right", rotation_mode="anchor")
         panel.set_yticks(range(len(classes)), classes)
-    for panel in axes.flat[len(matrices) :]:
-        panel.set_visible(False)
     figure.supxlabel("predicted", fontsize=11)
     figure.supylabel("true", fontsize=11)
     return figure
 
 
-def _cells(panel, values, text, scale) -> None:
-    panel.imshow(np.ma.masked_invalid(values), cmap=COLOURS, aspect="auto", **scale)
-    middle = scale["vmin"] + 0.6 * (scale["vmax"] - scale["vmin"])
+def _cells(panel, values, text, low: float, high: float) -> None:
+    panel.imshow(np.ma.masked_invalid(values), cmap=COLOURS, aspect="auto", vmin=low, vmax=high)
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > middle else "black"
+        colour = "white" if value > low + 0.6 * (high - low) else "black"
         panel.text(column, row, text[row][column], ha="center", va="center", fontsize=9, color=colour)
     panel.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
     panel.set_yticks(np.arange(values.shape[0] + 1) - 0.5, minor=True)
@@ -188,38 +152,27 @@ def gallery(images, kept, scores, titles: list[str], threshold: float | None, me
     images uint8[K, H, W, 3], kept bool[K, h, w], scores float32[K, h, w]. Dropped patches are darkened and crossed.
     """
     number = len(images)
-    figure = _figure_class()(figsize=(1.0 + 1.75 * number, 4.35), layout="constrained")
+    figure = _class()(figsize=(1.0 + 1.75 * number, 4.35), layout="constrained")
     axes = figure.subplots(2, number, squeeze=False)
     shown = np.log10(np.maximum(scores, 0.1))
-    scale = {"vmin": -1.0, "vmax": max(4.0, float(shown.max()))}
-    for i in range(number):
-        above, below = axes[0, i], axes[1, i]
-        height, width = images[i].shape[:2]
-        patch = height / kept.shape[1], width / kept.shape[2]
-        dropped = np.kron(~kept[i], np.ones((round(patch[0]), round(patch[1])), bool))
-        photograph = images[i].copy()
-        photograph[dropped] = photograph[dropped] // 4
-        above.imshow(photograph)
-        rows, columns = np.nonzero(~kept[i])
-        size = 2.6 * 14 / kept.shape[2]
-        above.plot(
-            (columns + 0.5) * patch[1] - 0.5,
-            (rows + 0.5) * patch[0] - 0.5,
-            "x",
-            color="white",
-            markersize=size,
-            markeredgewidth=0.5,
-        )
+    highest = max(4.0, float(shown.max()))
+    patch = np.array(images.shape[1:3]) / kept.shape[1:]
+    darkened = np.where(
+        np.kron(~kept, np.ones((1, *patch.astype(int)), bool))[..., None], images // 4, images
+    )
+    for i, (above, below) in enumerate(axes.T):
+        above.imshow(darkened[i])
+        y, x = (np.argwhere(~kept[i]) + 0.5).T * patch[:, None] - 0.5
+        above.plot(x, y, "x", color="white", markersize=2.6 * 14 / kept.shape[2], markeredgewidth=0.5)
         above.set_title(titles[i], fontsize=8)
-        drawn = below.imshow(shown[i], cmap="viridis", **scale)  # of overlay.py too
+        drawn = below.imshow(shown[i], cmap="viridis", vmin=-1.0, vmax=highest)  # of overlay.py too
         if threshold:
             for ends in _edges(scores[i] >= threshold):
                 below.plot(*ends, color="#c2571a", linewidth=1.4, solid_capstyle="projecting")
         for panel in (above, below):
-            panel.set_xticks([])
-            panel.set_yticks([])
+            panel.set(xticks=[], yticks=[])
     bar = figure.colorbar(drawn, ax=axes[1, :], location="right", fraction=0.03, pad=0.01)
-    ticks = range(-1, int(scale["vmax"]) + 1)
+    ticks = range(-1, int(highest) + 1)
     bar.set_ticks(list(ticks), labels=[f"$10^{{{t}}}$" for t in ticks], fontsize=8)
     bar.set_label(measure, fontsize=8)
     return figure
@@ -227,13 +180,27 @@ def gallery(images, kept, scores, titles: list[str], threshold: float | None, me
 
 def _edges(inside) -> list[tuple[list[float], list[float]]]:
     """Where cells of bool[h, w] have a neighbour unlike them: (x, x), (y, y) of each side between two."""
-    rows, columns = np.nonzero(inside[:, 1:] != inside[:, :-1])
-    sides = [([c + 0.5, c + 0.5], [r - 0.5, r + 0.5]) for r, c in zip(rows, columns, strict=True)]
-    rows, columns = np.nonzero(inside[1:] != inside[:-1])
-    return sides + [([c - 0.5, c + 0.5], [r + 0.5, r + 0.5]) for r, c in zip(rows, columns, strict=True)]
+    beside, below = np.argwhere(inside[:, 1:] != inside[:, :-1]), np.argwhere(inside[1:] != inside[:-1])
+    sides = [([c + 0.5, c + 0.5], [r - 0.5, r + 0.5]) for r, c in beside]
+    return sides + [([c - 0.5, c + 0.5], [r + 0.5, r + 0.5]) for r, c in below]
 
 
-def _figure_class():
+def _figure(titles, width: tuple, height: tuple, *, least: tuple = (0.0, 0.0), share_x: bool = True):
+    """A figure with a panel for every title, at most three beside each other, and its grid of axes.
+
+    width, height: in inches, around the panels and of each. least: of the figure.
+    """
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    size = max(least[0], width[0] + columns * width[1]), max(least[1], height[0] + rows * height[1])
+    figure = _class()(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
+    for panel in axes.flat[len(titles) :]:
+        panel.set_visible(False)
+    return figure, axes
+
+
+def _class():
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

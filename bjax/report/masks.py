@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from bjax.report import figures, intervals
 from bjax.report.render import Figure, Mark, Table, Text, per_run, slug
-from bjax.report.runs import INSIDE, Row, Run, told_apart
+from bjax.report.runs import INSIDE, Row, Run, grouped, told_apart
 from bjax.specs import KINDS
 
 MEASURES = {  # what the scores of patches are
@@ -19,15 +19,12 @@ CONDITIONS = 4  # of each of them
 
 def matched_rates(run: Run) -> list:
     """Accuracy of every choice of patches at the same keep rate: selection beside mere deletion."""
-    masked = [
-        r
-        for r in run.rows
-        if r.keep_rate is not None and r.keep_rate < 1 and r.mask["threshold"] is None and not r.adapted
-    ]
+    rows = [r for r in run.rows if not r.adapted]
+    masked = [r for r in rows if r.keep_rate is not None and r.keep_rate < 1 and r.mask["threshold"] is None]
     rates = {r.keep_rate for r in masked}
     if not masked or (run.sweep and len(rates) == 1):  # a sweep's own tables have that one
         return []
-    whole = [r for r in run.rows if r.whole and not r.adapted]
+    whole = [r for r in rows if r.whole]
     blur_of, method_of = _blurs(masked + whole), _methods(masked)
     blurs = _unique(map(blur_of, masked))
     at = {(r.keep_rate, method_of(r), blur_of(r)): r for r in masked}
@@ -94,14 +91,8 @@ def accuracy_against_kept(run: Run) -> list:
         "differ from it on the same images is in the table at matched keep rates. EViT and ToMe begin with all patches "
         "and lose them from layer to layer: they stand at their mean over the layers."
     )
-    return [
-        Figure(
-            f"run{run.number}_accuracy_kept",
-            drawing,
-            caption,
-            "Top-1 accuracy against the share of tokens kept",
-        )
-    ]
+    alt = "Top-1 accuracy against the share of tokens kept"
+    return [Figure(f"run{run.number}_accuracy_kept", drawing, caption, alt)]
 
 
 def accuracy_against_speed(run: Run) -> list:
@@ -115,40 +106,28 @@ def accuracy_against_speed(run: Run) -> list:
         f"Top-1 accuracy of {rows[0].result['n']:,} images. Speed on {about['device']}, {about['rounds']} rounds of "
         f"batches of {about['batch_size']}: {about['how']}."
     )
-    return [
-        Figure(
-            f"run{run.number}_accuracy_speed", drawing, caption, "Top-1 accuracy against images per second"
-        )
-    ]
+    alt = "Top-1 accuracy against images per second"
+    return [Figure(f"run{run.number}_accuracy_speed", drawing, caption, alt)]
 
 
 def mask_quality(run: Run) -> list:
     """Precision and recall of what masks drop, where parts of the image are blurred."""
-    sigmas = list(run.quality or ())
-    names = (
-        [name for name in run.quality[sigmas[0]] if all(name in run.quality[s] for s in sigmas)]
-        if sigmas
-        else []
-    )
+    by_sigma = run.quality or {}
+    first = next(iter(by_sigma.values()), {})
+    names = [name for name in first if all(name in masks for masks in by_sigma.values())]
     if not names:
         return []
     body = []
     for name in names:
-        cells = [run.quality[sigma][name] for sigma in sigmas]
-        rates = [
-            " / ".join(
-                "–" if c[k] is None else f"{100 * c[k]:.0f}" for k in ("precision", "recall", "dropped")
-            )
-            for c in cells
-        ]
-        body.append([name, *rates])
-    first = run.quality[sigmas[0]][names[0]]
+        cells = [[masks[name][k] for k in ("precision", "recall", "dropped")] for masks in by_sigma.values()]
+        body.append([name, *(" / ".join("–" if x is None else f"{100 * x:.0f}" for x in c) for c in cells)])
+    first = first[names[0]]
     caption = (
         f"Images with blurred rectangles, {first['patches']:,} patches, {100 * first['blurred']:.0f} % of them "
         "blurred. Precision / recall / share dropped, in per cent. A choice that knows nothing of the blur has the "
         "share blurred as its precision and the share dropped as its recall."
     )
-    return [Table(["mask", *(f"σ = {sigma}" for sigma in sigmas)], body, caption)]
+    return [Table(["mask", *(f"σ = {sigma}" for sigma in by_sigma)], body, caption)]
 
 
 def gallery(runs: list[Run]) -> list:
@@ -169,9 +148,9 @@ def _gallery(run: Run) -> list:
     for row in chosen:
         shown = run.gallery[row.name]
         number = len(shown["image"])
-        titles = [title(run, shown, i, row.mask["mode"] != "none") for i in range(number)]
-        same_measure = row.mask["mode"] != "none" and row.measure == shown["measure"]
-        threshold = row.mask["threshold"] if same_measure else None
+        masked = row.mask["mode"] != "none"
+        threshold = row.mask["threshold"] if masked and row.measure == shown["measure"] else None
+        titles = [title(run, shown, i, masked) for i in range(number)]
         measure = MEASURES.get(shown["measure"], shown["measure"])
         drawing = figures.gallery(shown["image"], shown["kept"], shown["score"], titles, threshold, measure)
         caption = (
@@ -180,23 +159,17 @@ def _gallery(run: Run) -> list:
             f"crossed. Below: each patch's {measure}, bright is sharp"
             + (f"; the line: {threshold:g}." if threshold else ".")
         )
-        name = f"run{run.number}_gallery_{slug(row.name)}"
-        blocks.append(
-            Figure(name, drawing, caption, f"Photographs under {row.name}, with patches and scores")
-        )
+        name, alt = f"gallery_{slug(row.name)}", f"Photographs under {row.name}, with patches and scores"
+        blocks.append(Figure(f"run{run.number}_{name}", drawing, caption, alt))
     return blocks
 
 
 def title(run: Run, shown: dict, i: int, masked: bool) -> str:
     """True class; whether the answer is right, or else the answer; how sure, and how much was kept."""
     label, answer = (_class(run, int(shown[k][i])) for k in ("label", "prediction"))
-    right = shown["label"][i] == shown["prediction"][i]
-    said = (
-        f"right, {100 * shown['confidence'][i]:.0f} %"
-        if right
-        else f"not {answer}, {100 * shown['confidence'][i]:.0f} %"
-    )
-    return "\n".join([label, said, *([f"{100 * shown['kept'][i].mean():.0f} % kept"] if masked else [])])
+    said = "right" if shown["label"][i] == shown["prediction"][i] else f"not {answer}"
+    kept = f"\n{100 * shown['kept'][i].mean():.0f} % kept" if masked else ""
+    return f"{label}\n{said}, {100 * shown['confidence'][i]:.0f} %{kept}"
 
 
 def _class(run: Run, number: int) -> str:
@@ -222,18 +195,16 @@ def _unique(values) -> list:
 def _curves(rows: list[Row], x: Callable[[Row], float], label: str):
     """Top-1 over `x`: a panel per blur, a line per method; the random choice is black, with its interval as a band."""
     blur_of, method_of = _blurs(rows), _methods(rows)
-    blurs = _unique(map(blur_of, rows))
-    blurs = [b for b in blurs if len({method_of(r) for r in rows if blur_of(r) == b}) > 1] or blurs
-    methods = _unique(map(method_of, rows))
+    by_blur = grouped(rows, blur_of)
+    several = {b: alike for b, alike in by_blur.items() if len(set(map(method_of, alike))) > 1}
+    methods = sorted(_unique(map(method_of, rows)), key=lambda m: m != "random")  # its band lies behind
     panels = {}
-    for blur in blurs:
-        panels[blur] = []
-        for method in sorted(methods, key=lambda m: m != "random"):  # its band lies behind the others
-            points = sorted((r for r in rows if blur_of(r) == blur and method_of(r) == method), key=x)
-            if points:
-                kind = {"random": "band", "all patches": "point"}.get(method, "line")
-                low, high = intervals.bars([r.result for r in points])
-                values = [x(r) for r in points], [100 * r.result["top1"] for r in points]
-                bounds = (low, high) if kind == "band" else (None, None)
-                panels[blur].append(figures.Line(method, *values, *bounds, kind))
+    for blur, alike in (several or by_blur).items():
+        panels[blur], by_method = [], grouped(sorted(alike, key=x), method_of)
+        for method in filter(by_method.get, methods):
+            points = by_method[method]
+            kind = {"random": "band", "all patches": "point"}.get(method, "line")
+            values = [x(r) for r in points], [100 * r.result["top1"] for r in points]
+            bounds = intervals.bars([r.result for r in points]) if kind == "band" else (None, None)
+            panels[blur].append(figures.Line(method, *values, *bounds, kind))
     return figures.lines(panels, label, "top-1 accuracy, %", x_zero=True)

@@ -4,10 +4,13 @@ Kim, Kim, Han: Image Classification of Blurred Images Without Deblurring. Which 
 its config says (model, blur of the training images and of a condition, mask), never from a name.
 """
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
 from bjax.report import intervals, seeds
 from bjax.report.intervals import accuracy, signed
 from bjax.report.render import Heading, Table, Text
-from bjax.report.runs import Row, Run, number_text, told_apart
+from bjax.report.runs import Row, Run, firsts, grouped, number_text, told_apart
 from bjax.report.words import is_noisy, is_papers
 
 # {table: {model: {column: per cent}}}; 1 and 3 are top-1, 2 and 4 top-5, 5 is "classification accuracy"
@@ -70,10 +73,10 @@ def tables(runs: list[Run]) -> list:
     """Paper 1's five tables, its numbers beside ours."""
     runs = [run for run in runs if run.config["task"] == "object"]
     by_number = {
-        1: _baseline(runs, 1, "top1"),
-        2: _baseline(runs, 2, "top5"),
-        3: _by_training(runs, 3, "top1"),
-        4: _by_training(runs, 4, "top5"),
+        1: _beside(runs, 1, "top1", _baselines, TESTED, PRETRAINED),
+        2: _beside(runs, 2, "top5", _baselines, TESTED, PRETRAINED),
+        3: _beside(runs, 3, "top1", _trainings, TRAINED, FROM_SCRATCH),
+        4: _beside(runs, 4, "top5", _trainings, TRAINED, FROM_SCRATCH),
         5: _patches_removed(runs),
     }
     shown = {number: blocks for number, blocks in by_number.items() if blocks}
@@ -94,78 +97,78 @@ ABOUT = (
     "other images and classes answers another question, and its distance from the paper's number means nothing."
 )
 NUMBERS = "Runs go by their numbers above, 3 ×5 being the five seeds of run 3."
+PRETRAINED = (
+    "pretrained models, trained on all sharp images of ImageNet. Blurred: Gaussian "
+    "of 19 taps, σ uniform in 1 to 2 pixels."
+)
+FROM_SCRATCH = (
+    "from random weights, on 20 % of ImageNet. The paper compares with baselines trained "
+    "on all of it; the control, sharp images of the same share and everything else alike, is ours."
+)
+Lines = Iterator[tuple[str, str, dict[str, tuple[Run, Row]]]]  # model, images, {column: what stands there}
 
 
-def _baseline(runs: list[Run], number: int, metric: str) -> list:
+def _beside(
+    runs: list[Run],
+    number: int,
+    metric: str,
+    lines_of: Callable[[list[Run]], Lines],
+    titles: dict[str, str],
+    about: str,
+) -> list:
+    """Tables 1 to 4: a line for every one of a model's runs, an empty one for a model without.
+
+    titles: of the columns. Of one that the paper lacks, our control, there is our number alone.
+    """
+    body, used = [], False
+    for name, paper in PAPER[number].items():
+        lines = list(lines_of([run for run in runs if _family(run) == name]))
+        used |= bool(lines)
+        for model, images, cells in lines or [(NAMES[name], "", {})]:
+            numbers = []
+            for column in titles:
+                cell = _cell(paper.get(column), *cells.get(column, (None, None)), metric)
+                numbers += cell if column in paper else cell[1:2]
+            by_run = grouped(cells.values(), lambda cell: cell[0].number).values()
+            which = [number_text(of_run[0][0], [row for _, row in of_run]) for of_run in by_run]
+            body.append([model, images, *numbers, ", ".join(which)])
+    parts = {title: CELL if column in paper else CELL[1:2] for column, title in titles.items()}
+    header = ["model", "trained on → tested on", *sum(parts.values(), ())]
+    header.append("runs" if titles is TRAINED else "run")
+    groups = (("", 2), *((title, len(cell)) for title, cell in parts.items()), ("", 1))
+    return [Table(header, body, f"Paper 1, table {number}: {about}", left=2, groups=groups)] if used else []
+
+
+def _baselines(runs: list[Run]) -> Lines:
     """Tables 1 and 2: models trained on sharp images, or given weights, on both test sets."""
-    body, used = [], False
-    for name, paper in PAPER[number].items():
-        baselines = [r for r in runs if _family(r) == name and r.training in ("sharp", "as given")]
-        lines = [
-            line for run in baselines for line in _splits(run, lambda row: is_sharp(row) or is_blurred(row))
-        ]
-        for run, rows in lines:
-            cells = {
-                "sharp": next(filter(is_sharp, rows), None),
-                "blurred": next(filter(is_blurred, rows), None),
-            }
-            numbers = [x for test in TESTED for x in _cell(paper[test], run, cells[test], metric)]
-            shown = [row for row in cells.values() if row]
-            body.append([run.model, _images(run, rows), *numbers, number_text(run, shown)])
-            used = True
-        if not lines:
-            body.append([NAMES[name], "", *(x for t in TESTED for x in (f"{paper[t]:.2f}", "", "")), ""])
-    header = ["model", "trained on → tested on", *CELL, *CELL, "run"]
-    groups = (("", 2), *((title, 3) for title in TESTED.values()), ("", 1))
-    caption = (
-        f"Paper 1, table {number}: pretrained models, trained on all sharp images of ImageNet. Blurred: Gaussian "
-        "of 19 taps, σ uniform in 1 to 2 pixels."
-    )
-    return [Table(header, body, caption, left=2, groups=groups)] if used else []
+    for run in runs:
+        if run.training in ("sharp", "as given"):
+            for rows in _splits(run, lambda row: is_sharp(row) or is_blurred(row)):
+                cells = firsts(rows, lambda row: "sharp" if is_sharp(row) else "blurred")
+                yield run.model, _images(run, rows[0]), {test: (run, row) for test, row in cells.items()}
 
 
-def _by_training(runs: list[Run], number: int, metric: str) -> list:
+def _trainings(runs: list[Run]) -> Lines:
     """Tables 3 and 4: the same model and data under three training blurs, all on blurred test images."""
-    body, used = [], False
-    for name, paper in PAPER[number].items():
-        alike = {}
-        for run in runs:
-            if _family(run) == name and run.training in TRAINED:
-                for _, rows in _splits(run, is_blurred):
-                    key = seeds.identity(run.config, "blur", "eval"), rows[0].condition["split"]
-                    alike.setdefault(key, {}).setdefault(run.training, []).append((run, rows[0]))
-        for by_training in alike.values():
-            for i in range(max(map(len, by_training.values()))):
-                cells = {
-                    t: by_training[t][i] if len(by_training.get(t, ())) > i else (None, None) for t in TRAINED
-                }
-                chosen = [(run, row) for run, row in cells.values() if run]
-                run, row = chosen[0]
-                numbers = [x for t in ("blurred", "mix") for x in _cell(paper[t], *cells[t], metric)]
-                control = _cell(None, *cells["sharp"], metric)[1]
-                which = ", ".join(number_text(run, [row]) for run, row in chosen)
-                body.append([run.model, _images(run, [row]), *numbers, control, which])
-                used = True
-        if not alike:
-            empty = [x for t in ("blurred", "mix") for x in (f"{paper[t]:.2f}", "", "")]
-            body.append([NAMES[name], "", *empty, "", ""])
-    header = ["model", "trained on → tested on", *CELL, *CELL, "ours (95 %)", "runs"]
-    groups = (("", 2), (TRAINED["blurred"], 3), (TRAINED["mix"], 3), (TRAINED["sharp"], 1), ("", 1))
-    caption = (
-        f"Paper 1, table {number}: from random weights, on 20 % of ImageNet. The paper compares with baselines trained "
-        "on all of it; the control, sharp images of the same share and everything else alike, is ours."
+    tested = [(r, rows[0]) for r in runs if r.training in TRAINED for rows in _splits(r, is_blurred)]
+    alike = grouped(
+        tested, lambda pair: (seeds.identity(pair[0].config, "blur", "eval"), pair[1].condition["split"])
     )
-    return [Table(header, body, caption, left=2, groups=groups)] if used else []
+    for pairs in alike.values():
+        by_training = grouped(pairs, lambda pair: pair[0].training)
+        for line in itertools.zip_longest(*(by_training.get(training, ()) for training in TRAINED)):
+            cells = {training: pair for training, pair in zip(TRAINED, line, strict=True) if pair}
+            run, row = next(iter(cells.values()))
+            yield run.model, _images(run, row), cells
 
 
 def _patches_removed(runs: list[Run]) -> list:
     """Table 5: a ViT on blurred images, whole, and without the patches on either side of the threshold."""
-    paper = PAPER[5]["vit"]
-    body = []
+    paper, body = PAPER[5]["vit"], []
     for run in runs:
         if _family(run) != "vit":
             continue
-        for _, rows in _splits(run, lambda row: is_blurred(row) or _removes(row) is not None):
+        for rows in _splits(run, lambda row: is_blurred(row) or _removes(row) is not None):
             lines = [("original", row, paper["original"]) for row in rows if is_blurred(row)]
             removing = [row for row in rows if _removes(row)]
             what_of = told_apart(removing, _removes)
@@ -174,11 +177,10 @@ def _patches_removed(runs: list[Run]) -> list:
                 control = row.mask["mode"] != "none" and row.mask["selector"] == "random"
                 kept = f"{100 * row.result['kept']:.1f}" if "kept" in row.result else ""
                 cell = _cell(None if control else number, run, row, "top1")
-                who = [run.model, run.trained_on, _tested(run, [row])]
                 random = None if control else next((r for r in rows if _is_control(r, row)), None)
                 paired = intervals.difference(row, random)
-                beside = "" if paired is None else paired.text
-                body.append([*who, what, kept, *cell, beside, number_text(run, [row])])
+                who = [run.model, run.trained_on, _tested(run, row), what, kept]
+                body.append([*who, *cell, paired.text if paired else "", number_text(run, [row])])
     header = ["model", "trained on", "tested on", "patches", "kept %", *CELL, "− random", "run"]
     caption = (
         "Paper 1, table 5, which names neither the ViT's size nor its training. It removes patches “above 100”, "
@@ -197,9 +199,8 @@ def _removes(row: Row) -> str | None:
     ours = mask["mode"] != "none" and mask["threshold"] == PAPER_THRESHOLD and mask["keep_rate"] is None
     if not ours or not _has_paper_blur(row) or mask["selector"] not in ("laplacian", "random"):
         return None
-    how = {"zero_pixels": ""}.get(mask["mode"], f", {mask['mode']}") + (
-        ", own borders" if mask.get("scope") == "patch" else ""
-    )
+    how = {"zero_pixels": ""}.get(mask["mode"], f", {mask['mode']}")
+    how += ", own borders" * (mask.get("scope") == "patch")
     if mask["selector"] == "random":
         return f"as many as {mask['drop']} 100, at random{how}"
     return f"{mask['drop']} 100 removed{' (blurry)' if mask['drop'] == 'below' else ' (wording)'}{how}"
@@ -215,12 +216,9 @@ def _family(run: Run) -> str:
     return FAMILY.get(name, name)
 
 
-def _splits(run: Run, wanted) -> list[tuple[Run, list[Row]]]:
+def _splits(run: Run, wanted: Callable[[Row], object]) -> Iterable[list[Row]]:
     """The rows that are `wanted`, by the split they were measured on."""
-    by_split = {}
-    for row in filter(wanted, run.rows):
-        by_split.setdefault(row.condition["split"], []).append(row)
-    return [(run, rows) for rows in by_split.values()]
+    return grouped(filter(wanted, run.rows), lambda row: row.condition["split"]).values()
 
 
 def _cell(paper: float | None, run: Run | None, row: Row | None, metric: str) -> list[str]:
@@ -229,15 +227,13 @@ def _cell(paper: float | None, run: Run | None, row: Row | None, metric: str) ->
     if row is None or metric not in row.result:
         return [shown, "", ""]
     ours, digits = 100 * row.result[metric], 2 if row.result["n"] >= 10_000 else 1
-    difference = ""
-    if paper is not None and run.config["data"]["name"] == "imagenet2012":
-        difference = signed(ours - paper, digits)
-    return [shown, accuracy(row, metric), difference]
+    compared = paper is not None and run.config["data"]["name"] == "imagenet2012"
+    return [shown, accuracy(row, metric), signed(ours - paper, digits) if compared else ""]
 
 
-def _images(run: Run, rows: list[Row]) -> str:
-    return f"{run.origin} → {_tested(run, rows)}"
+def _images(run: Run, row: Row) -> str:
+    return f"{run.origin} → {_tested(run, row)}"
 
 
-def _tested(run: Run, rows: list[Row]) -> str:
-    return f"{run.config['data']['name']} {rows[0].condition['split']}, {rows[0].result['n']:,}"
+def _tested(run: Run, row: Row) -> str:
+    return f"{run.config['data']['name']} {row.condition['split']}, {row.result['n']:,}"

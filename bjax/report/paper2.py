@@ -28,19 +28,19 @@ UNITS = {
 def headline(runs: list[Run]) -> list:
     """Paper 2's accuracy beside ours."""
     body = [["paper 2", "DenseNet-121", "its own, not published", "", "", "", f"{PAPER_ACCURACY:.1f}", ""]]
-    for run in _of_blur_types(runs):
+    rows = _of_blur_types(runs)
+    for run, row in rows:
         size = run.config["data"]["image_size"]
-        for row in run.rows:
-            split = f"{run.config['data']['name']} {row.condition['split']}"
-            cells = [row.name, run.model, split, _strengths(row), f"{size} × {size}", f"{row.result['n']:,}"]
-            body.append([*cells, accuracy(row), number_text(run, [row])])
+        split = f"{run.config['data']['name']} {row.condition['split']}"
+        cells = [row.name, run.model, split, _strengths(row), f"{size} × {size}", f"{row.result['n']:,}"]
+        body.append([*cells, accuracy(row), number_text(run, [row])])
     header = ["", "model", "test images", "blur", "crop, pixels", "images", "accuracy %", "run"]
     caption = (
         "Accuracy on four kinds of blur. The paper publishes neither its images nor how "
         "strong its blurs are, and milder blurs and smaller crops are harder: its number is a landmark, no comparison "
         "of like with like, so no difference is given. "
-    ) + intervals.about([row for run in _of_blur_types(runs) for row in run.rows])
-    return [Table(header, body, caption, left=4)] if len(body) > 1 else []
+    ) + intervals.about([row for _, row in rows])
+    return [Table(header, body, caption, left=4)] if rows else []
 
 
 def confusion(run: Run) -> list:
@@ -54,22 +54,20 @@ def confusion(run: Run) -> list:
         + (f" of {row.seeds} seeds to the same images" if row.seeds > 1 else "")
         for row in rows
     )
-    caption = f"Share of each true kind, and counts. {n}."
-    blocks = [
-        Figure(f"run{run.number}_confusion", drawing, caption, "Confusion matrices of the kinds of blur")
-    ]
+    alt = "Confusion matrices of the kinds of blur"
     body = []
     for row in rows:
         rates = stats.per_class(row.result["confusion"])
         for name, counts, rate in zip(KINDS, row.result["confusion"], rates, strict=True):
-            values = [
-                "" if rate[k] is None else f"{100 * rate[k]:.1f}" for k in ("precision", "recall", "f1")
-            ]
-            body.append([row.name, name, *map(str, counts), *values])
+            shares = [rate[k] for k in ("precision", "recall", "f1")]
+            cells = ["" if share is None else f"{100 * share:.1f}" for share in shares]
+            body.append([row.name, name, *map(str, counts), *cells])
     header = ["condition", "true", *KINDS, "precision", "recall", "F1"]
     groups = (("", 2), ("predicted, images", 4), ("per cent", 3))
-    blocks.append(Table(header, body, left=2, groups=groups))
-    return blocks
+    return [
+        Figure(f"run{run.number}_confusion", drawing, f"Share of each true kind, and counts. {n}.", alt),
+        Table(header, body, left=2, groups=groups),
+    ]
 
 
 def strengths(run: Run) -> list:
@@ -77,66 +75,52 @@ def strengths(run: Run) -> list:
     if run.config["task"] != "blur_type":
         return []
     rows = [row for row in run.rows if row.result.get("by_strength")]
-    body, panels = [], {}
+    body, panels, binned = [], {}, []
     for kind, strength in STRENGTHS.items():
         for row in rows:
-            bins = _bins(row, kind)
+            bins = [b for b in row.result["by_strength"].get(kind, ()) if b["n"] and b["top1"] is not None]
             if not bins:
                 continue
-            low, high = intervals.bars(bins)
             middle = [(b["low"] + b["high"]) / 2 for b in bins]
-            line = figures.Line(row.name, middle, [100 * b["top1"] for b in bins], low, high)
+            line = figures.Line(row.name, middle, [100 * b["top1"] for b in bins], *intervals.bars(bins))
             panels.setdefault(f"{kind}: {strength}, pixels", []).append(line)
             for b in bins:
+                binned.append(dataclasses.replace(row, result=b))
                 value = f"{100 * b['top1']:.1f}{intervals.brackets(b, digits=0)}"
                 body.append([row.name, kind, strength, f"{b['low']:g}–{b['high']:g}", f"{b['n']:,}", value])
     if not panels:
         return []
-    drawing = figures.lines(
-        panels, "strength of the blur, pixels", "recognised as their kind, %", share_x=False, top=102
-    )
-    binned = [
-        dataclasses.replace(row, result=b) for row in rows for kind in STRENGTHS for b in _bins(row, kind)
-    ]
+    axes = "strength of the blur, pixels", "recognised as their kind, %"
+    drawing = figures.lines(panels, *axes, share_x=False, top=102)
     caption = (
         "Share of the images of a kind that are recognised, by the strength drawn; "
         f"{intervals.kinds(binned, 'bars')}"
     )
     if doubted := sum(map(intervals.doubtful, binned)):
         told = [f"{row.name}: {intervals.values(row)}" for row in rows[: intervals.SHOWN]]
-        caption += (
-            f" {intervals.doubt(doubted)}. On each photograph, all strengths together, %: {'; '.join(told)}."
-        )
+        values = f"On each photograph, all strengths together, %: {'; '.join(told)}."
+        caption += f" {intervals.doubt(doubted)}. {values}"
     header = ["condition", "kind", "strength", "pixels", "images", "recognised %"]
-    return [
-        Figure(
-            f"run{run.number}_strength", drawing, caption, "Share recognised against the strength of the blur"
-        ),
-        Table(header, body, left=3),
-    ]
-
-
-def _bins(row: Row, kind: str) -> list[dict]:
-    return [b for b in row.result["by_strength"].get(kind, ()) if b["n"] and b["top1"] is not None]
+    alt = "Share recognised against the strength of the blur"
+    return [Figure(f"run{run.number}_strength", drawing, caption, alt), Table(header, body, left=3)]
 
 
 def estimates(runs: list[Run]) -> list:
     """Errors of the estimated parameters, of runs with a regression head."""
     body = []
-    for run in _of_blur_types(runs):
-        for row in run.rows:
-            for name, estimate in (row.result.get("estimates") or {}).items():
-                error = "" if estimate["mae"] is None else f"{estimate['mae']:.2f}"
-                what = [run.model, row.name, UNITS.get(name, name), f"{estimate['n']:,}"]
-                body.append([*what, error, number_text(run, [row])])
+    for run, row in _of_blur_types(runs):
+        for name, estimate in (row.result.get("estimates") or {}).items():
+            error = "" if estimate["mae"] is None else f"{estimate['mae']:.2f}"
+            what = [run.model, row.name, UNITS.get(name, name), f"{estimate['n']:,}"]
+            body.append([*what, error, number_text(run, [row])])
     caption = "Mean absolute error over the images whose blur has that parameter; of the angle modulo 180°, 90 at most."
     header = ["model", "condition", "parameter", "images", "error", "run"]
     return [Table(header, body, caption, left=3)] if body else []
 
 
-def _of_blur_types(runs: list[Run]) -> list[Run]:
-    """Those that learned kinds of blur."""
-    return [run for run in runs if run.config["task"] == "blur_type"]
+def _of_blur_types(runs: list[Run]) -> list[tuple[Run, Row]]:
+    """All conditions of those that learned kinds of blur."""
+    return [(run, row) for run in runs if run.config["task"] == "blur_type" for row in run.rows]
 
 
 def _strengths(row: Row) -> str:

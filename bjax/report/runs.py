@@ -200,12 +200,17 @@ def in_order(runs: list[Run]) -> list[Run]:
     )
 
 
-def firsts(rows: list[Row], key) -> dict:
-    """{key(row): row}: of rows that are alike in it the first."""
+def grouped(items: Iterable, key: Callable) -> dict:
+    """{key(item): items that are alike in it}, in their order."""
     by_key = {}
-    for row in rows:
-        by_key.setdefault(key(row), row)
+    for item in items:
+        by_key.setdefault(key(item), []).append(item)
     return by_key
+
+
+def firsts(rows: list[Row], key: Callable) -> dict:
+    """{key(row): row}: of rows that are alike in it the first."""
+    return {k: alike[0] for k, alike in grouped(rows, key).items()}
 
 
 def in_matrix(row: Row) -> bool:

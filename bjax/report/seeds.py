@@ -3,7 +3,11 @@
 import dataclasses
 import json
 import math
+import os.path
 from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
 
 from bjax import stats
 from bjax.options import affecting
@@ -12,6 +16,8 @@ from bjax.specs import Run as Options
 
 # Of a config: what decides neither weights nor results. Runs that differ in this and the seed alone are shown as one.
 IRRELEVANT = ("seed", *affecting(Options, "nothing"))
+
+EXTRAS = ("speed", "quality", "gallery")  # what was measured beside the results: the first seed's that has it
 
 
 def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
@@ -25,9 +31,8 @@ def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
         group = groups.setdefault((run.trained, identity(run.config)), [])
         same = next((other for other in group if other.seeds == run.seeds), None)
         if same:
-            notes.append(
-                f"{run.workdirs[0]}: config and seed are those of {same.workdirs[0]}, which is shown"
-            )
+            shown = f"config and seed are those of {same.workdirs[0]}, which is shown"
+            notes.append(f"{run.workdirs[0]}: {shown}")
         else:
             group.append(run)
     merged, names = [], set()
@@ -44,6 +49,7 @@ def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
                 lacking = ", ".join(str(run.seeds[0]) for run in group if run.seeds[0] not in by_seed)
                 notes.append(f"{name}: {condition} was not evaluated with seed {lacking}")
         first = next((run for run in group if run.sweep), group[0])
+        files = {k: next(filter(None, (getattr(run, k) for run in group)), None) for k in EXTRAS}
         merged.append(
             dataclasses.replace(
                 group[0],
@@ -51,13 +57,11 @@ def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
                 workdirs=tuple(run.workdirs[0] for run in group),
                 seeds=tuple(run.seeds[0] for run in group),
                 rows=rows,
-                speed=next((run.speed for run in group if run.speed), None),
-                quality=next((run.quality for run in group if run.quality), None),
-                gallery=next((run.gallery for run in group if run.gallery), None),
                 sessions=tuple(session for run in group for session in run.sessions),
                 sweep=first.sweep,
                 point=first.point,
                 number=number,
+                **files,
             )
         )
     return merged, notes
@@ -65,10 +69,9 @@ def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
 
 def _common(names: list[str]) -> str:
     """What the names begin with, without what separates the seed from it."""
-    alike = next(
-        (i for i, x in enumerate(zip(*names, strict=False)) if len(set(x)) > 1), len(min(names, key=len))
-    )
-    return names[0] if len(names) == 1 else names[0][:alike].rstrip("_-. ") or names[0]
+    if len(names) == 1:
+        return names[0]
+    return os.path.commonprefix(names).rstrip("_-. ") or names[0]  # noqa: RUF071 (letters)
 
 
 def identity(config: dict, *but: str) -> str:
@@ -100,20 +103,16 @@ def _merge_rows(rows: dict[int, Row]) -> Row:
     photographs = [r.get("photographs") for r in results]
     if all(photographs) and len({tuple((k, p["n"]) for k, p in x.items()) for x in photographs}) == 1:
         merged["photographs"] = {
-            name: {"hits": math.fsum(x[name]["hits"] for x in photographs) / len(photographs), "n": part["n"]}
+            name: {"hits": fmean(x[name]["hits"] for x in photographs), "n": part["n"]}
             for name, part in photographs[0].items()
         }
     curves = [r.get("coverage") for r in results]
     if all(curves) and len({(*c, *c["share"]) for c in curves}) == 1:
         merged["coverage"] = {
-            key: [math.fsum(x) / len(x) for x in zip(*(c[key] for c in curves), strict=True)]
-            for key in curves[0]
+            k: [fmean(x) for x in zip(*(c[k] for c in curves), strict=True)] for k in curves[0]
         }
     if all("confusion" in r for r in results):
-        merged["confusion"] = [
-            [sum(cells) for cells in zip(*lines, strict=True)]
-            for lines in zip(*(r["confusion"] for r in results), strict=True)
-        ]
+        merged["confusion"] = np.sum([r["confusion"] for r in results], axis=0).tolist()
     for row in results:
         for kind, bins in row.get("by_strength", {}).items():
             of_kind = merged.setdefault("by_strength", {}).setdefault(kind, {})
@@ -132,7 +131,7 @@ def _merge_rows(rows: dict[int, Row]) -> Row:
 def _over(key: str, results: list[dict], *, within: stats.Interval) -> dict:
     """The mean of `key` over the seeds with its 95 % interval, or, of two seeds, with both values."""
     values = [r[key] for r in results]
-    merged = {key: math.fsum(values) / len(values)}
+    merged = {key: fmean(values)}
     if len(values) == 2:  # Student's t of two is 13 times as wide as what they differ by
         merged[f"{key}_seeds"] = values
     elif len(values) > 2:
@@ -150,7 +149,7 @@ def _pool(parts: Sequence[dict], key: str) -> dict:
         return {**merged, key: None, "n": 0}
     merged |= {"n": min(part["n"] for part in known)}
     if key == "mae":
-        return merged | {key: math.fsum(part[key] for part in known) / len(known)}
+        return merged | {key: fmean(part[key] for part in known)}
     if all("n_photographs" in part for part in known):
         merged["n_photographs"] = min(part["n_photographs"] for part in known)
     return merged | _over(key, known, within=(0, 1))

@@ -22,19 +22,14 @@ def grids(runs: list[Run]) -> list:
         # A grid with a condition that few points have, such as the curves of one model, is mostly empty.
         conditions = [c for c in names if 2 * sum(run.find(c) is not None for run in points) >= len(points)]
         seeds = sorted({len(run.seeds) for run in points})
-        fixed = [
-            f"{k} = {v}" for k, v in points[0].point if all(dict(run.point).get(k) == v for run in points)
-        ]
+        fixed = [f"{k} = {v}" for k, v in points[0].point if all((k, v) in run.point for run in points)]
         about = f"Points: {len(points)}; seeds of each: {' or '.join(map(str, seeds))}"
         blocks += [Heading(name, 3), Text(about + (f"; {', '.join(fixed)} for all." if fixed else "."))]
         if len(conditions) < len(names):
             blocks.append(Text("Conditions of fewer than half of the points are left to the other sections."))
         differing = [text for c in conditions if (text := _differs(c, points))]
-        blocks += (
-            [Text("Conditions that themselves differ from point to point:"), Items(differing)]
-            if differing
-            else []
-        )
+        if differing:
+            blocks += [Text("Conditions that themselves differ from point to point:"), Items(differing)]
         values = {key: _sorted(dict(run.point).get(key, "") for run in points) for key in keys}
         if len(keys) == 2 and min(map(len, values.values())) > 1:
             blocks += _matrices(points, keys, values, conditions, number)
@@ -45,14 +40,11 @@ def grids(runs: list[Run]) -> list:
 
 def _list(runs: list[Run], keys: list[str], conditions: list[str]) -> Table:
     """A row for every point."""
-    body = [
-        [
-            *(dict(run.point).get(k, "") for k in keys),
-            *(accuracy(run.find(c)) for c in conditions),
-            number_text(run, [row for c in conditions if (row := run.find(c))]),
-        ]
-        for run in runs
-    ]
+    body = []
+    for run in runs:
+        rows = [run.find(condition) for condition in conditions]
+        point = [dict(run.point).get(key, "") for key in keys]
+        body.append([*point, *map(accuracy, rows), number_text(run, [*filter(None, rows)])])
     return Table([*keys, *conditions, "run"], body, _caption(runs, conditions), left=len(keys))
 
 
@@ -62,14 +54,12 @@ def _matrices(runs: list[Run], keys: list[str], values: dict, conditions: list[s
     at = {(dict(run.point).get(down, ""), dict(run.point).get(across, "")): run for run in runs}
     maps, body = {}, []
     for condition in conditions:
-        cells = [
-            [at[d, a].find(condition) if (d, a) in at else None for a in values[across]] for d in values[down]
-        ]
-        maps[condition] = np.array(
-            [[100 * row.result["top1"] if row else np.nan for row in line] for line in cells]
-        )
-        for d, line in zip(values[down], cells, strict=True):
-            body.append([condition, d, *(accuracy(row) for row in line)])
+        shares = []
+        for d in values[down]:
+            rows = [at[d, a].find(condition) if (d, a) in at else None for a in values[across]]
+            shares.append([100 * row.result["top1"] if row else np.nan for row in rows])
+            body.append([condition, d, *map(accuracy, rows)])
+        maps[condition] = np.array(shares)
     header = ["condition", down, *values[across]]
     groups = (("", 2), (across, len(values[across])))
     table = Table(header, body, _caption(runs, conditions), left=2, groups=groups)
