@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import math
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from bjax.runtime.console import Progress, parameter_table
 from bjax.runtime.workdir import Log, check_same_run, session, write_classes, write_text
 from bjax.step import optim
 from bjax.step.state import State, load
-from bjax.step.train_step import train_step
+from bjax.step.train_step import compiled
 
 IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is awaited
 
@@ -56,13 +55,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
     if main_process:
         print(_summary(exp, total_steps, shapes, plan), flush=True)
 
-    update = jax.jit(
-        functools.partial(
-            train_step, model=exp.model, tx=tx, inputs=exp.train, objective=exp.objective, mesh=mesh
-        ),
-        donate_argnums=1,
-        out_shardings=(plan, None),
-    )
+    options = {"model": exp.model, "tx": tx, "inputs": exp.train, "objective": exp.objective}
+    update = compiled(plan, **options, mesh=mesh)
     rate = optim.schedule(config.optim, total_steps)
 
     with contextlib.ExitStack() as stack:

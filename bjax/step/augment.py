@@ -11,9 +11,7 @@ def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -
     """
     lam = jax.random.beta(key, alpha, alpha)
     lam = jnp.maximum(lam, 1 - lam)  # the larger share is the image's own
-    return _blend(images, jnp.roll(images, 1, axis=0), lam), _blend(
-        targets, jnp.roll(targets, 1, axis=0), lam
-    )
+    return _blend(images, lam), _blend(targets, lam)
 
 
 def cutmix(
@@ -28,18 +26,15 @@ def cutmix(
     k_lam, k_y, k_x = jax.random.split(key, 3)
     half = 0.5 * jnp.sqrt(1 - jax.random.beta(k_lam, alpha, alpha))
     cy, cx = jax.random.randint(k_y, (), 0, height), jax.random.randint(k_x, (), 0, width)
-    y0, y1 = (
-        jnp.clip(cy - (half * height).astype(int), 0),
-        jnp.minimum(cy + (half * height).astype(int), height),
-    )
-    x0, x1 = jnp.clip(cx - (half * width).astype(int), 0), jnp.minimum(cx + (half * width).astype(int), width)
+    tall, wide = (half * height).astype(int), (half * width).astype(int)
+    y0, y1 = jnp.clip(cy - tall, 0), jnp.minimum(cy + tall, height)
+    x0, x1 = jnp.clip(cx - wide, 0), jnp.minimum(cx + wide, width)
     y, x = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     box = ((y >= y0) & (y < y1) & (x >= x0) & (x < x1))[None, :, :, None]
     lam = 1 - (y1 - y0) * (x1 - x0) / (height * width)
-    return jnp.where(box, jnp.roll(images, 1, axis=0), images), _blend(
-        targets, jnp.roll(targets, 1, axis=0), lam
-    )
+    return jnp.where(box, jnp.roll(images, 1, axis=0), images), _blend(targets, lam)
 
 
-def _blend(a: jax.Array, b: jax.Array, lam: jax.Array) -> jax.Array:
-    return (lam * a + (1 - lam) * b).astype(a.dtype)
+def _blend(batch: jax.Array, lam: jax.Array) -> jax.Array:
+    """With the batch shifted by one."""
+    return (lam * batch + (1 - lam) * jnp.roll(batch, 1, axis=0)).astype(batch.dtype)

@@ -9,26 +9,20 @@ from jax.sharding import PartitionSpec as P
 
 from bjax import sharpness, tokens
 from bjax.step import losses
-from bjax.step.inputs import Inputs, Seen, apply, image_keys, per_image, see
+from bjax.step.inputs import Batch, Inputs, Seen, apply, image_keys, per_image, see
 from bjax.step.losses import Objective
 
 
 @functools.partial(jax.jit, static_argnames=("inputs", "mesh"))
-def look(key: jax.Array, batch: dict[str, jax.Array], *, inputs: Inputs, mesh: Mesh) -> Seen:
+def look(key: jax.Array, batch: Batch, *, inputs: Inputs, mesh: Mesh) -> Seen:
     """What evaluation lets the model see of a batch: `see`, compiled."""
     return see(image_keys(key, batch["id"]), batch["image"], inputs, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("inputs", "objective", "mesh", "score"))
 def prepare(
-    key: jax.Array,
-    batch: dict[str, jax.Array],
-    *,
-    inputs: Inputs,
-    objective: Objective,
-    mesh: Mesh,
-    score: bool = True,
-) -> tuple[jax.Array, tokens.Tokens | None, jax.Array, dict[str, jax.Array]]:
+    key: jax.Array, batch: Batch, *, inputs: Inputs, objective: Objective, mesh: Mesh, score: bool = True
+) -> tuple[jax.Array, tokens.Tokens | None, jax.Array, Batch]:
     """A batch as evaluation sees it, and the truth about it.
 
     Returns normalised images float32[B, H, W, 3], the tokens kept, labels int32[B], and facts: bool[B] mask, as given;
@@ -47,23 +41,14 @@ def prepare(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "objective", "mesh"))
-def assess(
-    variables: dict,
-    images: jax.Array,
-    kept: tokens.Tokens | None,
-    labels: jax.Array,
-    facts: dict[str, jax.Array],
-    *,
-    model,
-    objective: Objective,
-    mesh: Mesh,
-) -> dict[str, jax.Array]:
+def assess(variables: dict, prepared: tuple, *, model, objective: Objective, mesh: Mesh) -> Batch:
     """The model's answers to what `prepare` returns, one row per image, whole on every process.
 
     int32[B] label and prediction; float32[B] top1, top5, loss, confidence (the largest probability), kept (a share),
     and the facts, of which the mask says which rows count; estimates float32[B, 4] of the blur's sigma, length, angle
     and radius, where the model estimates them.
     """
+    images, kept, labels, facts = prepared
     outputs = apply(model, variables, images, kept, train=False)
     logits = outputs[:, : objective.num_classes]
     answers = {
@@ -84,32 +69,25 @@ def assess(
 def eval_step(
     key: jax.Array,
     variables: dict,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     *,
     model,
     inputs: Inputs,
     objective: Objective,
     mesh: Mesh,
     score: bool = True,
-) -> dict[str, jax.Array]:
+) -> Batch:
     """`prepare`, then `assess`: the answers to a batch, one row per image.
 
     Compiled in these two parts: conditions that differ in blur or selector share the second, by far the larger, so that
     a grid of them compiles the model once per number of tokens.
     """
     prepared = prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh, score=score)
-    return assess(variables, *prepared, model=model, objective=objective, mesh=mesh)
+    return assess(variables, prepared, model=model, objective=objective, mesh=mesh)
 
 
 def batch_statistics(
-    key: jax.Array,
-    variables: dict,
-    batch: dict[str, jax.Array],
-    *,
-    model,
-    inputs: Inputs,
-    mesh: Mesh,
-    momentum: float,
+    key: jax.Array, variables: dict, batch: Batch, *, model, inputs: Inputs, mesh: Mesh, momentum: float
 ) -> dict:
     """The mean and variance that each BatchNorm sees in this batch, as a tree like `variables["batch_stats"]`.
 

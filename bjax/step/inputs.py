@@ -17,6 +17,8 @@ from bjax.blur import imagenet_c, sample
 from bjax.runtime.sharding import BATCH
 from bjax.tokens import MaskSpec, Tokens
 
+Batch = dict[str, jax.Array]  # arrays over images
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:

@@ -21,9 +21,8 @@ class Objective:
     mixup: float = 0.0
     cutmix: float = 0.0
     aux: float = 0.3
-    parameters: float = (
-        0.0  # weight of estimating the blur's parameters, for which the model then has outputs
-    )
+    # Weight of estimating the blur's parameters, for which the model then has outputs.
+    parameters: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
 
@@ -44,16 +43,11 @@ def blur_parameters(estimates: jax.Array, kind: jax.Array, drawn) -> jax.Array:
     Only those of the image's own `kind` count, an index into `blur.sample.KINDS`; a sharp image has a loss of 0.
     """
     angle = 2 * drawn.angle
-    truth = [
-        drawn.sigma / SIGMA,
-        drawn.length / LENGTH,
-        jnp.cos(angle),
-        jnp.sin(angle),
-        drawn.radius / RADIUS,
-    ]
+    sigma, length, radius = drawn.sigma / SIGMA, drawn.length / LENGTH, drawn.radius / RADIUS
+    truth = jnp.stack([sigma, length, jnp.cos(angle), jnp.sin(angle), radius], axis=1)
     gaussian, motion, defocus = (kind == i for i in (1, 2, 3))
     of_kind = jnp.stack([gaussian, motion, motion, motion, defocus], axis=1)
-    return (of_kind * optax.huber_loss(estimates.astype(jnp.float32), jnp.stack(truth, axis=1))).sum(axis=1)
+    return (of_kind * optax.huber_loss(estimates.astype(jnp.float32), truth)).sum(axis=1)
 
 
 def decode_parameters(estimates: jax.Array) -> jax.Array:

@@ -28,10 +28,9 @@ def build(config, total_steps: int) -> optax.GradientTransformation:
     rate = schedule(config, total_steps)
     mask = decayed if config.decay == "kernels" else None
     if config.name == "sgd":
-        steps = [
-            optax.add_decayed_weights(config.weight_decay, mask),  # torch's L2: decay enters the momentum
-            optax.sgd(rate, momentum=config.momentum),
-        ]
+        # torch's L2: decay enters the momentum
+        decay = optax.add_decayed_weights(config.weight_decay, mask)
+        steps = [decay, optax.sgd(rate, momentum=config.momentum)]
     else:
         steps = [optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=mask)]
     if config.clip:

@@ -24,14 +24,10 @@ class State:
 
 def load(state: State, variables: dict, plan: State) -> State:
     """`state` with the params (and batch_stats, where there are any) of `variables`, placed by `plan`."""
-
-    def place(tree, shardings):
-        return jax.jit(lambda x: x, out_shardings=shardings)(tree)
-
-    loaded = {
-        "params": place(variables["params"], plan.params),
-        "batch_stats": place(variables.get("batch_stats", {}), plan.batch_stats),
-    }
+    loaded = {}
+    for name in ("params", "batch_stats"):
+        place = jax.jit(lambda x: x, out_shardings=getattr(plan, name))
+        loaded[name] = place(variables.get(name, {}))
     return state.replace(**loaded, ema=None if state.ema is None else jax.tree.map(jnp.copy, loaded))
 
 
@@ -39,9 +35,5 @@ def init(key: jax.Array, model, tx: optax.GradientTransformation, image_size: in
     """Random weights, fresh optimiser state. Pure: run it under `jit` with the plan as `out_shardings`."""
     variables = model.init(key, jnp.zeros((1, image_size, image_size, 3)))
     born = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    return State(
-        step=jnp.zeros((), jnp.int32),
-        **born,
-        opt_state=tx.init(born["params"]),
-        ema=jax.tree.map(jnp.copy, born) if ema else None,
-    )
+    averages = jax.tree.map(jnp.copy, born) if ema else None
+    return State(jnp.zeros((), jnp.int32), **born, opt_state=tx.init(born["params"]), ema=averages)

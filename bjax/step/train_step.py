@@ -1,5 +1,6 @@
 """The pure function that trains: a state and a batch of uint8 images in, the next state and its metrics out."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bjax.step import augment, losses
-from bjax.step.inputs import Inputs, apply, blur, image_keys, mask
+from bjax.step.inputs import Batch, Inputs, apply, blur, image_keys, mask
 from bjax.step.losses import Objective
 from bjax.step.state import State
 
@@ -17,7 +18,7 @@ from bjax.step.state import State
 def train_step(
     key: jax.Array,
     state: State,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     *,
     model,
     tx: optax.GradientTransformation,
@@ -49,15 +50,9 @@ def train_step(
         # Split weights are gathered where they are used. Left to itself the compiler may send the activations, which
         # are larger, from device to device instead.
         params = jax.lax.with_sharding_constraint(params, NamedSharding(mesh, P()))
-        outputs, changed = apply(
-            model,
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            kept,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
+        variables = {"params": params, "batch_stats": batch_stats}
+        training = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": dropout_key}}
+        outputs, changed = apply(model, variables, images, kept, **training)
         outputs, aux = outputs if isinstance(outputs, tuple) else (outputs, ())
 
         def loss_of(outputs):
@@ -75,12 +70,9 @@ def train_step(
 
     gradient = jax.value_and_grad(loss_of_part, has_aux=True)
     parts = (images, kept, targets, kind, drawn, weights)
-    if objective.accumulate == 1:
-        (loss, (batch_stats, logits)), grads = gradient(state.params, state.batch_stats, parts, dropout_key)
-    else:
-        loss, batch_stats, logits, grads = _accumulate(
-            gradient, state, parts, dropout_key, objective.accumulate
-        )
+    if objective.accumulate > 1:
+        gradient = functools.partial(_accumulate, gradient, objective.accumulate)
+    (loss, (batch_stats, logits)), grads = gradient(state.params, state.batch_stats, parts, dropout_key)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -100,33 +92,34 @@ def train_step(
     return State(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
 
+def compiled(plan: State, **options) -> Callable:
+    """`train_step` with these options, compiled: the next state lies as `plan` says, in the memory of the last."""
+    step = functools.partial(train_step, **options)
+    return jax.jit(step, donate_argnums=1, out_shardings=(plan, None))
+
+
 def _mix(key, images, targets, objective: Objective):
     k_choice, k_mix = jax.random.split(key)
-    if objective.mixup and objective.cutmix:
-        mixed = augment.mixup(k_mix, images, targets, objective.mixup)
-        cut = augment.cutmix(k_mix, images, targets, objective.cutmix)
+    mixes = {augment.mixup: objective.mixup, augment.cutmix: objective.cutmix}
+    mixed = [mix(k_mix, images, targets, alpha) for mix, alpha in mixes.items() if alpha]
+    if len(mixed) == 2:
         choice = jax.random.bernoulli(k_choice)
-        return jax.tree.map(lambda a, b: jnp.where(choice, a, b), mixed, cut)
-    if objective.mixup:
-        return augment.mixup(k_mix, images, targets, objective.mixup)
-    if objective.cutmix:
-        return augment.cutmix(k_mix, images, targets, objective.cutmix)
-    return images, targets
+        return jax.tree.map(lambda a, b: jnp.where(choice, a, b), *mixed)
+    return mixed[0] if mixed else (images, targets)
 
 
-def _accumulate(gradient: Callable, state: State, parts, dropout_key, number: int):
-    """Gradients of a batch computed in `number` parts, one after the other; BatchNorm sees each part on its own."""
+def _accumulate(gradient: Callable, number: int, params, batch_stats, parts, dropout_key):
+    """What `gradient` returns, computed in `number` parts, one after the other; BatchNorm sees each part on its own."""
     # Rows go round-robin: each part then holds rows of every device, and none of them moves.
     split = jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), parts)
 
     def body(carry, item):
         loss, grads, batch_stats = carry
         part, i = item
-        (more, (batch_stats, logits)), g = gradient(
-            state.params, batch_stats, part, jax.random.fold_in(dropout_key, i)
-        )
+        key = jax.random.fold_in(dropout_key, i)
+        (more, (batch_stats, logits)), g = gradient(params, batch_stats, part, key)
         return (loss + more, jax.tree.map(jnp.add, grads, g), batch_stats), logits
 
-    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), batch_stats)
     (loss, grads, batch_stats), logits = jax.lax.scan(body, start, (split, jnp.arange(number)))
-    return loss, batch_stats, logits.swapaxes(0, 1).reshape(-1, logits.shape[-1]), grads
+    return (loss, (batch_stats, logits.swapaxes(0, 1).reshape(-1, logits.shape[-1]))), grads
