@@ -64,10 +64,7 @@ def hull(*intervals: Interval) -> Interval:
 
 
 def over_seeds(
-    values: Sequence[float],
-    intervals: Sequence[Interval],
-    *,
-    within: Interval = (-math.inf, math.inf),
+    values: Sequence[float], intervals: Sequence[Interval], *, within: Interval = (-math.inf, math.inf)
 ) -> Interval:
     """95 % interval of the mean of one value per seed: Student's t over the seeds, nowhere narrower than one seed's.
 
@@ -75,10 +72,8 @@ def over_seeds(
     other images. None where there are none.
     """
     mean = math.fsum(values) / len(values)
-    ends = [
-        (mean - (value - low), mean + (high - value))
-        for value, (low, high) in zip(values, intervals, strict=bool(intervals))
-    ]
+    pairs = zip(values, intervals, strict=bool(intervals))
+    ends = [(mean - (value - low), mean + (high - value)) for value, (low, high) in pairs]
     low, high = hull(t_interval(values, within=within), *ends)
     return max(within[0], low), min(within[1], high)
 
@@ -123,16 +118,13 @@ def per_class(confusion: Sequence[Sequence[int]]) -> list[dict[str, float | None
 
     None where there is nothing to divide by.
     """
-    counts = np.asarray(confusion, float)
-    rates = []
+
+    def share(part: float, of: float) -> float | None:
+        return part / of if of else None
+
+    counts, rates = np.asarray(confusion, float), []
     for i, hits in enumerate(np.diag(counts)):
         predicted, n = counts[:, i].sum(), counts[i].sum()
-        rates.append(
-            {
-                "precision": hits / predicted if predicted else None,
-                "recall": hits / n if n else None,
-                "f1": 2 * hits / (predicted + n) if predicted + n else None,
-                "n": int(n),
-            }
-        )
+        rate = {"precision": share(hits, predicted), "recall": share(hits, n)}
+        rates.append({**rate, "f1": share(2 * hits, predicted + n), "n": int(n)})
     return rates

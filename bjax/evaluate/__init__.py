@@ -16,11 +16,8 @@ from bjax.experiment import Experiment
 from bjax.runtime import checkpoint, distributed
 from bjax.runtime import workdir as workdirs
 
-ADD_ONS = (
-    speed,
-    mask_quality,
-    gallery,
-)  # each: run(exp, variables) -> {file: content}, {} where not asked for
+# Each has run(exp, variables) -> {file: content}, {} where not asked for.
+ADD_ONS = (speed, mask_quality, gallery)
 
 
 def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
@@ -59,13 +56,7 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
 
 
 def leave_results(
-    exp: Experiment,
-    variables: dict,
-    results: dict[str, dict],
-    workdir: Path,
-    *,
-    keep_others: bool = False,
-    add_ons: bool = True,
+    exp: Experiment, variables: dict, results: dict, workdir: Path, *, keep_others=False, add_ons=True
 ) -> None:
     """Prints the table and writes results.json, then what the add-ons measure, on one process.
 

@@ -43,9 +43,8 @@ def statistics(exp: Experiment, variables: dict, inputs: Inputs) -> dict:
     evaluation. In the place of an image that on_corrupt=skip leaves out, another one of its batch counts twice.
     Raises UserError where a batch has no image that could be decoded.
     """
-    step = jax.jit(
-        functools.partial(batch_statistics, model=exp.model, inputs=inputs, mesh=exp.mesh, momentum=MOMENTUM)
-    )
+    options = {"model": exp.model, "inputs": inputs, "mesh": exp.mesh, "momentum": MOMENTUM}
+    step = jax.jit(functools.partial(batch_statistics, **options))
     batches = eval_batches(exp, exp.source)
     number = min(exp.config.bn_adapt_batches, exp.source.num_examples // exp.config.eval_batch_size)
     total = jax.tree.map(jnp.zeros_like, variables["batch_stats"])

@@ -7,6 +7,7 @@ a dynamic shape: one program per length.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -20,9 +21,8 @@ from bjax.step.eval_step import eval_step
 from bjax.step.inputs import Inputs, image_keys, see
 from bjax.tokens import MaskSpec
 
-LENGTHS = (
-    4  # programs per mask: each wastes at most a quarter of the budget on an image, and takes time to compile
-)
+# Programs per mask: each wastes at most a quarter of the budget on an image, and takes time to compile.
+LENGTHS = 4
 
 
 def programs_of(spec: MaskSpec, patches: int, number: int = LENGTHS) -> dict[int, MaskSpec]:
@@ -36,14 +36,7 @@ def programs_of(spec: MaskSpec, patches: int, number: int = LENGTHS) -> dict[int
 
 
 def stream(
-    key: jax.Array,
-    variables: dict,
-    *,
-    batch_size: int,
-    patches: int,
-    inputs: Inputs,
-    mesh: Mesh,
-    **options,
+    key: jax.Array, variables: dict, *, batch_size: int, patches: int, inputs: Inputs, mesh: Mesh, **options
 ) -> "Stream":
     """The evaluation of `inputs` (mask mode bucket) as a Stream, whose answers are those of `eval_step`.
 
@@ -58,9 +51,8 @@ def stream(
         return _count(key, sharding.put(batch, mesh), inputs=inputs, mesh=mesh)
 
     def program(mask, batch):
-        batch = sharding.put(batch, mesh)
         gathered = dataclasses.replace(inputs, mask=mask)
-        return eval_step(key, variables, batch, inputs=gathered, mesh=mesh, **options)
+        return eval_step(key, variables, sharding.put(batch, mesh), inputs=gathered, mesh=mesh, **options)
 
     masks = programs_of(inputs.mask, patches)
     programs = {length: functools.partial(program, mask) for length, mask in masks.items()}
@@ -99,22 +91,17 @@ class Stream:
         """Runs what is left, and returns the answers of all images in the order in which they came."""
         self._distribute(self.scored)
         rows, lengths = [], list(self.programs)
-        for length, longer in zip(lengths, [*lengths[1:], None], strict=True):
+        for length, longer in itertools.zip_longest(lengths, lengths[1:]):
             rows += self.waiting[length]
             # Rows that find room in the next longer batch would only cost a batch of their own.
             if rows and (longer is None or len(rows) + len(self.waiting[longer]) > self.batch_size):
                 self._run(length, rows)
                 rows = []
-        positions = np.concatenate([positions for positions, _ in self.answers] or [np.zeros(0, int)])
-        order = np.argsort(positions)
-        answers = [
-            {name: values[: len(positions)] for name, values in answer.items()}
-            for positions, answer in jax.device_get(self.answers)
-        ]
-        return {
-            name: np.concatenate([a[name] for a in answers])[order]
-            for name in (answers[0] if answers else ())
-        }
+        if not self.answers:
+            return {}
+        order = np.argsort(np.concatenate([positions for positions, _ in self.answers]))
+        parts = [{k: v[: len(p)] for k, v in answer.items()} for p, answer in jax.device_get(self.answers)]
+        return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
     def _distribute(self, scored) -> None:
         if scored is None:

@@ -29,11 +29,9 @@ def evaluate(exp: Experiment, variables: dict) -> dict[str, dict]:
     """
     by_split = collections.defaultdict(dict)
     for name, condition in exp.conditions.items():
-        adapted = (
-            {"batch_stats": bn_adapt.statistics(exp, variables, condition.inputs)}
-            if condition.bn_adapt
-            else {}
-        )
+        adapted = {}
+        if condition.bn_adapt:
+            adapted = {"batch_stats": bn_adapt.statistics(exp, variables, condition.inputs)}
         by_split[condition.split][name] = _asked(exp, condition, variables | adapted)
     results = {}
     for split, asked in by_split.items():
@@ -49,21 +47,12 @@ def evaluate(exp: Experiment, variables: dict) -> dict[str, dict]:
 
 def _asked(exp: Experiment, condition: Condition, variables: dict) -> Callable | bucket.Stream:
     """What a condition asks of each batch: a function of a batch on the devices, or a stream of batches on the host."""
-    key = jax.random.key(SEED)
-    options = {
-        "model": condition.model,
-        "inputs": condition.inputs,
-        "objective": exp.objective,
-        "mesh": exp.mesh,
-    }
-    if condition.inputs.mask.mode != "bucket":
-        return functools.partial(_eval_step, key, variables, options)
-    patches = (exp.config.data.image_size // condition.inputs.patch_size) ** 2
+    key, inputs = jax.random.key(SEED), condition.inputs
+    options = {"model": condition.model, "inputs": inputs, "objective": exp.objective, "mesh": exp.mesh}
+    if inputs.mask.mode != "bucket":
+        return functools.partial(eval_step, key, variables, **options)
+    patches = (exp.config.data.image_size // inputs.patch_size) ** 2
     return bucket.stream(key, variables, batch_size=exp.config.eval_batch_size, patches=patches, **options)
-
-
-def _eval_step(key, variables: dict, options: dict, batch: dict) -> dict[str, jax.Array]:
-    return eval_step(key, variables, batch, **options)
 
 
 def _answers(exp: Experiment, source: Source, asked: dict) -> tuple[dict, dict[str, dict]]:

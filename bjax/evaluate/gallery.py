@@ -35,9 +35,8 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict[str, np.ndarray]]:
     names = list(conditions)[:CONDITIONS]
     content = {"conditions": np.array(names)}
     for name in names:
-        parts = [
-            _look(key, batch, conditions[name], exp, variables) for batch in _batches(exp, conditions[name])
-        ]
+        batches = _batches(exp, conditions[name])
+        parts = [_look(key, batch, conditions[name], exp, variables) for batch in batches]
         content |= {f"{name}/{k}": np.concatenate([part[k] for part in parts]) for k in parts[0]}
         content[f"{name}/measure"] = np.array(conditions[name].inputs.mask.measure)
     return {"gallery.npz": content}
@@ -61,19 +60,16 @@ def _look(key, batch, condition: Condition, exp: Experiment, variables: dict) ->
     options = {"model": condition.model, "inputs": inputs, "objective": exp.objective, "mesh": exp.mesh}
     answers = jax.device_get(eval_step(key, variables, placed, **options))
     images = multihost_utils.process_allgather(seen.blurred.images, tiled=True)
-    patch, height, width = inputs.patch_size, *images.shape[1:3]
-    grid = (height // patch, width // patch) if height % patch == width % patch == 0 else (1, 1)
-    if seen.kept is None:
-        keep = np.ones((len(images), *grid), bool)
-    else:
-        keep = multihost_utils.process_allgather(seen.kept.keep, tiled=True).reshape(len(images), *grid)
-    side = patch if grid != (1, 1) else (height, width)
+    patch, size = inputs.patch_size, images.shape[1:3]
+    tiled = not any(side % patch for side in size)
+    keep = np.ones((len(images), *(side // patch if tiled else 1 for side in size)), bool)
+    if seen.kept is not None:
+        keep = multihost_utils.process_allgather(seen.kept.keep, tiled=True).reshape(keep.shape)
+    measure = sharpness.MEASURES[inputs.mask.measure]
     shown = {
         "image": np.uint8(np.round(255 * np.clip(images, 0, 1))),
         "kept": keep,
-        "score": np.asarray(
-            sharpness.MEASURES[inputs.mask.measure](images, side, scope=inputs.mask.scope), np.float32
-        ),
+        "score": np.asarray(measure(images, patch if tiled else size, scope=inputs.mask.scope), np.float32),
         **{k: answers[k] for k in ("label", "prediction", "confidence")},
     }
     return {k: v[answers["mask"]] for k, v in shown.items()}

@@ -15,9 +15,8 @@ from bjax import tokens
 from bjax.blur import varying
 from bjax.experiment import Experiment, eval_batches
 from bjax.runtime import sharding
-from bjax.runtime.sharding import BATCH
 from bjax.specs import gaussian_size
-from bjax.tokens import MaskSpec
+from bjax.step.inputs import Batch, image_keys, per_image
 
 
 def run(exp: Experiment, variables: dict) -> dict[str, dict]:
@@ -40,23 +39,14 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict]:
             counts.append(count(jax.random.key(0), placed, jnp.float32(sigma), **options))
     results = {}
     for sigma, counts in counts_of.items():
-        total = np.sum(jax.device_get(counts), axis=0, dtype=np.float64)
-        results[f"{sigma:g}"] = {
-            name: rates(*row.tolist()) for name, row in zip(exp.quality, total, strict=True)
-        }
+        total = np.sum(jax.device_get(counts), axis=0, dtype=np.float64).tolist()
+        results[f"{sigma:g}"] = {name: rates(*row) for name, row in zip(exp.quality, total, strict=True)}
     return {"mask_quality.json": results}
 
 
 @functools.partial(jax.jit, static_argnames=("masks", "patch_size", "mesh", "kernel_size"))
 def count(
-    key: jax.Array,
-    batch: dict,
-    sigma: jax.Array,
-    *,
-    masks: tuple[MaskSpec, ...],
-    patch_size: int,
-    mesh,
-    kernel_size: int,
+    key: jax.Array, batch: Batch, sigma: jax.Array, *, masks: tuple, patch_size: int, mesh, kernel_size: int
 ):
     """float32[masks, 4]: patches dropped and blurred, dropped, blurred, all, over the images that count."""
 
@@ -68,16 +58,12 @@ def count(
         keep = [tokens.select(mask_keys, images, mask, patch_size).keep for mask in masks]
         return blurred, jnp.stack(keep, axis=1)
 
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["id"])
     sigmas = jnp.broadcast_to(sigma, batch["id"].shape)
-    blurred, keep = jax.shard_map(local, mesh=mesh, in_specs=BATCH, out_specs=BATCH)(
-        keys, batch["image"], sigmas
-    )
-    counts_image = batch["mask"][:, None, None]
-    blurred, dropped = blurred[:, None] & counts_image, ~keep & counts_image
-    total = jnp.broadcast_to(counts_image, keep.shape)
-    every = [jnp.broadcast_to(x, keep.shape) for x in (dropped & blurred, dropped, blurred, total)]
-    return jnp.stack([x.astype(jnp.float32).sum(axis=(0, 2)) for x in every], axis=1)
+    blurred, keep = per_image(local, mesh)(image_keys(key, batch["id"]), batch["image"], sigmas)
+    counted = jnp.broadcast_to(batch["mask"][:, None, None], keep.shape)
+    blurred, dropped = blurred[:, None] & counted, ~keep & counted
+    every = jnp.stack([dropped & blurred, dropped, blurred, counted])
+    return every.astype(jnp.float32).sum(axis=(1, 3)).T
 
 
 def true_patches(sigma_map: jax.Array, patch_size: int) -> jax.Array:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import statistics
 import time
+from collections.abc import Callable, Hashable
 
 import jax
 import numpy as np
@@ -32,16 +33,14 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict]:
     if not exp.config.speed_rounds:
         return {}
     key, mesh = jax.random.key(0), exp.mesh
-    batches = {
-        c.split: list(itertools.islice(eval_batches(exp, exp.splits[c.split]), BUCKET_BATCHES))
-        for c in exp.conditions.values()
-    }
+    splits = dict.fromkeys(condition.split for condition in exp.conditions.values())
+    batches = {s: list(itertools.islice(eval_batches(exp, exp.splits[s]), BUCKET_BATCHES)) for s in splits}
     runs, run_of = {}, {}
     for name, condition in exp.conditions.items():
         inputs = dataclasses.replace(condition.inputs, blur=sample.SHARP, corruption=None)
-        options = {"model": condition.model, "inputs": inputs, "objective": exp.objective, "mesh": mesh}
-        options["score"] = False  # of the whole image: a fact for the results, no part of classifying
-        bucketed = inputs.mask.mode == "bucket"
+        # Not the whole image's score: a fact for the results, no part of classifying.
+        options = {"model": condition.model, "objective": exp.objective, "mesh": mesh, "score": False}
+        options["inputs"], bucketed = inputs, inputs.mask.mode == "bucket"
         # Conditions that differ in their blur alone cost the same, but in a bucket, where it decides what is kept.
         program = (condition.split, condition.model, condition.inputs if bucketed else inputs)
         run_of[name] = program
@@ -52,28 +51,33 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict]:
             runs[program] = _bucketed(key, variables, stream, options, exp.config)
         else:
             runs[program] = _whole(key, variables, sharding.put(batches[condition.split][0], mesh), options)
-    for run in runs.values():
-        run()  # compiles
-    rates = {program: [] for program in runs}
-    for _ in range(exp.config.speed_rounds):
-        for program, run in runs.items():
-            start = time.perf_counter()
-            images = run()
-            rates[program].append(images / (time.perf_counter() - start))
+    images = {program: run() for program, run in runs.items()}  # compiles
+    seconds = timed(runs, exp.config.speed_rounds)
+    rates = {p: statistics.median(images[p] / s for s in times) for p, times in seconds.items()}
+    measured = {
+        name: {"images_per_second": rates[run_of[name]], **_shares(exp, condition)}
+        for name, condition in exp.conditions.items()
+    }
     content = {
         "how": "uint8 on the device -> scores, mask, normalise, model; no blur; median of interleaved rounds",
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "batch_size": exp.config.eval_batch_size,
         "rounds": exp.config.speed_rounds,
-        "conditions": {
-            name: {
-                "images_per_second": statistics.median(rates[run_of[name]]),
-                **_shares(condition, exp.config.data.image_size),
-            }
-            for name, condition in exp.conditions.items()
-        },
+        "conditions": measured,
     }
     return {"speed.json": content}
+
+
+def timed(runs: dict[Hashable, Callable], rounds: int, *, pause: float = 0.0) -> dict[Hashable, list[float]]:
+    """Seconds of every round of each, run interleaved, `pause` seconds before each run."""
+    seconds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            time.sleep(pause)
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def _whole(key, variables, batch, options):
@@ -102,11 +106,11 @@ def _blurred(key, batch, inputs, mesh):
     return {**batch, "image": np.uint8(np.round(255 * np.asarray(images)))}
 
 
-def _shares(condition: Condition, image_size: int) -> dict[str, float]:
+def _shares(exp: Experiment, condition: Condition) -> dict[str, float]:
     model, mask = condition.model, condition.inputs.mask
     if not hasattr(model, "token_counts") or mask.mode == "bucket":
         return {}
-    patches = (image_size // model.patch_size) ** 2
+    patches = (exp.config.data.image_size // model.patch_size) ** 2
     kept = tokens.budget(mask, patches) if mask.mode == "gather" else patches
     full = dataclasses.replace(model, evit_keep=1.0, tome_r=0)
     return {

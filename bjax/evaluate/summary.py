@@ -1,6 +1,7 @@
 """Answers per image -> a row of results.json with its intervals, and the table of all rows."""
 
 import base64
+import itertools
 import math
 import zlib
 
@@ -29,49 +30,46 @@ def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
     what a comparison with another condition on the same images needs: images, a checksum of which they are, and, where
     each is a photograph of its own, hits: a bit for each, 1 where it was right, in the order of the ids, as base64.
     """
-    answers = {
-        k: np.asarray(v, np.float64) if np.asarray(v).dtype.kind == "f" else v for k, v in answers.items()
-    }
-    n, row = len(answers["label"]), {}
-    names, photographs = None, None
-    if "photograph" in answers:
-        names, photographs = np.unique(answers["photograph"], return_inverse=True)
+    answers = {k: np.float64(v) if np.asarray(v).dtype.kind == "f" else v for k, v in answers.items()}
+    n, row, photographs = len(answers["label"]), {}, answers.get("photograph")
     for name, most in MEANS.items():
         row[name] = float(answers[name].mean())
         counted = name in ("top1", "top5")
         alone = stats.wilson(answers[name].sum(), n) if counted else stats.mean_interval(answers[name])
         row[f"{name}_95"] = list(alone)
-        if names is not None:
-            means = np.bincount(photographs, answers[name]) / np.bincount(photographs)
-            over = stats.over_photographs(means, alone, within=(0.0, most))
+        if photographs is not None:
+            over = stats.over_photographs(_of_each(answers[name], photographs), alone, within=(0.0, most))
             if math.isfinite(over[1]):  # one photograph says nothing of the loss on others
                 row[f"{name}_95_photographs"] = list(over)
     row["n"] = n
-    if names is not None:
+    if photographs is not None:
+        names, numbers = np.unique(photographs, return_counts=True)
         row["n_photographs"] = len(names)
         if len(names) <= LISTED:
-            hits, of_each = np.bincount(photographs, answers["top1"]), np.bincount(photographs)
-            row["photographs"] = {
-                str(name): {"hits": round(float(h)), "n": int(images)}
-                for name, h, images in zip(names, hits, of_each, strict=True)
-            }
+            hits = numbers * _of_each(answers["top1"], photographs)
+            each = zip(names.tolist(), hits.tolist(), numbers.tolist(), strict=True)
+            row["photographs"] = {name: {"hits": round(h), "n": images} for name, h, images in each}
     if "id" in answers:
         order = np.argsort(answers["id"], kind="stable")
         row["images"] = f"{zlib.crc32(answers['id'][order].tobytes()):08x}"
-        if names is None:
+        if photographs is None:
             row["hits"] = base64.b64encode(np.packbits(answers["top1"][order] > 0)).decode()
     row["empty"] = int((answers["kept"] == 0).sum())
     row["ece"] = calibration_error(answers["confidence"], answers["top1"])
-    row["coverage"] = {
-        "share": list(SHARES),
-        **{by: accuracy_at(answers["top1"], answers[by]) for by in RANKINGS if by in answers},
-    }
+    rankings = {by: accuracy_at(answers["top1"], answers[by]) for by in RANKINGS if by in answers}
+    row["coverage"] = {"share": list(SHARES), **rankings}
     if blur is not None:
         row["confusion"] = confusion(answers["label"], answers["prediction"], len(KINDS))
-        row["by_strength"] = by_strength(answers, blur, photographs)
+        row["by_strength"] = by_strength(answers, blur)
         if "estimates" in answers:
             row["estimates"] = estimate_errors(answers)
     return row
+
+
+def _of_each(values: np.ndarray, photographs: np.ndarray) -> np.ndarray:
+    """The mean of the values on each of the photographs, which names every value's, in the order of the names."""
+    _, of = np.unique(photographs, return_inverse=True)
+    return np.bincount(of, values) / np.bincount(of)
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
@@ -95,13 +93,11 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> list
     return counts.tolist()
 
 
-def by_strength(
-    answers: dict[str, np.ndarray], blur, photographs: np.ndarray | None = None, bins: int = 4
-) -> dict[str, list[dict]]:
+def by_strength(answers: dict[str, np.ndarray], blur, bins: int = 4) -> dict[str, list[dict]]:
     """Accuracy per kind of blur in equal bins of the strength drawn: {kind: [{low, high, n, top1}]}, in pixels.
 
-    A bin without images has top1 None. blur: has the ranges (low, high) of sigma, length and radius. photographs:
-    int[n], which one each image is of; adds top1_95_photographs and n_photographs.
+    A bin without images has top1 None. blur: has the ranges (low, high) of sigma, length and radius. Where
+    answers["photograph"] names each image's, adds top1_95_photographs and n_photographs.
     """
     accuracies = {}
     for kind, name in STRENGTHS.items():
@@ -110,18 +106,18 @@ def by_strength(
             continue
         low, high = getattr(blur, name)
         edges = np.linspace(low, high, bins + 1) if high > low else np.array([low, high])
-        bin_of = np.clip(np.searchsorted(edges, answers[name][of_kind], side="right") - 1, 0, len(edges) - 2)
+        bin_of = np.clip(np.searchsorted(edges, answers[name], side="right") - 1, 0, len(edges) - 2)
         accuracies[kind] = []
-        for i in range(len(edges) - 1):
-            right = answers["top1"][of_kind][bin_of == i]
-            part = {"low": float(edges[i]), "high": float(edges[i + 1]), "n": len(right)}
+        for i, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
+            within = of_kind & (bin_of == i)
+            right = answers["top1"][within]
+            part = {"low": low, "high": high, "n": len(right)}
             part["top1"] = float(right.mean()) if len(right) else None
-            if photographs is not None and len(right):
-                names, of = np.unique(photographs[of_kind][bin_of == i], return_inverse=True)
+            if "photograph" in answers and len(right):
+                means = _of_each(right, answers["photograph"][within])
                 alone = stats.wilson(right.sum(), len(right))
-                means = np.bincount(of, right) / np.bincount(of)
                 interval = stats.over_photographs(means, alone, within=(0.0, 1.0))
-                part |= {"top1_95_photographs": list(interval), "n_photographs": len(names)}
+                part |= {"top1_95_photographs": list(interval), "n_photographs": len(means)}
             accuracies[kind].append(part)
     return accuracies
 
@@ -147,22 +143,17 @@ def table(results: dict[str, dict]) -> str:
     """The results as text: a row per condition, accuracies in per cent with 95 % intervals, and what these are."""
     header = ("condition", "top-1 %", "95 %", "top-5 %", "95 %", "loss", "kept %", "n")
     of_few = {name: r for name, r in results.items() if "n_photographs" in r}
+
+    def share(r: dict, name: str) -> tuple[str, str]:
+        low, high = stats.interval(r, name)
+        return f"{100 * r[name]:.2f}", f"{100 * low:.1f}–{100 * high:.1f}"
+
+    rows = []
+    for name, r in results.items():
+        row = (name, *share(r, "top1"), *share(r, "top5"), f"{r['loss']:.4f}", f"{100 * r['kept']:.1f}")
+        rows.append((*row, str(r["n"]), *([str(r.get("n_photographs", ""))] if of_few else [])))
     if of_few:
         header += ("photographs",)
-    rows = [
-        (
-            name,
-            f"{100 * r['top1']:.2f}",
-            "{:.1f}–{:.1f}".format(*(100 * x for x in stats.interval(r, "top1"))),
-            f"{100 * r['top5']:.2f}",
-            "{:.1f}–{:.1f}".format(*(100 * x for x in stats.interval(r, "top5"))),
-            f"{r['loss']:.4f}",
-            f"{100 * r['kept']:.1f}",
-            str(r["n"]),
-            *([str(r.get("n_photographs", ""))] if of_few else []),
-        )
-        for name, r in results.items()
-    ]
     lines = [columns(header, rows)]
     if of_few:
         lines.append(
