@@ -19,7 +19,6 @@ compiles.
 import importlib.util
 import statistics
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from benchmarks import save
 from bjax import blur
 from bjax.blur import psf
 from bjax.errors import Parser, UserError, command, new_file, positive, some_of
+from bjax.evaluate.speed import timed
 
 PEERS = {"cv2": "cv2", "torch": "torch", "pix": "dm_pix"}  # and the module each needs
 
@@ -39,12 +39,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.blur", __doc__.split("\n")[0])
-    parser.add_argument(
-        "--against",
-        type=some_of(PEERS),
-        default="cv2,torch,pix",
-        help="peers, comma-separated, of " + ", ".join(PEERS),
-    )
+    peers = "peers, comma-separated, of " + ", ".join(PEERS)
+    parser.add_argument("--against", type=some_of(PEERS), default="cv2,torch,pix", help=peers)
     parser.add_argument("--json", type=new_file, help="write the numbers here")
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--size", type=positive, default=224)
@@ -65,18 +61,16 @@ def _run(argv: list[str]) -> None:
     device = jax.device_put(images)
     gaussian, motion, defocus = map(jax.jit, (blur.gaussian, blur.motion, blur.defocus))
     ours = {
-        "gaussian": lambda: gaussian(device, sigma),
-        "motion": lambda: motion(device, length, angle),
-        "defocus": lambda: defocus(device, radius),
+        "gaussian": lambda: gaussian(device, sigma).block_until_ready(),
+        "motion": lambda: motion(device, length, angle).block_until_ready(),
+        "defocus": lambda: defocus(device, radius).block_until_ready(),
     }
     device_kind = jax.devices()[0].device_kind
     print(f"{device_kind}: {flags.batch} × {flags.size} × {flags.size} × 3, {flags.rounds} rounds")
     rows = []
     for name, run in ours.items():
-        runs = {"bjax": run}
-        runs |= {
-            peer: make for peer in flags.against if (make := RIVALS[peer](name, images, sigma, kernels[name]))
-        }
+        rivals = {peer: RIVALS[peer](name, images, sigma, kernels[name]) for peer in flags.against}
+        runs = {"bjax": run} | {peer: rival for peer, rival in rivals.items() if rival}
         rows.append(measure(name, runs, flags.rounds, flags.batch))
     if flags.json:
         report = {"device": device_kind, "batch": flags.batch, "size": flags.size, "rows": rows}
@@ -84,21 +78,15 @@ def _run(argv: list[str]) -> None:
 
 
 def measure(name, runs, rounds, batch):
-    results = {peer: np.asarray(jax.block_until_ready(run())) for peer, run in runs.items()}
-    seconds = {peer: [] for peer in runs}
-    for _ in range(rounds):
-        for peer, run in runs.items():
-            time.sleep(0.3)  # the last peer's threads may still be spinning, waiting for work
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[peer].append(time.perf_counter() - start)
-    median = statistics.median(seconds["bjax"])
+    results = {peer: np.asarray(run()) for peer, run in runs.items()}
+    # The last peer's threads may still be spinning, waiting for work.
+    seconds = timed(runs, rounds, pause=0.3)
+    ours = seconds.pop("bjax")
+    median = statistics.median(ours)
     row = {"blur": name, "ms": 1e3 * median, "images_per_s": batch / median, "peers": {}}
     print(f"{name:9} bjax  {row['ms']:8.1f} ms  {row['images_per_s']:8.0f} images/s")
     for peer, times in seconds.items():
-        if peer == "bjax":
-            continue
-        ratio = statistics.median(t / ours for t, ours in zip(times, seconds["bjax"], strict=True))
+        ratio = statistics.median(t / o for t, o in zip(times, ours, strict=True))
         difference = float(np.abs(results[peer] - results["bjax"]).max())
         ms = 1e3 * statistics.median(times)
         row["peers"][peer] = {"ms": ms, "ratio": ratio, "difference": difference}
@@ -141,7 +129,7 @@ def pix_rival(name, images, sigma, kernels):
         return None  # dm-pix has no other blur
     device = jax.device_put(images)
     run = jax.jit(blur.gaussian, static_argnames="impl")
-    return lambda: run(device, jnp.asarray(sigma), impl="pix")
+    return lambda: run(device, jnp.asarray(sigma), impl="pix").block_until_ready()
 
 
 RIVALS = {"cv2": cv2_rival, "torch": torch_rival, "pix": pix_rival}

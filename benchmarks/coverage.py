@@ -31,29 +31,22 @@ def simulate(*, repetitions: int, seed: int) -> dict[tuple[int, float, float], t
         hits = rng.binomial(CROPS, rng.beta(mean * both, (1 - mean) * both, (repetitions, number)))
         wilson = stats.wilson(hits.sum(axis=1), CROPS * number)
         over = stats.over_photographs(hits / CROPS, wilson, within=(0.0, 1.0))
-        shares[number, mean, correlation] = tuple(
-            float(np.mean((low <= mean) & (mean <= high))) for low, high in (over, wilson)
-        )
+        held = [float(np.mean((low <= mean) & (mean <= high))) for low, high in (over, wilson)]
+        shares[number, mean, correlation] = tuple(held)
     return shares
 
 
 def table(repetitions: int, seed: int) -> str:
     """All of it in per cent, as Markdown: a row per number of photographs and mean."""
     shares = simulate(repetitions=repetitions, seed=seed)
-    header = [
-        "photographs",
-        "mean",
-        *(f"{c:g}" for c in CORRELATIONS),
-        *(f"Wilson, {c:g}" for c in CORRELATIONS),
-    ]
+    correlations = [f"{c:g}" for c in CORRELATIONS]
+    header = ["photographs", "mean", *correlations, *(f"Wilson, {c}" for c in correlations)]
     rows = [header, ["-" * (len(name) - 1) + ":" for name in header]]
     for number, mean in itertools.product(PHOTOGRAPHS, MEANS):
         cells = [shares[number, mean, c][i] for i in (0, 1) for c in CORRELATIONS]
         rows.append([f"{number}", f"{mean:g}", *(f"{100 * share:.1f}" for share in cells)])
-    return "\n".join(
-        f"| {' | '.join(cell.rjust(len(name)) for cell, name in zip(row, header, strict=True))} |"
-        for row in rows
-    )
+    form = "| " + " | ".join(f"{{:>{len(name)}}}" for name in header) + " |"
+    return "\n".join(form.format(*row) for row in rows)
 
 
 def read(text: str) -> dict[tuple[int, float, float], tuple[float, float]]:
@@ -72,9 +65,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.coverage", __doc__.partition("\n")[0])
-    parser.add_argument(
-        "--repetitions", type=positive, default=20_000, help="of each cell (default: %(default)s)"
-    )
+    cells = "of each cell (default: %(default)s)"
+    parser.add_argument("--repetitions", type=positive, default=20_000, help=cells)
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.seed < 0:

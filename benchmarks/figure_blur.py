@@ -80,9 +80,7 @@ def blurs(photo):
         title = f"ImageNet-C {name.removesuffix('_blur')}, 3"
         corrupted = imagenet_c.corrupt(key[0], levels, name, 3)[None] / jnp.float32(255)
         columns.append((title, corrupted, "psf", trail))
-    return [
-        (title, image.astype(jnp.float32), kind, np.asarray(panel)) for title, image, kind, panel in columns
-    ]
+    return [(title, image.astype(jnp.float32), kind, np.asarray(x)) for title, image, kind, x in columns]
 
 
 def draw(columns):
@@ -101,9 +99,8 @@ def draw(columns):
         column[2].set_xlabel(f"{(variance < 100).mean():.0%} below 100", fontsize=9)
         for axis in column:
             axis.set(xticks=[], yticks=[])
-    for axis, label in zip(
-        axes[:, 0], ("photograph", "a point of light, or σ", "Laplacian variance"), strict=True
-    ):
+    labels = "photograph", "a point of light, or σ", "Laplacian variance"
+    for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label, fontsize=9)
     figure.colorbar(sigma, ax=axes[1], label="σ, pixels", aspect=10, pad=0.005)
     figure.colorbar(score, ax=axes[2], label="per patch", aspect=10, pad=0.005).ax.axhline(100, color="white")

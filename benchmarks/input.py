@@ -90,13 +90,8 @@ def loader_rate(encoded, threads, steps=20, batch_size=64):
                 (source / f"{copy}_{name}").write_bytes(data)
         builder.prepare(folder.Folder(name="benchmark", source=source.parent.parent, data_dir=place))
         split = loader.open_split("benchmark", "train", data_dir=place)
-        batches = loader.train_batches(
-            split,
-            Data(image_size=SIZE, threads=threads, prefetch=threads),
-            seed=0,
-            batch_size=batch_size,
-            steps=(0, steps + 3 * threads),
-        )
+        data, all_steps = Data(image_size=SIZE, threads=threads, prefetch=threads), steps + 3 * threads
+        batches = loader.train_batches(split, data, seed=0, batch_size=batch_size, steps=(0, all_steps))
         for _ in range(2 * threads):  # what was made ahead while the first was waited for
             next(batches)
         start = time.perf_counter()
@@ -111,9 +106,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.input", __doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--against", type=some_of(PEERS), default=",".join(PEERS), help="peers: " + ", ".join(PEERS)
-    )
+    peers = "peers: " + ", ".join(PEERS)
+    parser.add_argument("--against", type=some_of(PEERS), default=",".join(PEERS), help=peers)
     parser.add_argument("--threads", type=numbers, default=f"1,{os.cpu_count()}", help="of the loader")
     parser.add_argument("--json", type=new_file, help="file to write the numbers to")
     args = parser.parse_args(argv)

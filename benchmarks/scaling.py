@@ -9,6 +9,7 @@ often as it runs; one call may send many arrays, bytes are those of its results 
 """
 
 import functools
+import itertools
 import math
 import os
 import re
@@ -29,7 +30,7 @@ from bjax.runtime.console import columns
 from bjax.step import optim, state
 from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
-from bjax.step.train_step import train_step
+from bjax.step.train_step import compiled
 from bjax.tokens import MaskSpec
 from configs import common
 
@@ -39,30 +40,12 @@ MESHES = ((8, 1), (2, 4), (1, 8))
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # What an instruction runs: the body of a loop, of a fusion, of an asynchronous call; branches.
 CALLED = re.compile(r"(?:body|calls|to_apply|(?:branch|true|false)_computations?)=(\{[^}]*\}|[\w.%-]+)")
-SIZES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}
+BYTES = {1: ("pred", "s8", "u8"), 2: ("bf16", "f16"), 4: ("s32", "u32", "f32"), 8: ("s64", "u64", "f64")}
+SIZES = {name: size for size, names in BYTES.items() for name in names}
 
 
 def compiled_step(
-    name: str,
-    options: dict,
-    mesh_shape,
-    *,
-    batch: int,
-    size: int,
-    accumulate: int = 1,
-    rules=((".*", "fsdp"),),
+    name: str, options: dict, mesh_shape, *, batch: int, size: int, accumulate=1, rules=((".*", "fsdp"),)
 ):
     """The compiled train step of a model on a mesh, and the shapes and shardings of its state."""
     config = common.default()
@@ -72,39 +55,22 @@ def compiled_step(
     init = functools.partial(state.init, model=model, tx=tx, image_size=size, ema=False)
     shapes = jax.eval_shape(init, jax.random.key(0))
     plan = sharding.plan(shapes, mesh, rules)
-    inputs = Inputs(
-        BlurSpec(**common.blur().to_dict()),
-        MaskSpec(),
-        16,
-        tuple(config.normalize.mean),
-        tuple(config.normalize.std),
-    )
+    blur, normalize = BlurSpec(**common.blur().to_dict()), config.normalize
+    inputs = Inputs(blur, MaskSpec(), 16, tuple(normalize.mean), tuple(normalize.std))
     objective = Objective(task="object", num_classes=1000, accumulate=accumulate)
-    update = jax.jit(
-        functools.partial(train_step, model=model, tx=tx, inputs=inputs, objective=objective, mesh=mesh),
-        donate_argnums=1,
-        out_shardings=(plan, None),
-    )
+    update = compiled(plan, model=model, tx=tx, inputs=inputs, objective=objective, mesh=mesh)
     placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, plan)
-    rows = {
-        "image": (np.uint8, (size, size, 3)),
-        "label": (np.int32, ()),
-        "id": (np.uint32, ()),
-        "mask": (np.bool_, ()),
-    }
+    rows = {"image": (np.uint8, (size, size, 3)), "label": (np.int32, ())}
+    rows |= {"id": (np.uint32, ()), "mask": (np.bool_, ())}
     split = NamedSharding(mesh, sharding.BATCH)
-    batch = {
-        k: jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=split) for k, (dtype, shape) in rows.items()
-    }
+    batch = {k: jax.ShapeDtypeStruct((batch, *row), t, sharding=split) for k, (t, row) in rows.items()}
     return update.lower(jax.random.key(0), placed, batch).compile(), shapes, plan
 
 
 def held(shapes, plan) -> int:
     """Bytes of `shapes` that one device holds under `plan`."""
-    return sum(
-        int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize
-        for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(plan), strict=True)
-    )
+    arrays = zip(jax.tree.leaves(shapes), jax.tree.leaves(plan), strict=True)
+    return sum(int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize for x, s in arrays)
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
@@ -176,17 +142,15 @@ def _run(argv: list[str]) -> None:
     if args.size % 16 or args.size < 32:
         raise UserError(f"--size={args.size}: expected a multiple of 16 from 32 on")
     # JAX looks at both when it is first used, which is below.
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    )
+    devices = f"--xla_force_host_platform_device_count={DEVICES}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
     jax.config.update("jax_platforms", "cpu")
     rows = []
-    for name in args.models:
-        for mesh in MESHES:
-            options = MODELS[name] | ({"depth": args.depth} if name == "vit" else {})
-            sizes = {"batch": args.batch, "size": args.size, "accumulate": args.accumulate}
-            rows.append(measure(name, options, mesh, **sizes))
-            print(rows[-1], flush=True)
+    sizes = {"batch": args.batch, "size": args.size, "accumulate": args.accumulate}
+    for name, mesh in itertools.product(args.models, MESHES):
+        options = MODELS[name] | ({"depth": args.depth} if name == "vit" else {})
+        rows.append(measure(name, options, mesh, **sizes))
+        print(rows[-1], flush=True)
     kinds = [k for k in COLLECTIVES if any(k in row["collectives"] for row in rows)]
 
     def calls(row, kind):
@@ -194,20 +158,11 @@ def _run(argv: list[str]) -> None:
         more = "at least " if sent and "at_least" in sent else ""
         return f"{more}{sent['calls']} ({sent['bytes'] / 1e6:,.1f} MB)" if sent else "0"
 
-    print(
-        columns(
-            ("model", "data × fsdp", "state MB", "arguments MB", "temporaries MB", *kinds),
-            [
-                (
-                    row["model"],
-                    f"{row['data']} × {row['fsdp']}",
-                    *(f"{row[k] / 1e6:,.1f}" for k in ("state", "arguments", "temporaries")),
-                    *(calls(row, kind) for kind in kinds),
-                )
-                for row in rows
-            ],
-        )
-    )
+    table = []
+    for row in rows:
+        held = [f"{row[k] / 1e6:,.1f}" for k in ("state", "arguments", "temporaries")]
+        table.append((row["model"], f"{row['data']} × {row['fsdp']}", *held, *(calls(row, k) for k in kinds)))
+    print(columns(("model", "data × fsdp", "state MB", "arguments MB", "temporaries MB", *kinds), table))
     if args.json:
         save(args.json, rows)
 

@@ -18,7 +18,6 @@ differ by more than a few per cent, repeat. A first round compiles.
 import functools
 import statistics
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from benchmarks import save
 from bjax import models
 from bjax.blur.sample import BlurSpec
 from bjax.errors import Parser, UserError, command, new_file, positive, some_of
+from bjax.evaluate.speed import timed
 from bjax.models.vit import ViT
 from bjax.runtime import sharding
 from bjax.step import optim
@@ -35,15 +35,11 @@ from bjax.step.eval_step import eval_step
 from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
 from bjax.step.state import init as init_state
-from bjax.step.train_step import train_step
+from bjax.step.train_step import compiled
 from bjax.tokens import MaskSpec, budget
 
-RIVALS = {
-    "evit .7": {"evit_keep": 0.7},
-    "evit .5": {"evit_keep": 0.5},
-    "tome 8": {"tome_r": 8},
-    "tome 13": {"tome_r": 13},
-}
+RIVALS = {"evit .7": {"evit_keep": 0.7}, "evit .5": {"evit_keep": 0.5}}
+RIVALS |= {"tome 8": {"tome_r": 8}, "tome 13": {"tome_r": 13}}
 CLASSES = 1000
 
 
@@ -85,12 +81,8 @@ def _parser() -> Parser:
     parser.add_argument("--keep", default="1,.75,.5,.25", help="shares of the patches, comma-separated")
     parser.add_argument("--mode", choices=("infer", "train"), default="infer")
     parser.add_argument("--selector", default="laplacian", help="of the masks: a focus measure, random, …")
-    parser.add_argument(
-        "--rivals",
-        type=some_of(RIVALS),
-        default=",".join(RIVALS),
-        help="comma-separated, of: " + ", ".join(RIVALS),
-    )
+    rivals = "comma-separated, of: " + ", ".join(RIVALS)
+    parser.add_argument("--rivals", type=some_of(RIVALS), default=",".join(RIVALS), help=rivals)
     parser.add_argument("--variant", default="S/16")
     parser.add_argument("--depth", type=positive, help="blocks, instead of the variant's own")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -108,10 +100,9 @@ def compared(flags) -> dict[str, tuple[ViT, MaskSpec, float]]:
         masks = {k: MaskSpec("gather", selector=flags.selector, keep_rate=k) for k in keeps}
     except ValueError as error:
         raise UserError(f"--keep={flags.keep} --selector={flags.selector}: {error}") from None
-    options = {"variant": flags.variant} | ({"depth": flags.depth} if flags.depth else {})
-    build = functools.partial(
-        models.build, "vit", num_classes=CLASSES, dtype=jnp.dtype(flags.dtype), **options
-    )
+    options = {"variant": flags.variant, "dtype": jnp.dtype(flags.dtype)}
+    options |= {"depth": flags.depth} if flags.depth else {}
+    build = functools.partial(models.build, "vit", num_classes=CLASSES, **options)
     try:
         full = build()
     except ValueError as error:
@@ -139,10 +130,11 @@ def noise(batch, size):
     }
 
 
-def inputs_of(model, mask):
-    return Inputs(
-        BlurSpec({"sharp": 1}), mask, model.patch_size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    )
+def step_of(model, mask, mesh):
+    """What the steps that train and evaluate are told."""
+    normalize = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    inputs = Inputs(BlurSpec({"sharp": 1}), mask, model.patch_size, *normalize)
+    return {"model": model, "inputs": inputs, "objective": Objective("object", CLASSES), "mesh": mesh}
 
 
 def inference(model, mask, batch):
@@ -150,15 +142,7 @@ def inference(model, mask, batch):
     mesh = sharding.make_mesh(-1, 1)
     batch = sharding.put(batch, mesh)
     variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), batch["image"][:1].astype(jnp.float32))
-    evaluate = jax.jit(
-        functools.partial(
-            eval_step,
-            model=model,
-            inputs=inputs_of(model, mask),
-            objective=Objective("object", CLASSES),
-            mesh=mesh,
-        )
-    )
+    evaluate = jax.jit(functools.partial(eval_step, **step_of(model, mask, mesh)))
     return lambda: jax.block_until_ready(evaluate(jax.random.key(0), variables, batch))
 
 
@@ -173,18 +157,7 @@ def training(model, mask, batch):
     init = functools.partial(init_state, model=model, tx=tx, image_size=size, ema=False)
     plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, ((".*", "fsdp"),))
     state = jax.jit(init, out_shardings=plan)(jax.random.key(0, impl="rbg"))
-    train = jax.jit(
-        functools.partial(
-            train_step,
-            model=model,
-            tx=tx,
-            inputs=inputs_of(model, mask),
-            objective=Objective("object", CLASSES),
-            mesh=mesh,
-        ),
-        donate_argnums=1,
-        out_shardings=(plan, None),
-    )
+    train = compiled(plan, tx=tx, **step_of(model, mask, mesh))
 
     def run():
         nonlocal state
@@ -198,12 +171,7 @@ def measure(runs, rounds):
     """Median seconds of every run; its speed-up over the first, the median within rounds and that of the fastest."""
     for run in runs.values():
         run()
-    seconds = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = timed(runs, rounds)
     base = next(iter(seconds.values()))
     return {
         name: {
