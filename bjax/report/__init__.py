@@ -78,13 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> None:
     parser = Parser("python -m bjax.report", "Tables and figures of finished runs.")
-    parser.add_argument(
-        "folders",
-        nargs="+",
-        type=Path,
-        metavar="RUN_OR_SWEEP",
-        help="a run's workdir, or the folder of a sweep",
-    )
+    what = "a run's workdir, or the folder of a sweep"
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help=what)
     parser.add_argument("--out", type=new_folder, required=True, metavar="DIR", help="where the report goes")
     parser.add_argument("--title", default="Report", help="of the report (default: %(default)s)")
     args = parser.parse_args(argv)

@@ -6,18 +6,8 @@ from bjax import stats
 from bjax.report import figures, intervals
 from bjax.report.intervals import accuracy
 from bjax.report.render import Figure, Heading, Table
-from bjax.report.runs import (
-    Row,
-    Run,
-    firsts,
-    grouped,
-    images_text,
-    in_matrix,
-    in_order,
-    number_text,
-    told_apart,
-)
-from bjax.report.words import BLUR_DEFAULTS, is_noisy
+from bjax.report.runs import Row, Run, firsts, grouped, images_text, in_order, number_text, told_apart
+from bjax.report.words import BLUR_DEFAULTS
 
 LINES = len(figures.STYLES)  # of a panel
 PANELS = 6  # of a figure
@@ -29,8 +19,8 @@ def sigma_curves(runs: list[Run]) -> list:
     """Accuracy and calibration error against the σ of a Gaussian, on the run's own grid, and the area under them."""
     series = {}  # {(data, split, grid): [(run, adapted, rows)]}
     cut = set()  # grids of which some points are left out
-    for run, adapted, split, rows in _series(runs, _has_one_sigma):
-        at = firsts(sorted(rows, key=_taps, reverse=True), lambda row: row.sigma[0])
+    for run, adapted, split, rows in _series(runs, lambda row: row.one_sigma is not None):
+        at = firsts(sorted(rows, key=_taps, reverse=True), lambda row: row.one_sigma)
         grid = tuple(sorted(at))
         if len(grid) >= 3:
             key = run.config["data"]["name"], split, grid
@@ -65,14 +55,10 @@ def sigma_curves(runs: list[Run]) -> list:
             bars = "bars, of several seeds: Student's t over the seeds, on these images alone."
             if metric == "top1":
                 bars = intervals.about([row for *_, rows in measured for row in rows], "bars")
-            blocks += _figures(
-                f"sigma{number}_{metric}_",
-                _panels(measured, grid, metric),
-                ("σ of the Gaussian, pixels", f"{title}, %"),
-                f"{title.capitalize()} of {images}; {bars}",
-                f"{title} against σ",
-                x_zero=True,
-            )
+            axes = "σ of the Gaussian, pixels", f"{title}, %"
+            told = f"{title.capitalize()} of {images}; {bars}", f"{title} against σ"
+            panels = _panels(measured, grid, metric)
+            blocks += _figures(f"sigma{number}_{metric}_", panels, axes, *told, x_zero=True)
     return blocks
 
 
@@ -120,23 +106,18 @@ def imagenet_c(runs: list[Run]) -> list:
             severities = [row.corruption[1] for row in points]
             drawn.append(_line(label, points, severities, "top1", error=True) if points else None)
         panels |= _parts(name.replace("_", " "), drawn)
-    return [
-        Table(header, body, caption, left=4, groups=groups),
-        *_figures(
-            "imagenet_c",
-            panels,
-            ("severity", "top-1 error, %"),
-            f"Top-1 error against ImageNet-C's severity; {intervals.about(shown, 'bars')}",
-            "Top-1 error against severity",
-        ),
-    ]
+    axes = "severity", "top-1 error, %"
+    bars = intervals.about(shown, "bars")
+    told = f"Top-1 error against ImageNet-C's severity; {bars}", "Top-1 error against severity"
+    table = Table(header, body, caption, left=4, groups=groups)
+    return [table, *_figures("imagenet_c", panels, axes, *told)]
 
 
 def abstention(runs: list[Run]) -> list:
     """Accuracy on the images that are answered, when confidence or sharpness decides which."""
     answered = []
     for run in in_order(runs):
-        rows = [row for row in run.rows if "coverage" in row.result and row.whole and in_matrix(row)]
+        rows = [row for row in run.rows if "coverage" in row.result and row.whole and row.in_matrix]
         answered += [(run, rows)] if rows else []
     if not answered:
         return []
@@ -162,17 +143,10 @@ def abstention(runs: list[Run]) -> list:
         f"{images_text(shown)} images. The share with the largest probability, "
         "or with the largest variance of the Laplacian, is answered; on the rest the classifier abstains. "
     ) + intervals.about(shown)
-    axes = ("images answered, %", "top-1 accuracy of these, %")
-    drawn = "Accuracy on what is answered.", "Accuracy against coverage"
-    return [
-        Table(header, body, caption, left=3, groups=groups),
-        *_figures("abstention", panels, axes, *drawn, x_zero=True),
-    ]
-
-
-def _has_one_sigma(row: Row) -> bool:
-    noise = is_noisy(row.condition["blur"])
-    return row.sigma is not None and row.sigma[0] == row.sigma[1] and not noise
+    axes = "images answered, %", "top-1 accuracy of these, %"
+    told = "Accuracy on what is answered.", "Accuracy against coverage"
+    table = Table(header, body, caption, left=3, groups=groups)
+    return [table, *_figures("abstention", panels, axes, *told, x_zero=True)]
 
 
 def _taps(row: Row) -> int:
@@ -202,7 +176,7 @@ def _line(label: str, rows: list[Row], x: list[float], metric: str, *, error: bo
     return figures.Line(label, x, [100 * (1 - v if error else v) for v in y], low, high)
 
 
-def _panels(series: list, grid: tuple[float, ...], metric: str) -> dict[str, list[figures.Line]]:
+def _panels(series: list, grid: tuple[float, ...], metric: str) -> figures.Panels:
     """A panel for every model and its images, a line for every training and for bn_adapt."""
     panels = {}
     for run, adapted, rows in series:
@@ -216,7 +190,7 @@ def _panels(series: list, grid: tuple[float, ...], metric: str) -> dict[str, lis
     }
 
 
-def _parts(title: str, drawn: list[figures.Line | None]) -> dict[str, list[figures.Line]]:
+def _parts(title: str, drawn: list[figures.Line | None]) -> figures.Panels:
     """The lines of a panel in as many panels as they need to be told apart."""
     several = len(drawn) > LINES
     return {
@@ -226,7 +200,7 @@ def _parts(title: str, drawn: list[figures.Line | None]) -> dict[str, list[figur
 
 
 def _figures(
-    name: str, panels: dict[str, list[figures.Line]], axes: tuple, caption: str, alt: str, **options
+    name: str, panels: figures.Panels, axes: tuple, caption: str, alt: str, **options
 ) -> list[Figure]:
     """As many panels in each as a figure has room for; the lines of a figure are few enough to tell apart.
 

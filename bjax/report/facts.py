@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+from bjax import stats
 from bjax.report import intervals
 from bjax.report.render import Details, Table
 from bjax.report.runs import Row, Run
@@ -68,15 +69,11 @@ def _config(run: Run) -> str:
 
 
 def _session(session: dict) -> list[str]:
-    seconds = session.get("seconds")
-    processes = session.get("processes") or 1
-    return [
-        str(session.get("started", ""))[:16].replace("T", " "),
-        str(session.get("mode", "")),
-        "" if seconds is None else f"{seconds / 60:.1f}",
-        f"{session.get('device', '')}" + (f", {processes} processes" if processes > 1 else ""),
-        str(session.get("commit") or ""),
-    ]
+    seconds, processes = session.get("seconds"), session.get("processes") or 1
+    started = str(session.get("started", ""))[:16].replace("T", " ")
+    minutes = "" if seconds is None else f"{seconds / 60:.1f}"
+    device = f"{session.get('device', '')}" + (f", {processes} processes" if processes > 1 else "")
+    return [started, str(session.get("mode", "")), minutes, device, str(session.get("commit") or "")]
 
 
 METRICS = ("top1", "top5", "loss", "ece", "kept")
@@ -121,6 +118,6 @@ def _record(run: Run, row: Row) -> dict:
     record |= {key: result.get(key, "") for key in ("n", "n_photographs")}
     for metric in METRICS:
         record[metric] = result.get(metric, "")
-        record[f"{metric}_low"], record[f"{metric}_high"] = row.interval(metric) or ("", "")
+        record[f"{metric}_low"], record[f"{metric}_high"] = stats.interval(result, metric) or ("", "")
     record |= {key: result.get(key, "") for key in ("empty", "skipped")}
     return record | {key: (row.speed or {}).get(key, "") for key in ("images_per_second", "tokens")}

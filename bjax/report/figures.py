@@ -36,23 +36,18 @@ class Line:
     kind: str = "line"
 
 
-def lines(
-    panels: dict[str, list[Line]],
-    x_label: str,
-    y_label: str,
-    *,
-    x_ticks=None,
-    x_zero=False,
-    share_x=True,
-    top=None,
-):
+Panels = dict[str, list[Line]]  # by title
+
+
+def lines(panels: Panels, x_label: str, y_label: str, *, x_ticks=None, x_zero=False, share_x=True, top=None):
     """A panel for every title, a style for every label, one legend above. y in per cent.
 
     x_ticks: (positions, names), for an axis of names. x_zero: begin at 0. share_x: one scale for all panels.
     top: end of the y axis.
     """
     width = 3.1 if len(panels) > 1 else 5.2
-    figure, axes = _figure(panels, (1.2, width), (1.4, 2.9), share_x=share_x and x_ticks is None)
+    share_x = share_x and x_ticks is None
+    figure, axes = _figure(panels, (1.2, width), (1.4, 2.9), (x_label, y_label), share_x=share_x)
     drawn = [line for of_panel in panels.values() for line in of_panel]
     labels = dict.fromkeys(line.label for line in drawn if line.kind == "line")
     style = {label: STYLES[i % len(STYLES)] for i, label in enumerate(labels)}
@@ -71,8 +66,6 @@ def lines(
     if x_zero:
         # A little more than 0, for the markers there.
         axes.flat[0].set_xlim(left=-0.03 * max(max(line.x) for line in drawn))
-    figure.supxlabel(x_label, fontsize=10)
-    figure.supylabel(y_label, fontsize=10)
     handles = {}
     for panel in axes.flat:
         artists, names = panel.get_legend_handles_labels()
@@ -93,10 +86,8 @@ def _draw(panel, line: Line, style) -> None:
         panel.plot(line.x, line.y, "-", color="black", linewidth=2.2, label=line.label)
     else:
         marker, dash, colour = style
-        edge = {"markeredgecolor": "white", "markeredgewidth": 0.7}
-        panel.plot(
-            line.x, line.y, marker + dash, color=colour, linewidth=1.4, markersize=6, label=line.label, **edge
-        )
+        edge = {"linewidth": 1.4, "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.7}
+        panel.plot(line.x, line.y, marker + dash, color=colour, label=line.label, **edge)
         if line.low:
             panel.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, alpha=0.7)
 
@@ -106,35 +97,31 @@ def heat_maps(
 ):
     """A grid of numbers (per cent, NaN where there is none) for every title, on one scale of grey."""
     size = (1.3, 0.9 + 0.62 * len(columns)), (0.7, 0.95 + 0.42 * len(rows))
-    figure, axes = _figure(maps, *size, least=(4.0, 2.2))
+    figure, axes = _figure(maps, *size, (column_key, row_key), least=(4.0, 2.2))
     numbers = np.concatenate([m.ravel() for m in maps.values()])
     scale = np.nanmin(numbers), np.nanmax(numbers)
     for panel, (title, values) in zip(axes.flat, maps.items(), strict=False):
-        _cells(panel, values, [[f"{v:.1f}" if np.isfinite(v) else "" for v in row] for row in values], *scale)
-        panel.set_title(title, fontsize=10)
+        text = [[f"{v:.1f}" if np.isfinite(v) else "" for v in row] for row in values]
+        _cells(panel, title, values, text, *scale)
         panel.set_xticks(range(len(columns)), columns)
         panel.set_yticks(range(len(rows)), rows)
-    figure.supxlabel(column_key, fontsize=10)
-    figure.supylabel(row_key, fontsize=10)
     return figure
 
 
 def confusion(matrices: dict[str, np.ndarray], classes: list[str]):
     """Counts (rows true, columns predicted) for every title; shaded by the share of the row."""
-    figure, axes = _figure(matrices, (1.2, 3.2), (0.6, 3.1))
+    figure, axes = _figure(matrices, (1.2, 3.2), (0.6, 3.1), ("predicted", "true"), fontsize=11)
     for panel, (title, counts) in zip(axes.flat, matrices.items(), strict=False):
         shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         text = np.vectorize(lambda share, n: f"{share:.0f} %\n{n:,.0f}", otypes=[object])(shares, counts)
-        _cells(panel, shares, text, 0, 100)
-        panel.set_title(title, fontsize=10)
+        _cells(panel, title, shares, text, 0, 100)
         panel.set_xticks(range(len(classes)), classes, rotation=30, ha="right", rotation_mode="anchor")
         panel.set_yticks(range(len(classes)), classes)
-    figure.supxlabel("predicted", fontsize=11)
-    figure.supylabel("true", fontsize=11)
     return figure
 
 
-def _cells(panel, values, text, low: float, high: float) -> None:
+def _cells(panel, title: str, values, text, low: float, high: float) -> None:
+    panel.set_title(title, fontsize=10)
     panel.imshow(np.ma.masked_invalid(values), cmap=COLOURS, aspect="auto", vmin=low, vmax=high)
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > low + 0.6 * (high - low) else "black"
@@ -152,14 +139,12 @@ def gallery(images, kept, scores, titles: list[str], threshold: float | None, me
     images uint8[K, H, W, 3], kept bool[K, h, w], scores float32[K, h, w]. Dropped patches are darkened and crossed.
     """
     number = len(images)
-    figure = _class()(figsize=(1.0 + 1.75 * number, 4.35), layout="constrained")
-    axes = figure.subplots(2, number, squeeze=False)
+    figure, axes = _subplots((1.0 + 1.75 * number, 4.35), 2, number)
     shown = np.log10(np.maximum(scores, 0.1))
     highest = max(4.0, float(shown.max()))
     patch = np.array(images.shape[1:3]) / kept.shape[1:]
-    darkened = np.where(
-        np.kron(~kept, np.ones((1, *patch.astype(int)), bool))[..., None], images // 4, images
-    )
+    dropped = np.kron(~kept, np.ones((1, *patch.astype(int)), bool))[..., None]
+    darkened = np.where(dropped, images // 4, images)
     for i, (above, below) in enumerate(axes.T):
         above.imshow(darkened[i])
         y, x = (np.argwhere(~kept[i]) + 0.5).T * patch[:, None] - 0.5
@@ -185,26 +170,29 @@ def _edges(inside) -> list[tuple[list[float], list[float]]]:
     return sides + [([c - 0.5, c + 0.5], [r + 0.5, r + 0.5]) for r, c in below]
 
 
-def _figure(titles, width: tuple, height: tuple, *, least: tuple = (0.0, 0.0), share_x: bool = True):
+def _figure(
+    titles, width: tuple, height: tuple, labels: tuple, *, fontsize=10, least=(0.0, 0.0), share_x=True
+):
     """A figure with a panel for every title, at most three beside each other, and its grid of axes.
 
-    width, height: in inches, around the panels and of each. least: of the figure.
+    width, height: in inches, around the panels and of each. labels: below and beside all. least: size of the figure.
     """
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
     size = max(least[0], width[0] + columns * width[1]), max(least[1], height[0] + rows * height[1])
-    figure = _class()(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
+    figure, axes = _subplots(size, rows, columns, sharex=share_x, sharey=True)
     for panel in axes.flat[len(titles) :]:
         panel.set_visible(False)
+    figure.supxlabel(labels[0], fontsize=fontsize)
+    figure.supylabel(labels[1], fontsize=fontsize)
     return figure, axes
 
 
-def _class():
+def _subplots(size: tuple, rows: int, columns: int, **share):
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise UserError(
-            'bjax.report: draws with matplotlib, which is missing; pip install "bjax[report]"'
-        ) from None
-    return Figure
+        way_out = 'pip install "bjax[report]"'
+        raise UserError(f"bjax.report: draws with matplotlib, which is missing; {way_out}") from None
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **share)

@@ -65,12 +65,9 @@ def doubt(number: int) -> str:
 
 def kinds(rows: list[Row], where: str) -> str:
     """Which kinds of intervals those of `rows` are."""
-    what, of_two = {
-        "brackets": ("95 % interval in brackets", "both values"),
-        "bars": ("bars are 95 % intervals", "none"),
-    }[where]
+    drawn = where == "bars"
     if {row.seeds for row in rows} == {2}:
-        return {"brackets": "In brackets the values of both seeds.", "bars": "no bars, of two seeds."}[where]
+        return "no bars, of two seeds." if drawn else "In brackets the values of both seeds."
     of = sorted({row.result["n_photographs"] for row in rows if "n_photographs" in row.result})
     methods = []
     if of:
@@ -80,18 +77,20 @@ def kinds(rows: list[Row], where: str) -> str:
         )
     if any("n_photographs" not in row.result for row in rows):
         methods.append("Wilson's, over the images")
+    what = "bars are 95 % intervals" if drawn else "95 % interval in brackets"
     text = f"{what}: {'; where no photographs are named '.join(methods)}"
     if any(row.seeds > 2 for row in rows):
         text += "; of several seeds Student's t over the seeds, nowhere narrower than one seed's"
     if any(row.seeds == 2 for row in rows):
-        text += f"; of two seeds {of_two}"
+        text += f"; of two seeds {'none' if drawn else 'both values'}"
     return text + "."
 
 
 def doubtful(row: Row) -> bool:
     """Whether its interval is shown, and is over too few photographs to be trusted."""
     number = row.result.get("n_photographs")
-    return number is not None and row.interval() is not None and not stats.covered(number, row.result["top1"])
+    shown = number is not None and stats.interval(row.result) is not None
+    return shown and not stats.covered(number, row.result["top1"])
 
 
 def values(row: Row) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from bjax.report import figures, intervals
 from bjax.report.render import Figure, Mark, Table, Text, per_run, slug
 from bjax.report.runs import INSIDE, Row, Run, grouped, told_apart
-from bjax.specs import KINDS
+from bjax.specs import CONTROLS, KINDS
 
 MEASURES = {  # what the scores of patches are
     "laplacian": "variance of the Laplacian",
@@ -149,7 +149,8 @@ def _gallery(run: Run) -> list:
         shown = run.gallery[row.name]
         number = len(shown["image"])
         masked = row.mask["mode"] != "none"
-        threshold = row.mask["threshold"] if masked and row.measure == shown["measure"] else None
+        ranked = row.mask["selector"] if row.mask["selector"] not in CONTROLS else "laplacian"
+        threshold = row.mask["threshold"] if masked and ranked == shown["measure"] else None
         titles = [title(run, shown, i, masked) for i in range(number)]
         measure = MEASURES.get(shown["measure"], shown["measure"])
         drawing = figures.gallery(shown["image"], shown["kept"], shown["score"], titles, threshold, measure)

@@ -3,17 +3,16 @@
 from bjax.report import figures, intervals, seeds
 from bjax.report.intervals import accuracy
 from bjax.report.render import Figure, Heading, Table
-from bjax.report.runs import Run, firsts, grouped, images_text, in_matrix, in_order, number_text, told_apart
+from bjax.report.runs import Run, firsts, grouped, images_text, in_order, number_text, told_apart
 
 
 def matrix(runs: list[Run]) -> list:
     """Model × training blur × test condition; a table for every data set."""
     blocks = []
-    by_data = grouped(
-        (run for run in runs if run.config["task"] == "object"), lambda run: run.config["data"]["name"]
-    )
+    runs = [run for run in runs if run.config["task"] == "object"]
+    by_data = grouped(runs, lambda run: run.config["data"]["name"])
     for number, (data, group) in enumerate(by_data.items(), 1):
-        rows = {run.number: [row for row in run.rows if in_matrix(row)] for run in group}
+        rows = {run.number: [row for row in run.rows if row.in_matrix] for run in group}
         shown = [row for some in rows.values() for row in some]
         several = len({row.condition["split"] for row in shown}) > 1
         name = told_apart(shown, lambda r, s=several: f"{r.condition['split']}: " * s + r.label)

@@ -5,6 +5,7 @@ import unicodedata
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.Image import Resampling
 
 SIDE = 448  # of each of the panels, pixels
 MARGIN, GAP, HEAD, FOOT, BAR = 24, 24, 92, 20, 16
@@ -43,21 +44,19 @@ def draw(
     bar = right + panel[0] + 2 * GAP
     size = (bar + BAR + 64 + MARGIN, max(top + panel[1] + FOOT + MARGIN, top + 160))
     picture = Image.new("RGB", size, "white")
-    for image, x, resample in (
-        (crops * brightness, left, Image.Resampling.LANCZOS),
-        (colours, right, Image.Resampling.NEAREST),
-    ):
-        for i, tile in enumerate(np.uint8(np.round(image))):
-            place = (x + i % columns * side, top + i // columns * side)
-            # A hair's breadth between crops: none of them is its neighbour's continuation.
-            inner = side - (2 if columns > 1 else 0)
-            picture.paste(Image.fromarray(tile).resize((inner, inner), resample), place)
+    places = [(i % columns * side, top + i // columns * side) for i in range(len(crops))]
+    # A hair's breadth between crops: none of them is its neighbour's continuation.
+    inner = side - (2 if columns > 1 else 0)
+    panels = (crops * brightness, left, Resampling.LANCZOS), (colours, right, Resampling.NEAREST)
+    for images, panel_left, resample in panels:
+        for (x, y), tile in zip(places, np.uint8(np.round(images)), strict=True):
+            picture.paste(Image.fromarray(tile).resize((inner, inner), resample), (panel_left + x, y))
 
     pen = ImageDraw.Draw(picture)
     scale = side / crops.shape[1]
     for i, row, column in np.argwhere(~keep):  # darkness alone would not show in what is dark already
-        x, y = left + i % columns * side, top + i // columns * side
-        edges = (x + column * patch_size * scale, y + (row + 1) * patch_size * scale)
+        x, y = places[i]
+        edges = (left + x + column * patch_size * scale, y + (row + 1) * patch_size * scale)
         pen.line((edges, (edges[0] + patch_size * scale, edges[1] - patch_size * scale)), "#808080")
     width = size[0] - 2 * MARGIN
     _text(pen, (MARGIN, MARGIN - 4), title, 26, width)
@@ -88,10 +87,10 @@ def _scale(picture, pen, box, decades, threshold) -> None:
     for score in (10**k for k in range(decades + 1)):
         name = "0 to 1" if score == 1 else f"{score:,}"
         pen.line((left + width, y(score), left + width + 4, y(score)), GREY)
-        pen.text((left + width + 8, y(score)), name, GREY, _font(14), anchor="lm")
+        pen.text((left + width + 8, y(score)), name, GREY, ImageFont.load_default(14), anchor="lm")
     if threshold is not None and 1 <= threshold <= 10**decades:
         pen.line((left - 6, y(threshold), left + width + 6, y(threshold)), RED, 2)
-        pen.text((left - 9, y(threshold)), f"{threshold:g}", RED, _font(14), anchor="rm")
+        pen.text((left - 9, y(threshold)), f"{threshold:g}", RED, ImageFont.load_default(14), anchor="rm")
 
 
 def _colours(share: np.ndarray) -> np.ndarray:
@@ -104,12 +103,8 @@ def _text(pen, place, text, size, width, colour="black") -> None:
     """`text`, shortened in its middle where it is wider than `width`; Pillow's own font has no more than ASCII."""
     letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     text = shown = "".join(letters).encode("ascii", "replace").decode()
-    font, half = _font(size), len(text) // 2
+    font, half = ImageFont.load_default(size), len(text) // 2
     while pen.textlength(shown, font) > width and half > 1:
         half -= 1
         shown = f"{text[:half]}...{text[-half:]}"
     pen.text(place, shown, colour, font)
-
-
-def _font(size: int):
-    return ImageFont.load_default(size)

@@ -11,7 +11,7 @@ from bjax.report import intervals, seeds
 from bjax.report.intervals import accuracy, signed
 from bjax.report.render import Heading, Table, Text
 from bjax.report.runs import Row, Run, firsts, grouped, number_text, told_apart
-from bjax.report.words import is_noisy, is_papers
+from bjax.report.words import is_papers
 
 # {table: {model: {column: per cent}}}; 1 and 3 are top-1, 2 and 4 top-5, 5 is "classification accuracy"
 PAPER = {
@@ -57,7 +57,7 @@ CELL = ("paper", "ours (95 %)", "difference")
 
 
 def is_sharp(row: Row) -> bool:
-    return row.whole and not row.adapted and row.sigma == (0.0, 0.0) and not is_noisy(row.condition["blur"])
+    return row.whole and not row.adapted and row.one_sigma == 0
 
 
 def is_blurred(row: Row) -> bool:
@@ -109,18 +109,14 @@ Lines = Iterator[tuple[str, str, dict[str, tuple[Run, Row]]]]  # model, images, 
 
 
 def _beside(
-    runs: list[Run],
-    number: int,
-    metric: str,
-    lines_of: Callable[[list[Run]], Lines],
-    titles: dict[str, str],
-    about: str,
+    runs: list[Run], number: int, metric: str, lines_of: Callable, titles: dict[str, str], about: str
 ) -> list:
     """Tables 1 to 4: a line for every one of a model's runs, an empty one for a model without.
 
     titles: of the columns. Of one that the paper lacks, our control, there is our number alone.
     """
     body, used = [], False
+    known = {column for paper in PAPER[number].values() for column in paper}
     for name, paper in PAPER[number].items():
         lines = list(lines_of([run for run in runs if _family(run) == name]))
         used |= bool(lines)
@@ -128,11 +124,11 @@ def _beside(
             numbers = []
             for column in titles:
                 cell = _cell(paper.get(column), *cells.get(column, (None, None)), metric)
-                numbers += cell if column in paper else cell[1:2]
+                numbers += cell if column in known else cell[1:2]
             by_run = grouped(cells.values(), lambda cell: cell[0].number).values()
             which = [number_text(of_run[0][0], [row for _, row in of_run]) for of_run in by_run]
             body.append([model, images, *numbers, ", ".join(which)])
-    parts = {title: CELL if column in paper else CELL[1:2] for column, title in titles.items()}
+    parts = {title: CELL if column in known else CELL[1:2] for column, title in titles.items()}
     header = ["model", "trained on → tested on", *sum(parts.values(), ())]
     header.append("runs" if titles is TRAINED else "run")
     groups = (("", 2), *((title, len(cell)) for title, cell in parts.items()), ("", 1))
@@ -151,9 +147,7 @@ def _baselines(runs: list[Run]) -> Lines:
 def _trainings(runs: list[Run]) -> Lines:
     """Tables 3 and 4: the same model and data under three training blurs, all on blurred test images."""
     tested = [(r, rows[0]) for r in runs if r.training in TRAINED for rows in _splits(r, is_blurred)]
-    alike = grouped(
-        tested, lambda pair: (seeds.identity(pair[0].config, "blur", "eval"), pair[1].condition["split"])
-    )
+    alike = grouped(tested, lambda x: (seeds.identity(x[0].config, "blur", "eval"), x[1].condition["split"]))
     for pairs in alike.values():
         by_training = grouped(pairs, lambda pair: pair[0].training)
         for line in itertools.zip_longest(*(by_training.get(training, ()) for training in TRAINED)):

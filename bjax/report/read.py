@@ -14,7 +14,11 @@ from bjax.errors import UserError
 from bjax.report.runs import Row, Run
 
 ADAPTED = "_bn_adapt"  # what --mode=bn_adapt adds to a condition's name
+AGAIN = "evaluate the run again with --mode=eval"
 GALLERY = ("image", "kept", "score", "label", "prediction", "confidence")
+# What a run may have left beside its results, by the field of `Run` that it becomes.
+EXTRAS = {"speed": "speed.json", "quality": "mask_quality.json", "sessions": "run.json"}
+EXTRAS |= {"classes": "classes.json", "gallery": "gallery.npz"}
 
 
 def load(folders: list[Path]) -> tuple[list[Run], list[str]]:
@@ -48,8 +52,8 @@ def load(folders: list[Path]) -> tuple[list[Run], list[str]]:
             reason = unfinished(folder / name)
             label = " ".join(f"{k}={point[k]}" for k in varying if k in point) or folder.resolve().name
             if reason:
-                seed = f" seed={index['runs'][name]['seed']}" if "seed" in index["runs"][name] else ""
-                notes.append(f"{folder / name} ({label}{seed}): {reason}")
+                seed = index["runs"][name].get("seed")
+                notes.append(f"{folder / name} ({label}{f' seed={seed}' if seed else ''}): {reason}")
             else:
                 add(folder / name, name=label, sweep=folder.resolve().name, point=tuple(point.items()))
     return runs, notes
@@ -78,21 +82,20 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
         raise UserError(f"{workdir}: holds no {missing[0]}; finish the run, or evaluate it with --mode=eval")
     fill(config)  # so that an old run is told from a new one by what they did alone
     notes, files = [], {}
-    for name in ("speed.json", "mask_quality.json", "run.json", "classes.json", "gallery.npz"):
+    for field, name in EXTRAS.items():
         try:
-            files[name] = (_arrays if name == "gallery.npz" else _json)(workdir / name)
+            files[field] = (_arrays if field == "gallery" else _json)(workdir / name)
         except UserError as error:
             notes.append(str(error))
-    speeds = (files.get("speed.json") or {}).get("conditions", {})
+    speeds = (files.get("speed") or {}).get("conditions", {})
     rows = []
     for name, result in results.items():
         condition = config["eval"].get(name)
         if condition is None and name.endswith(ADAPTED) and name.removesuffix(ADAPTED) in config["eval"]:
             condition = {**config["eval"][name.removesuffix(ADAPTED)], "bn_adapt": True}
         if condition is None:
-            notes.append(
-                f"{workdir}: results.json has {name}, config.json has not; evaluate again with --mode=eval"
-            )
+            lacking = f"results.json has {name}, config.json has not"
+            notes.append(f"{workdir}: {lacking}; evaluate again with --mode=eval")
         elif wrong := misfit(condition, CONDITION) or misfit(result, RESULT) or _unfit(result):
             notes.append(f"{workdir}: {name}: {wrong} is missing or damaged; evaluate again with --mode=eval")
         else:
@@ -102,26 +105,12 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
             rows.append(Row(name, condition, result, speeds.get(name), {config["seed"]: result}))
     if not rows:
         raise UserError("; ".join([*notes, f"{workdir}: no condition is left"]))
-    sessions = tuple((files.get("run.json") or {}).get("sessions", ()))
-    trained = (
-        not config.get("init_from")
-        or (workdir / "metrics.jsonl").exists()
-        or any(session.get("mode") == "train" for session in sessions)
-    )
-    run = Run(
-        workdirs=(workdir,),
-        seeds=(config["seed"],),
-        config=config,
-        rows=rows,
-        trained=trained,
-        speed=files.get("speed.json"),
-        quality=files.get("mask_quality.json"),
-        sessions=sessions,
-        classes=tuple(files.get("classes.json") or ()),
-        gallery=files.get("gallery.npz"),
-        **more,
-    )
-    return run, notes
+    sessions = tuple((files.pop("sessions", None) or {}).get("sessions", ()))
+    classes = tuple(files.pop("classes", None) or ())
+    given = config.get("init_from") and not (workdir / "metrics.jsonl").exists()
+    trained = not given or any(session.get("mode") == "train" for session in sessions)
+    what = {"workdirs": (workdir,), "seeds": (config["seed"],), "config": config, "rows": rows}
+    return Run(**what, trained=trained, sessions=sessions, classes=classes, **files, **more), notes
 
 
 def _unfit(result: dict) -> str | None:
@@ -142,9 +131,9 @@ def _json(path: Path):
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no JSON ({error}); evaluate the run again with --mode=eval") from None
+        raise UserError(f"{path}: is no JSON ({error}); {AGAIN}") from None
     if wrong := misfit(content, FILES[path.name]):
-        raise UserError(f"{path}: {wrong} is missing or damaged; evaluate the run again with --mode=eval")
+        raise UserError(f"{path}: {wrong} is missing or damaged; {AGAIN}")
     return content
 
 
@@ -158,18 +147,14 @@ def _arrays(path: Path) -> dict[str, dict[str, np.ndarray]] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: is damaged ({error}); evaluate the run again with --mode=eval") from None
+        raise UserError(f"{path}: is damaged ({error}); {AGAIN}") from None
     for name, shown in arrays.items():
         images, grid = shown["image"].shape, shown["kept"].shape
         per_image = [shown[k].shape for k in ("label", "prediction", "confidence")]
-        tiles = (
-            len(images) == 4
-            and len(grid) == 3
-            and 0 not in grid
-            and images[1] % grid[1] == images[2] % grid[2] == 0
-        )
+        tiles = len(images) == 4 and len(grid) == 3 and 0 not in grid
+        tiles = tiles and images[1] % grid[1] == images[2] % grid[2] == 0
         if not tiles or shown["score"].shape != grid or {*per_image, images[:1]} != {grid[:1]}:
-            raise UserError(f"{path}: {name} does not fit together; evaluate the run again with --mode=eval")
+            raise UserError(f"{path}: {name} does not fit together; {AGAIN}")
     return arrays
 
 

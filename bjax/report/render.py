@@ -41,6 +41,11 @@ class Mark:
     text: str
     kind: str
 
+    def __str__(self) -> str:
+        """As Markdown marks it."""
+        sign = {"strong": "**", "em": "_"}[self.kind]
+        return f"{sign}{self.text}{sign}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -145,25 +150,13 @@ def _markdown_table(table: Table) -> str:
             if title and (i == place or table.header.count(table.header[i]) > 1):
                 header[i] = f"{title}: {header[i]}"
         place += columns
-    body = [[_md(_marked(cell)) for cell in row] for row in (header, *table.rows)]
+    body = [[_md(str(cell)) for cell in row] for row in (header, *table.rows)]
     widths = [max(3, *(len(row[i]) for row in body)) for i in range(len(header))]
-    lines = []
-    for row in body:
-        cells = [
-            c.ljust(w) if i < table.left else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    form = " | ".join(f"{{:{'<' if i < table.left else '>'}{width}}}" for i, width in enumerate(widths))
+    lines = [f"| {form.format(*row)} |" for row in body]
     rule = ["-" * (w + 2) if i < table.left else "-" * (w + 1) + ":" for i, w in enumerate(widths)]
     text = "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
     return f"{text}\n\n{_md(table.caption)}" if table.caption else text
-
-
-def _marked(cell: str | Mark) -> str:
-    if isinstance(cell, str):
-        return cell
-    sign = {"strong": "**", "em": "_"}[cell.kind]
-    return f"{sign}{cell.text}{sign}"
 
 
 def _md(text: str) -> str:
@@ -179,13 +172,11 @@ def page(title: str, blocks: list) -> str:
     try:
         import jinja2
     except ModuleNotFoundError:
-        raise UserError(
-            'bjax.report: writes its page with jinja2, which is missing; pip install "bjax[report]"'
-        ) from None
+        way_out = 'pip install "bjax[report]"'
+        raise UserError(f"bjax.report: writes its page with jinja2, which is missing; {way_out}") from None
+    options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    templates = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    templates = jinja2.Environment(loader=loader, autoescape=True, **options)
     parts, anchors = [], collections.Counter()
     for block in blocks:
         anchor = slug(block.text).lower() if isinstance(block, Heading) else ""

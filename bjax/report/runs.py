@@ -7,17 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bjax import stats
-from bjax.report.words import (
-    blur_text,
-    effective,
-    is_noisy,
-    is_papers,
-    kinds_of,
-    mask_text,
-    model_text,
-    value_text,
-)
+from bjax.report import words
 from bjax.specs import CONTROLS
 
 INSIDE = ("EViT", "ToMe")  # methods that lose tokens inside the model
@@ -44,10 +34,6 @@ class Row:
         """How many seeds have it: of a run of several perhaps not all."""
         return max(1, len(self.by_seed))
 
-    def interval(self, metric: str = "top1") -> tuple[float, float] | None:
-        """The 95 % interval to print, in shares; None of two seeds, which show both values instead."""
-        return stats.interval(self.result, metric)
-
     @property
     def adapted(self) -> bool:
         """Whether BatchNorm statistics were taken anew, from images blurred like the condition's."""
@@ -58,11 +44,6 @@ class Row:
         return self.condition["mask"]
 
     @property
-    def measure(self) -> str:
-        """The focus measure that its mask's threshold belongs to."""
-        return "laplacian" if self.mask["selector"] in CONTROLS else self.mask["selector"]
-
-    @property
     def corruption(self) -> tuple[str, int] | None:
         """Name and severity of ImageNet-C, where the condition has one."""
         name = self.condition.get("corruption")
@@ -71,10 +52,16 @@ class Row:
     @property
     def sigma(self) -> tuple[float, float] | None:
         """Range of a Gaussian blur in pixels, (0, 0) where images stay sharp; None for any other blur."""
-        kinds = kinds_of(self.condition["blur"])
+        kinds = words.kinds_of(self.condition["blur"])
         if self.corruption or list(kinds) not in (["sharp"], ["gaussian"]):
             return None
         return (0.0, 0.0) if list(kinds) == ["sharp"] else tuple(self.condition["blur"]["sigma"])
+
+    @property
+    def one_sigma(self) -> float | None:
+        """That of a Gaussian of a fixed σ without noise, 0 where images stay sharp."""
+        fixed = self.sigma and self.sigma[0] == self.sigma[1] and not words.is_noisy(self.condition["blur"])
+        return self.sigma[0] if fixed else None
 
     @property
     def whole(self) -> bool:
@@ -83,10 +70,17 @@ class Row:
         return self.mask["mode"] == "none" and options.get("evit_keep", 1) >= 1 and not options.get("tome_r")
 
     @property
+    def in_matrix(self) -> bool:
+        """Not of the grids that other sections show: fixed σ, corruptions, matched keep rates, EViT and ToMe."""
+        rule = self.mask["threshold"] is not None and self.mask["keep_rate"] is None
+        usual = self.mask["mode"] == "none" or rule
+        return usual and not self.corruption and not self.one_sigma and self.method not in INSIDE
+
+    @property
     def blur(self) -> str:
         if self.corruption:
             return "{} {}".format(*self.corruption).replace("_", " ")
-        return blur_text(self.condition["blur"])
+        return words.blur_text(self.condition["blur"])
 
     @property
     def method(self) -> str:
@@ -116,12 +110,9 @@ class Row:
     @property
     def label(self) -> str:
         """Blur and mask in words."""
-        mask, parts = self.mask, [self.blur]
         if self.method in INSIDE:
-            parts.append(" ".join([self.method, *map(str, self.condition["options"].values())]))
-        elif mask["mode"] != "none":
-            parts.append(mask_text(mask))
-        return ": ".join(parts)
+            return f"{self.blur}: {' '.join([self.method, *map(str, self.condition['options'].values())])}"
+        return self.blur + (f": {words.mask_text(self.mask)}" if self.mask["mode"] != "none" else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,16 +129,14 @@ class Run:
     quality: dict | None = None
     sessions: tuple[dict, ...] = ()
     classes: tuple[str, ...] = ()  # names, where the run left them
-    gallery: dict[str, dict[str, np.ndarray]] | None = (
-        None  # {condition: arrays}, see bjax/evaluate/gallery.py
-    )
+    gallery: dict[str, dict[str, np.ndarray]] | None = None  # by condition, see bjax/evaluate/gallery.py
     sweep: str = ""  # the sweep it belongs to
     point: tuple[tuple[str, str], ...] = ()  # its overrides there, without the seed
     number: int = 0  # in the report
 
     @property
     def model(self) -> str:
-        return model_text(self.config["model"])
+        return words.model_text(self.config["model"])
 
     @property
     def training(self) -> str:
@@ -155,17 +144,17 @@ class Run:
         if not self.trained:
             return "as given"
         blur = self.config["blur"]
-        kinds = kinds_of(blur)
-        for name, shares in TRAINING.items():
-            if kinds == shares and (is_papers(blur) if "gaussian" in kinds else not is_noisy(blur)):
-                return name
-        return blur_text(blur)
+        kinds = words.kinds_of(blur)
+        usual = words.is_papers(blur) if "gaussian" in kinds else not words.is_noisy(blur)
+        named = (name for name, shares in TRAINING.items() if usual and kinds == shares)
+        return next(named, words.blur_text(blur))
 
     @property
     def regimen(self) -> str:
         """The blur of the training images, and the patches left out of them."""
         mask = self.config.get("mask") or {"mode": "none"}
-        return self.training + (f", {mask_text(mask)}" if self.trained and mask["mode"] != "none" else "")
+        masked = self.trained and mask["mode"] != "none"
+        return self.training + (f", {words.mask_text(mask)}" if masked else "")
 
     @property
     def trained_on(self) -> str:
@@ -194,10 +183,8 @@ class Run:
 
 def in_order(runs: list[Run]) -> list[Run]:
     """By model, and by training blur as in paper 1: the same blur has the same style in every figure."""
-    order = list(TRAINING)
-    return sorted(
-        runs, key=lambda r: (r.model, order.index(r.training) if r.training in order else len(order))
-    )
+    order = {training: place for place, training in enumerate(TRAINING)}
+    return sorted(runs, key=lambda run: (run.model, order.get(run.training, len(order))))
 
 
 def grouped(items: Iterable, key: Callable) -> dict:
@@ -213,16 +200,6 @@ def firsts(rows: list[Row], key: Callable) -> dict:
     return {k: alike[0] for k, alike in grouped(rows, key).items()}
 
 
-def in_matrix(row: Row) -> bool:
-    """Not the grids that other sections show: fixed σ, corruptions, matched keep rates, EViT and ToMe."""
-    fixed = (
-        row.sigma is not None and row.sigma[0] == row.sigma[1] != 0 and not is_noisy(row.condition["blur"])
-    )
-    masked = row.mask["mode"] != "none"
-    threshold = not masked or (row.mask["threshold"] is not None and row.mask["keep_rate"] is None)
-    return not row.corruption and not fixed and threshold and row.method not in INSIDE
-
-
 def told_apart(
     rows: list[Row], text: Callable[[Row], str], compared=lambda key: True
 ) -> Callable[[Row], str]:
@@ -231,22 +208,17 @@ def told_apart(
     Rows that still have the same words have conditions of one effect, and so the same numbers. compared: whether a
     field ("mask.fill") belongs to what the words are to tell.
     """
-    alike = {}
-    for row in rows:
-        alike.setdefault(text(row), []).append(effective(row.condition))
     differ = {}
-    for words, effects in alike.items():
+    for label, alike in grouped(rows, text).items():
+        effects = [words.effective(row.condition) for row in alike]
         keys = dict.fromkeys(key for effect in effects for key in effect if compared(key))
-        differ[words] = [
-            key for key in keys if any(effect.get(key) != effects[0].get(key) for effect in effects)
-        ]
+        differ[label] = [k for k in keys if any(effect.get(k) != effects[0].get(k) for effect in effects)]
 
     def name(row: Row) -> str:
-        effect, words = effective(row.condition), text(row)
-        fields = [
-            f"{key.rpartition('.')[2]} {value_text(effect[key])}" for key in differ[words] if key in effect
-        ]
-        return ", ".join([words, *fields])
+        effect, label = words.effective(row.condition), text(row)
+        fields = [key for key in differ[label] if key in effect]
+        told = [f"{key.rpartition('.')[2]} {words.value_text(effect[key])}" for key in fields]
+        return ", ".join([label, *told])
 
     return name
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bjax import stats
 from bjax.options import affecting
-from bjax.report.runs import Row, Run
+from bjax.report.runs import Row, Run, grouped
 from bjax.specs import Run as Options
 
 # Of a config: what decides neither weights nor results. Runs that differ in this and the seed alone are shown as one.
@@ -28,25 +28,24 @@ def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
     """
     groups, notes = {}, []
     for run in runs:
-        group = groups.setdefault((run.trained, identity(run.config)), [])
-        same = next((other for other in group if other.seeds == run.seeds), None)
-        if same:
+        by_seed = groups.setdefault((run.trained, identity(run.config)), {})
+        same = by_seed.setdefault(run.seeds, run)
+        if same is not run:
             shown = f"config and seed are those of {same.workdirs[0]}, which is shown"
             notes.append(f"{run.workdirs[0]}: {shown}")
-        else:
-            group.append(run)
     merged, names = [], set()
-    for number, group in enumerate(groups.values(), 1):
+    for number, by_seed in enumerate(groups.values(), 1):
+        group = list(by_seed.values())
         name = _common([run.name for run in group])
         if name in names:
             name = f"{name} ({number})"
         names.add(name)
         rows = []
         for condition in dict.fromkeys(row.name for run in group for row in run.rows):
-            by_seed = {run.seeds[0]: row for run in group if (row := run.find(condition))}
-            rows.append(dataclasses.replace(_merge_rows(by_seed), run=number))
-            if len(by_seed) < len(group):
-                lacking = ", ".join(str(run.seeds[0]) for run in group if run.seeds[0] not in by_seed)
+            tested = {run.seeds[0]: row for run in group if (row := run.find(condition))}
+            rows.append(dataclasses.replace(_merge_rows(tested), run=number))
+            if len(tested) < len(group):
+                lacking = ", ".join(str(run.seeds[0]) for run in group if run.seeds[0] not in tested)
                 notes.append(f"{name}: {condition} was not evaluated with seed {lacking}")
         first = next((run for run in group if run.sweep), group[0])
         files = {k: next(filter(None, (getattr(run, k) for run in group)), None) for k in EXTRAS}
@@ -113,17 +112,13 @@ def _merge_rows(rows: dict[int, Row]) -> Row:
         }
     if all("confusion" in r for r in results):
         merged["confusion"] = np.sum([r["confusion"] for r in results], axis=0).tolist()
-    for row in results:
-        for kind, bins in row.get("by_strength", {}).items():
-            of_kind = merged.setdefault("by_strength", {}).setdefault(kind, {})
-            for part in bins:
-                of_kind.setdefault((part["low"], part["high"]), []).append(part)
-        for name, part in row.get("estimates", {}).items():
-            merged.setdefault("estimates", {}).setdefault(name, []).append(part)
-    for kind, bins in merged.get("by_strength", {}).items():
-        merged["by_strength"][kind] = [_pool(parts, "top1") for parts in bins.values()]
-    for name, parts in merged.get("estimates", {}).items():
-        merged["estimates"][name] = _pool(parts, "mae")
+    for kind in dict.fromkeys(kind for r in results for kind in r.get("by_strength", {})):
+        parts = [part for r in results for part in r.get("by_strength", {}).get(kind, ())]
+        bins = grouped(parts, lambda part: (part["low"], part["high"]))
+        merged.setdefault("by_strength", {})[kind] = [_pool(alike, "top1") for alike in bins.values()]
+    for name in dict.fromkeys(name for r in results for name in r.get("estimates", {})):
+        parts = [r["estimates"][name] for r in results if name in r.get("estimates", {})]
+        merged.setdefault("estimates", {})[name] = _pool(parts, "mae")
     speed = next((row.speed for row in rows.values() if row.speed), None)
     return dataclasses.replace(first, result=merged, speed=speed, by_seed=by_seed)
 

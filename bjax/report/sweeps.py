@@ -64,9 +64,8 @@ def _matrices(runs: list[Run], keys: list[str], values: dict, conditions: list[s
     groups = (("", 2), (across, len(values[across])))
     table = Table(header, body, _caption(runs, conditions), left=2, groups=groups)
     drawing = figures.heat_maps(maps, values[down], values[across], down, across)
-    caption = (
-        f"Top-1 accuracy in per cent, {_images(runs)} images; one scale for all conditions, dark is high."
-    )
+    caption = f"Top-1 accuracy in per cent, {_images(runs)} images"
+    caption += "; one scale for all conditions, dark is high."
     return [table, Figure(f"sweep{number}", drawing, caption, f"Top-1 accuracy over {down} and {across}")]
 
 
