@@ -119,18 +119,21 @@ def _finish_swap(target: epath.Path) -> None:
         (_new(target) if _is_prepared(_new(target)) else _old(target)).rename(target)
 
 
-def dataset_info(builder: tfds.core.DatasetBuilder, classes: Sequence[str]) -> tfds.core.DatasetInfo:
-    """What a data set of images in classes declares: features image, label and file_name, images of any size."""
+def dataset_info(
+    builder: tfds.core.DatasetBuilder, classes: Sequence[str], *, image=None, **more
+) -> tfds.core.DatasetInfo:
+    """What a data set of images in classes declares: features image, label and file_name.
+
+    image: the feature of that name; None: images of any size. more: of `DatasetInfo`.
+    """
+    features = {
+        "image": image or tfds.features.Image(shape=(None, None, None)),
+        "label": tfds.features.ClassLabel(names=classes),
+        "file_name": tfds.features.Text(),
+    }
+    features = tfds.features.FeaturesDict(features)
     return tfds.core.DatasetInfo(
-        builder=builder,
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, None)),
-                "label": tfds.features.ClassLabel(names=classes),
-                "file_name": tfds.features.Text(),
-            }
-        ),
-        supervised_keys=("image", "label"),
+        builder=builder, features=features, supervised_keys=("image", "label"), **more
     )
 
 

@@ -32,68 +32,66 @@ class Counts:
 COMPLETE = Counts()
 
 
-with tfds.core.registered.skip_registration():
+class Imagenet2012(stock.Builder, skip_registration=True):
+    """TFDS's builder with its reading of the tars replaced; what it stores, and where, stays the same.
 
-    class Imagenet2012(stock.Builder):
-        """TFDS's builder with its reading of the tars replaced; what it stores, and where, stays the same.
+    The stock builder needs TensorFlow, reads the validation labels even where only train is wanted, and
+    pairs sorted names with labels, so that one missing image would shift the labels of all after it.
+    """
 
-        The stock builder needs TensorFlow, reads the validation labels even where only train is wanted, and
-        pairs sorted names with labels, so that one missing image would shift the labels of all after it.
+    name = "imagenet2012"
+
+    def __init__(
+        self,
+        *,
+        manual_dir: str,
+        splits: Iterable[str] = tuple(TARS),
+        on_corrupt: str = "raise",
+        counts: Counts = COMPLETE,
+        **kwargs,
+    ):
+        """Constructs the builder.
+
+        manual_dir: folder of the official tars.
+        splits: which of train and validation to write.
+        on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
+        counts: what the tars must hold.
+        kwargs: of TFDS's builder: data_dir.
         """
+        self.corrupt = {}
+        self._paths = {split: Path(manual_dir).expanduser() / TARS[split] for split in splits}
+        self._on_corrupt = on_corrupt
+        self._counts = counts
+        super().__init__(file_format="array_record", **kwargs)
 
-        name = "imagenet2012"
-
-        def __init__(
-            self,
-            *,
-            manual_dir: str,
-            splits: Iterable[str] = tuple(TARS),
-            on_corrupt: str = "raise",
-            counts: Counts = COMPLETE,
-            **kwargs,
-        ):
-            """Constructs the builder.
-
-            manual_dir: folder of the official tars.
-            splits: which of train and validation to write.
-            on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
-            counts: what the tars must hold.
-            kwargs: of TFDS's builder: data_dir.
-            """
-            self.corrupt = {}
-            self._paths = {split: Path(manual_dir).expanduser() / TARS[split] for split in splits}
-            self._on_corrupt = on_corrupt
-            self._counts = counts
-            super().__init__(file_format="array_record", **kwargs)
-
-        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-            del dl_manager
-            missing = [path for path in self._paths.values() if not path.is_file()]
-            if missing:
-                names = " and ".join(path.name for path in missing)
-                raise UserError(
-                    f"imagenet2012: {missing[0].parent} lacks {names}, to be had from image-net.org; "
-                    "--splits=train or --splits=validation prepares one without the other"
-                )
-            # Both tars are looked through before hours go into writing the first.
-            files = {}
-            if "train" in self._paths:
-                classes = self.info.features["label"].names
-                files["train"] = train_files(self._paths["train"], classes, self._counts.classes)
-            if "validation" in self._paths:
-                files["validation"] = validation_files(self._paths["validation"], self._counts.validation)
-            return {split: self._generate_examples(split, files[split]) for split in files}
-
-        def _generate_examples(self, split: str, files: Iterable[File]) -> Iterator[tuple[str, dict]]:
-            return intact(
-                files,
-                total=getattr(self._counts, split),
-                title=f"{self.name} {split}",
-                where=self._paths[split],
-                on_corrupt=self._on_corrupt,
-                corrupt=self.corrupt,
-                convert=as_rgb_jpeg,
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        del dl_manager
+        missing = [path for path in self._paths.values() if not path.is_file()]
+        if missing:
+            names = " and ".join(path.name for path in missing)
+            raise UserError(
+                f"imagenet2012: {missing[0].parent} lacks {names}, to be had from image-net.org; "
+                "--splits=train or --splits=validation prepares one without the other"
             )
+        # Both tars are looked through before hours go into writing the first.
+        files = {}
+        if "train" in self._paths:
+            classes = self.info.features["label"].names
+            files["train"] = train_files(self._paths["train"], classes, self._counts.classes)
+        if "validation" in self._paths:
+            files["validation"] = validation_files(self._paths["validation"], self._counts.validation)
+        return {split: self._generate_examples(split, files[split]) for split in files}
+
+    def _generate_examples(self, split: str, files: Iterable[File]) -> Iterator[tuple[str, dict]]:
+        return intact(
+            files,
+            total=getattr(self._counts, split),
+            title=f"{self.name} {split}",
+            where=self._paths[split],
+            on_corrupt=self._on_corrupt,
+            corrupt=self.corrupt,
+            convert=as_rgb_jpeg,
+        )
 
 
 def train_files(path: Path, classes: Iterable[str], count: int) -> Iterator[File]:

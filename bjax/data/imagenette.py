@@ -17,53 +17,51 @@ COUNTS = {"train": 9469, "validation": 3925}
 URL = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz"
 
 
-with tfds.core.registered.skip_registration():
+class Imagenette(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Ten classes of ImageNet, shorter side 320 px."""
 
-    class Imagenette(tfds.core.GeneratorBasedBuilder):
-        """Ten classes of ImageNet, shorter side 320 px."""
+    name = "imagenette"
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = stock.Builder.url_infos  # the archive's checksum
 
-        name = "imagenette"
-        VERSION = tfds.core.Version("1.0.0")
-        url_infos = stock.Builder.url_infos  # the archive's checksum
+    def __init__(self, **kwargs):
+        super().__init__(file_format="array_record", **kwargs)
 
-        def __init__(self, **kwargs):
-            super().__init__(file_format="array_record", **kwargs)
+    def _info(self) -> tfds.core.DatasetInfo:
+        names = tfds.core.tfds_path("image_classification/imagenette_labels.txt").read_text().split()
+        return dataset_info(self, names)
 
-        def _info(self) -> tfds.core.DatasetInfo:
-            names = tfds.core.tfds_path("image_classification/imagenette_labels.txt").read_text().split()
-            return dataset_info(self, names)
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        file = Path(URL)
+        downloads = Path(self.data_dir_root) / "downloads"
+        try:
+            if not any(downloads.rglob(f"*{file.stem}*")):
+                # TFDS retries for minutes before it says that there is no internet.
+                requests.head(URL, timeout=30).raise_for_status()
+            tfds.enable_progress_bar()
+            archive = dl_manager.download(URL)
+            tfds.disable_progress_bar()
+        except (requests.RequestException, tfds.download.DownloadError) as error:
+            raise UserError(
+                f"imagenette: downloading {URL} failed ({type(error).__name__}); without internet "
+                f"put {file.name} into {downloads / 'manual'}"
+            ) from error
+        except NonMatchingChecksumError as error:
+            raise UserError(
+                f"imagenette: {file.name} in {downloads} is not the published file (other SHA-256); "
+                "remove it and get it again"
+            ) from error
+        return {split: self._generate_examples(archive, split) for split in COUNTS}
 
-        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-            file = Path(URL)
-            downloads = Path(self.data_dir_root) / "downloads"
-            try:
-                if not any(downloads.rglob(f"*{file.stem}*")):
-                    # TFDS retries for minutes before it says that there is no internet.
-                    requests.head(URL, timeout=30).raise_for_status()
-                tfds.enable_progress_bar()
-                archive = dl_manager.download(URL)
-                tfds.disable_progress_bar()
-            except (requests.RequestException, tfds.download.DownloadError) as error:
-                raise UserError(
-                    f"imagenette: downloading {URL} failed ({type(error).__name__}); without internet "
-                    f"put {file.name} into {downloads / 'manual'}"
-                ) from error
-            except NonMatchingChecksumError as error:
-                raise UserError(
-                    f"imagenette: {file.name} in {downloads} is not the published file (other SHA-256); "
-                    "remove it and get it again"
-                ) from error
-            return {split: self._generate_examples(archive, split) for split in COUNTS}
-
-        def _generate_examples(self, archive: Path, split: str) -> Iterator[tuple[str, dict]]:
-            return intact(
-                _members(archive, split),
-                total=COUNTS[split],
-                title=f"{self.name} {split}",
-                where=archive,
-                on_corrupt="raise",
-                corrupt={},
-            )
+    def _generate_examples(self, archive: Path, split: str) -> Iterator[tuple[str, dict]]:
+        return intact(
+            _members(archive, split),
+            total=COUNTS[split],
+            title=f"{self.name} {split}",
+            where=archive,
+            on_corrupt="raise",
+            corrupt={},
+        )
 
 
 def _members(archive: Path, split: str) -> Iterator[tuple[str, str, bytes]]:

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from bjax.data.builder import dataset_info
 from bjax.errors import UserError
 
 TRAIN = (
@@ -54,48 +55,37 @@ FILES = {
 JPEG = {"quality": 95, "subsampling": "4:4:4", "optimize": False}
 
 
-with tfds.core.registered.skip_registration():
+class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Crops of scikit-image's photographs; the label is the photograph."""
 
-    class Photos(tfds.core.GeneratorBasedBuilder):
-        """Crops of scikit-image's photographs; the label is the photograph."""
+    name = "photos"
+    VERSION = tfds.core.Version("1.1.0")
 
-        name = "photos"
-        VERSION = tfds.core.Version("1.1.0")
+    def __init__(self, **kwargs):
+        super().__init__(file_format="array_record", **kwargs)
 
-        def __init__(self, **kwargs):
-            super().__init__(file_format="array_record", **kwargs)
+    def _info(self) -> tfds.core.DatasetInfo:
+        classes = [Path(file).stem for file in TRAIN]
+        image = tfds.features.Image(shape=(CROP, CROP, 3), encoding_format="jpeg")
+        homepage = "https://scikit-image.org/docs/stable/api/skimage.data.html"
+        return dataset_info(self, classes, image=image, description=__doc__, homepage=homepage)
 
-        def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=__doc__,
-                homepage="https://scikit-image.org/docs/stable/api/skimage.data.html",
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(CROP, CROP, 3), encoding_format="jpeg"),
-                        "label": tfds.features.ClassLabel(names=[Path(file).stem for file in TRAIN]),
-                        "file_name": tfds.features.Text(),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-            )
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        del dl_manager
+        folder = photographs()
+        return {split: self._generate_examples(folder, split) for split in CROPS}
 
-        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-            del dl_manager
-            folder = photographs()
-            return {split: self._generate_examples(folder, split) for split in CROPS}
-
-        def _generate_examples(self, folder: Path, split: str) -> Iterator[tuple[str, dict]]:
-            for file in FILES[split]:
-                photo = load(folder / file)
-                name = Path(file).stem
-                for top, left in positions(photo, split):
-                    crop = Image.fromarray(photo[top : top + CROP, left : left + CROP])
-                    data = io.BytesIO()
-                    crop.save(data, "JPEG", **JPEG)
-                    file_name = f"{name}_{split}_y{top:04d}_x{left:04d}.jpg"
-                    label = name if split in ("train", "test") else -1
-                    yield file_name, {"image": data.getvalue(), "label": label, "file_name": file_name}
+    def _generate_examples(self, folder: Path, split: str) -> Iterator[tuple[str, dict]]:
+        for file in FILES[split]:
+            photo = load(folder / file)
+            name = Path(file).stem
+            for top, left in positions(photo, split):
+                crop = Image.fromarray(photo[top : top + CROP, left : left + CROP])
+                data = io.BytesIO()
+                crop.save(data, "JPEG", **JPEG)
+                file_name = f"{name}_{split}_y{top:04d}_x{left:04d}.jpg"
+                label = name if split in ("train", "test") else -1
+                yield file_name, {"image": data.getvalue(), "label": label, "file_name": file_name}
 
 
 def photographs() -> Path:
@@ -146,13 +136,7 @@ def positions(photo: np.ndarray, split: str) -> list[tuple[int, int]]:
     detail[:, :-1] += abs(np.diff(grey, axis=1))
     total = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
 
-    candidates = [
-        (y, x) for y in range(top, bottom - CROP + 1, STRIDE) for x in range(left, right - CROP + 1, STRIDE)
-    ]
-    content = [
-        total[y + CROP, x + CROP] - total[y, x + CROP] - total[y + CROP, x] + total[y, x]
-        for y, x in candidates
-    ]
-    median = np.median(content)
-    kept = [place for place, c in zip(candidates, content, strict=True) if c >= median]
-    return [kept[i * len(kept) // CROPS[split]] for i in range(CROPS[split])]
+    y, x = np.mgrid[top : bottom - CROP + 1 : STRIDE, left : right - CROP + 1 : STRIDE].reshape(2, -1)
+    content = total[y + CROP, x + CROP] - total[y, x + CROP] - total[y + CROP, x] + total[y, x]
+    kept = np.stack([y, x], axis=1)[content >= np.median(content)].tolist()
+    return [tuple(kept[i * len(kept) // CROPS[split]]) for i in range(CROPS[split])]
