@@ -41,8 +41,8 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.Con
         config = file.get_config(args)
     except ValueError as e:
         raise UserError(f"--config={spec}: {e}") from None
-    _unshare(config, set())
-    return _overridden(config, overrides)
+    # A group that stands in several places would change in all of them at an override: the copy has it once for each.
+    return _overridden(copied(config), overrides)
 
 
 def reload(
@@ -112,16 +112,6 @@ def _overridden(config, overrides) -> ml_collections.ConfigDict:
         override(config, key, text)
     validate(config)
     return config
-
-
-def _unshare(node: ml_collections.ConfigDict, seen: set[int]) -> None:
-    """Gives every group a place of its own: one that stands in several places would change in all at an override."""
-    for key, child in list(node.items()):
-        if isinstance(child, ml_collections.ConfigDict):
-            if id(child) in seen:
-                node[key] = child = copied(child)
-            seen.add(id(child))
-            _unshare(child, seen)
 
 
 def copied(node: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

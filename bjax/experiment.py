@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bjax import models, weights
-from bjax.blur import imagenet_c
 from bjax.blur.sample import KINDS, BlurSpec
 from bjax.config import check_devices
 from bjax.data import loader
@@ -29,7 +28,7 @@ from bjax.data.loader import Source
 from bjax.errors import UserError, nearest
 from bjax.models.vit import TOKEN_OPTIONS
 from bjax.runtime import checkpoint, distributed, sharding
-from bjax.specs import Data
+from bjax.specs import CORRUPTIONS, Data
 from bjax.step import losses, optim, state
 from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
@@ -81,10 +80,8 @@ def build(config, num_classes: int | None = None) -> Experiment:
     """
     if num_classes is not None:
         return _described(config, len(KINDS) if config.task == "blur_type" else num_classes)
-    source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
+    source = _open_split(config, config.data.train, "data.train")
     exp = build(config, source.num_classes)
-    if config.task == "object":
-        source = loader.with_labels(source, f"config.data.train={config.data.train}")
     splits = _open_splits(exp)
     check_devices(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -93,30 +90,22 @@ def build(config, num_classes: int | None = None) -> Experiment:
 
 def _described(config, num_classes: int) -> Experiment:
     """What a config alone decides of an experiment."""
-    if config.model.name not in models.MODELS:
-        raise UserError(
-            f"config.model.name={config.model.name}: expected one of {', '.join(models.MODELS)}"
-            f"{nearest(config.model.name, models.MODELS)}"
-        )
+    name = config.model.name
+    if name not in models.MODELS:
+        hint = nearest(name, models.MODELS)
+        raise UserError(f"config.model.name={name}: expected one of {', '.join(models.MODELS)}{hint}")
     model = _model(config, num_classes, "model")
     size, smallest = config.data.image_size, getattr(model, "smallest", 1)
     if size < smallest:
-        raise UserError(
-            f"config.data.image_size={size}: {config.model.name} needs at least {smallest} pixels a side"
-        )
-    train = _inputs(config, "", config.blur, config.mask, model)
+        raise UserError(f"config.data.image_size={size}: {name} needs at least {smallest} pixels a side")
+    train = _inputs(config, "", config, model)
     if train.mask.mode == "bucket":
         raise UserError(
             "config.mask.mode=bucket: for evaluation only, its batches follow what the images keep; "
             "train with gather and a keep_rate, or with attend"
         )
-    objective = Objective(
-        task=config.task,
-        num_classes=num_classes,
-        accumulate=config.optim.accumulate,
-        ema=config.optim.ema,
-        **config.loss,
-    )
+    accumulate, ema = config.optim.accumulate, config.optim.ema
+    objective = Objective(config.task, num_classes, accumulate=accumulate, ema=ema, **config.loss)
     if objective.task == "object" and objective.parameters:
         raise UserError(
             f"config.loss.parameters={objective.parameters:g}: the blur's parameters are learned with "
@@ -137,10 +126,10 @@ def _model(config, num_classes: int, key: str, more=()) -> nn.Module:
     return _named(f"{key}.options", lambda: models.build(config.model.name, **options))
 
 
-def _inputs(config, key: str, blur, mask, model, corruption=None) -> Inputs:
-    """key: of the config that `blur` and `mask` stand under, with a dot at its end, for messages."""
-    blur = _named(f"{key}blur", lambda: BlurSpec(**blur.to_dict()))
-    mask = _named(f"{key}mask", lambda: MaskSpec(**mask))
+def _inputs(config, key: str, node: ConfigDict, model, corruption=None) -> Inputs:
+    """Of the blur and the mask of `node`; key: of the config that it stands under, with a dot at its end."""
+    blur = _named(f"{key}blur", lambda: BlurSpec(**node.blur.to_dict()))
+    mask = _named(f"{key}mask", lambda: MaskSpec(**node.mask))
     if not hasattr(model, "patch_size") and mask.mode not in ("none", "zero_pixels"):
         raise UserError(
             f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels"
@@ -189,7 +178,7 @@ def _condition(config, num_classes: int, name: str) -> Condition:
             f"{', '.join(TOKEN_OPTIONS)} of the ViT"
         )
     model = _model(config, num_classes, f"eval.{name}", c.options)
-    inputs = _inputs(config, f"eval.{name}.", c.blur, c.mask, model, _corruption(config, name, c))
+    inputs = _inputs(config, f"eval.{name}.", c, model, _corruption(config, name, c))
     return Condition(c.split, inputs, model, c.bn_adapt)
 
 
@@ -212,9 +201,9 @@ def _corruption(config, name: str, condition) -> tuple[str, int] | None:
     if not condition.corruption:
         return None
     key = f"config.eval.{name}.corruption={condition.corruption}"
-    if condition.corruption not in imagenet_c.NAMES:
-        hint = nearest(condition.corruption, imagenet_c.NAMES)
-        raise UserError(f"{key}: expected one of {', '.join(imagenet_c.NAMES)}{hint}")
+    if condition.corruption not in CORRUPTIONS:
+        hint = nearest(condition.corruption, CORRUPTIONS)
+        raise UserError(f"{key}: expected one of {', '.join(CORRUPTIONS)}{hint}")
     if condition.severity not in range(1, 6):
         raise UserError(f"config.eval.{name}.severity={condition.severity}: expected 1 to 5")
     if config.task == "blur_type":
@@ -228,28 +217,28 @@ def _corruption(config, name: str, condition) -> tuple[str, int] | None:
     return condition.corruption, condition.severity
 
 
+def _open_split(config, split: str, key: str) -> Source:
+    """key: of the config that names the split. Raises UserError where it does not exist or lacks the task's labels."""
+    source = loader.open_split(config.data.name, split, data_dir=config.data.data_dir)
+    return loader.with_labels(source, f"config.{key}={split}") if config.task == "object" else source
+
+
 def _open_splits(exp: Experiment) -> dict[str, Source]:
     """The splits that the conditions and mask_quality name.
 
-    Raises UserError for a split or dataset that does not exist, for one without the labels that the task needs, and for
-    a condition that several processes cannot evaluate.
+    Raises UserError as `_open_split` does, and for a condition that several processes cannot evaluate.
     """
-    config = exp.config
-    data_dir = config.data.data_dir or None
-    splits = {}
+    config, splits = exp.config, {}
     for name, condition in exp.conditions.items():
-        split = condition.split
-        if split not in splits:
-            splits[split] = loader.open_split(config.data.name, split, data_dir=data_dir)
-            if config.task == "object":
-                splits[split] = loader.with_labels(splits[split], f"config.eval.{name}.split={split}")
+        if condition.split not in splits:
+            splits[condition.split] = _open_split(config, condition.split, f"eval.{name}.split")
         if condition.inputs.mask.mode == "bucket" and jax.process_count() > 1:
             raise UserError(
                 f"config.eval.{name}.mask.mode=bucket: evaluates in one process; use attend, or gather with a keep_rate"
             )
     split = config.mask_quality.split
     if exp.quality and split not in splits:
-        splits[split] = loader.open_split(config.data.name, split, data_dir=data_dir)
+        splits[split] = loader.open_split(config.data.name, split, data_dir=config.data.data_dir)
     return splits
 
 
@@ -270,9 +259,8 @@ def eval_batches(exp: Experiment, source: Source) -> Iterator[dict[str, np.ndarr
 
     Raises `distributed.Stopped` instead of the next batch when the process is told to stop.
     """
-    process = (jax.process_index(), jax.process_count())
-    batches = loader.eval_batches(source, exp.data, batch_size=exp.config.eval_batch_size, process=process)
-    for batch in batches:
+    size, process = exp.config.eval_batch_size, (jax.process_index(), jax.process_count())
+    for batch in loader.eval_batches(source, exp.data, batch_size=size, process=process):
         if distributed.stopping():
             raise distributed.Stopped("told to stop during an evaluation; the same command evaluates again")
         yield batch

@@ -65,17 +65,13 @@ def wrong(value, limits: Mapping) -> str | None:
 
 def defaults(kind: type) -> dict:
     """The fields of a group with their defaults, groups as dictionaries; `None` stands for a number that is not set."""
-    values = {}
-    for f in dataclasses.fields(kind):
-        nested = f.metadata.get("group")
-        values[f.name] = (
-            defaults(nested)
-            if nested
-            else f.default_factory()
-            if f.default is dataclasses.MISSING
-            else f.default
-        )
-    return values
+
+    def default(f: dataclasses.Field):
+        if nested := f.metadata.get("group"):
+            return defaults(nested)
+        return f.default_factory() if f.metadata["open"] else f.default
+
+    return {f.name: default(f) for f in dataclasses.fields(kind)}
 
 
 def leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:

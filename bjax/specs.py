@@ -17,11 +17,8 @@ KINDS = ("sharp", "gaussian", "motion", "defocus")  # of blur, in the order of b
 # What a model estimates of a blur (loss.parameters), and the kind that has it.
 PARAMETERS = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}
 MEASURES = ("laplacian", "tenengrad", "modified_laplacian", "high_frequency")  # of bjax.sharpness
-CONTROLS = (
-    "random",
-    "inverse",
-    "centre",
-)  # selectors that keep as many patches and look at less, or at the other end
+# Selectors that keep as many patches and look at less, or at the other end.
+CONTROLS = ("random", "inverse", "centre")
 CORRUPTIONS = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur")  # of ImageNet-C
 
 
@@ -35,10 +32,8 @@ def _kinds(kinds) -> tuple[tuple[str, float], ...]:
         raise ValueError(f"kinds={kinds!r}: a kind is named twice")
     for name, probability in given.items():
         if name not in KINDS:
-            known = ", ".join(KINDS)
-            raise ValueError(
-                f"kinds: unknown kind {name!r}, the kinds are {known}{nearest(name, KINDS, cutoff=0.5)}"
-            )
+            known = ", ".join(KINDS) + nearest(name, KINDS, cutoff=0.5)
+            raise ValueError(f"kinds: unknown kind {name!r}, the kinds are {known}")
         if not 0 <= probability <= 1:
             raise ValueError(f"kinds: {name}={probability} is no probability, must be in [0, 1]")
     total = sum(given.values())
@@ -110,9 +105,7 @@ class BlurSpec:
     Raises ValueError naming the field and what is allowed.
     """
 
-    kinds: tuple[tuple[str, float], ...] = plain(
-        {"defocus": 0.0, "gaussian": 0.0, "motion": 0.0, "sharp": 1.0}
-    )
+    kinds: tuple[tuple[str, float], ...] = plain({**dict.fromkeys(sorted(KINDS), 0.0), "sharp": 1.0})
     sigma: tuple[float, float] = plain((1.0, 2.0))
     kernel_size: int = plain(19)
     psf_size: int = plain(21, added=True)

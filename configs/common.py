@@ -15,10 +15,8 @@ from bjax.errors import nearest
 
 ConfigDict = partial(ml_collections.ConfigDict, sort_keys=False)  # results come in the order written here
 
-SOURCES = (
-    "demo",
-    "imagenette",
-)  # instead of ImageNet: the embedded photographs, or ten classes downloaded on first use
+# Instead of ImageNet: the embedded photographs, or ten classes downloaded on first use.
+SOURCES = ("demo", "imagenette")
 TRAIN_BLURS = {  # paper 1, section 4.2: the three training sets
     "sharp": {"sharp": 1.0},
     "blurred": {"gaussian": 1.0},
@@ -61,9 +59,9 @@ def group(kind):
     def node(values):
         c = ConfigDict()
         for key, value in values.items():
-            c[key] = (
-                node(value) if isinstance(value, dict) else placeholder(float) if value is None else value
-            )
+            c[key] = node(value) if isinstance(value, dict) else value
+            if value is None:
+                c[key] = placeholder(float)
         return c
 
     return node(options.defaults(kind))
@@ -169,7 +167,6 @@ def demo(c):
     c.data.image_size = 96
     c.data.resize = 0
     c.data.scale = (0.25, 1.0)
-    c.data.interpolation = "bilinear"  # evaluation: of that rescaling: bilinear | bicubic
     c.data.threads = 2
     c.dtype = "float32"
     c.batch_size, c.eval_batch_size = 64, 128

@@ -27,9 +27,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Float32, Int32, Key, UInt8
 
 from bjax.blur import convolve, psf
+from bjax.specs import CORRUPTIONS
 
 Image = UInt8[Array, "h w 3"]
-NAMES = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur")
+NAMES = CORRUPTIONS
 
 _GAUSSIAN = (1, 2, 3, 4, 6)  # σ
 _DEFOCUS = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))  # radius, σ of the anti-aliasing
@@ -47,9 +48,7 @@ ALEXNET_ERRORS = {
 }
 
 
-def corrupt(
-    key: Key[Array, ""], image: UInt8[Array, "h w 3"], name: str, severity: int
-) -> UInt8[Array, "h w 3"]:
+def corrupt(key: Key[Array, ""], image: Image, name: str, severity: int) -> Image:
     """One blur of ImageNet-C, within one level of the original program.
 
     key: a typed key; motion (the angle) and glass (the swaps) draw from it, the others ignore it. The random numbers
@@ -136,9 +135,7 @@ def _motion(key: Key[Array, ""], image: Image, radius: int, sigma: float) -> Ima
     return motion_at_angle(image, radius, sigma, jax.random.uniform(key, (), minval=-45, maxval=45))
 
 
-def motion_at_angle(
-    image: UInt8[Array, "h w 3"], radius: int, sigma: float, angle: Float[ArrayLike, ""]
-) -> UInt8[Array, "h w 3"]:
+def motion_at_angle(image: Image, radius: int, sigma: float, angle: Float[ArrayLike, ""]) -> Image:
     """ImageMagick's `-motion-blur {radius}x{sigma}+{angle}`, angle in degrees.
 
     A half Gaussian of 2·radius + 1 taps along a ray from the pixel, each at the nearest whole pixel; the

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32, Int32, Key
+from jaxtyping import Array, Float32, Int32, Key
 
 from bjax.blur import convolve, psf
 from bjax.blur.convolve import Images
-from bjax.specs import KINDS, BlurSpec
+from bjax.specs import KINDS, PARAMETERS, BlurSpec
 
 
 class Params(NamedTuple):
@@ -35,9 +35,7 @@ PAPER2 = BlurSpec(
 SPECS = {"sharp": SHARP, "paper1_blurred": PAPER1_BLURRED, "paper1_mix": PAPER1_MIX, "paper2": PAPER2}
 
 
-def draw(
-    key: Key[Array, " b"], images: Float[Array, "b h w c"], spec: BlurSpec
-) -> tuple[Float[Array, "b h w c"], Int32[Array, " b"], Params]:
+def draw(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> tuple[Images, Int32[Array, " b"], Params]:
     """Blur every image by its own draw from `spec`: `(images, kind, params)`.
 
     The blurred images have the shape and dtype of the given ones; kind holds indices into `KINDS`.
@@ -74,11 +72,10 @@ def draw_one(key: Key[Array, ""], spec: BlurSpec) -> tuple[Int32[Array, ""], Par
     names, probabilities = zip(*spec.kinds, strict=True)
     choice = (kind_u >= np.cumsum(probabilities)[:-1].astype(np.float32)).sum()
     kind = jnp.array([KINDS.index(name) for name in names], jnp.int32)[choice]
-    used_by = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}
     params = {}
     for name, u in zip(Params._fields, param_u, strict=True):
         low, high = getattr(spec, name)
-        used = kind == KINDS.index(used_by[name]) if name in used_by else True
+        used = kind == KINDS.index(PARAMETERS[name]) if name in PARAMETERS else True
         params[name] = jnp.where(used, jnp.float32(low) + jnp.float32(high - low) * u, 0)
     return kind, Params(**params), noise_key
 
