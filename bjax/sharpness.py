@@ -20,13 +20,13 @@ from bjax.errors import UserError, command
 
 LARGEST_PATCH = 1024  # px: 32 bits hold the sums of every measure and every image
 PIXELS = (2, 4)  # axes of a patch's own pixels, see _per_patch
+Images = Float[Array, "b h w 3"]  # RGB in [0, 1]
 Grey = Int32[Array, "b h w"]  # 0..255
 PatchSize = int | tuple[int, int]  # p, or (height, width)
+Scores = Float32[Array, "b h/p w/p"]
 
 
-def laplacian_variance(
-    images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
-) -> Float32[Array, "b h/p w/p"]:
+def laplacian_variance(images: Images, patch_size: PatchSize, *, scope: str = "image") -> Scores:
     """Variance of the Laplacian (Pech-Pacheco et al. 2000): `cv2.Laplacian(grey, CV_64F).var()` of each patch.
 
     The response is cv2's bit for bit, the variance within 1e-6 of float64's. See the module for arguments and errors.
@@ -39,9 +39,7 @@ def laplacian_variance(
     return _mean_of_integers(response * response) - mean * mean
 
 
-def tenengrad(
-    images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
-) -> Float32[Array, "b h/p w/p"]:
+def tenengrad(images: Images, patch_size: PatchSize, *, scope: str = "image") -> Scores:
     """Mean squared Sobel gradient, Gx² + Gy² (Tenenbaum 1970; Krotkov 1987), without a threshold on the gradient.
 
     The gradients are `cv2.Sobel(grey, CV_64F, ..., ksize=3)`, bit for bit.
@@ -49,9 +47,7 @@ def tenengrad(
     return _mean_of_integers(_per_patch(images, patch_size, scope, _squared_sobel))
 
 
-def sum_modified_laplacian(
-    images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
-) -> Float32[Array, "b h/p w/p"]:
+def sum_modified_laplacian(images: Images, patch_size: PatchSize, *, scope: str = "image") -> Scores:
     """Sum over the patch of |2I - I(x-1) - I(x+1)| + |2I - I(y-1) - I(y+1)| (Nayar & Nakajima 1994).
 
     Step 1 and threshold 0 in their notation. A sum: it grows with the patch's area.
@@ -59,9 +55,7 @@ def sum_modified_laplacian(
     return _per_patch(images, patch_size, scope, _modified_laplacian).sum(PIXELS).astype(jnp.float32)
 
 
-def high_frequency_energy(
-    images: Float[Array, "b h w 3"], patch_size: PatchSize, *, scope: str = "image"
-) -> Float32[Array, "b h/p w/p"]:
+def high_frequency_energy(images: Images, patch_size: PatchSize, *, scope: str = "image") -> Scores:
     """Mean square of what a Gaussian of σ = 1 (7 × 7) removes: energy in a high-pass band.
 
     That focus measures are energies of a filtered image, differing in the filter, is Subbarao & Tyan 1998.
@@ -110,7 +104,7 @@ def threshold(scores: Real[Array | np.ndarray, "..."], *, keep_rate: float | Non
     return float(np.expm1(centres[np.argmax(below * above * (mean_below - mean_above) ** 2)]))
 
 
-def grey_levels(images: Float[Array, "b h w 3"]) -> Int32[Array, "b h w"]:
+def grey_levels(images: Images) -> Int32[Array, "b h w"]:
     """BT.601 grey as cv2 computes it on uint8 RGB, of images in [0, 1]."""
     levels = jnp.clip(jnp.round(images.astype(jnp.float32) * 255), 0, 255).astype(jnp.int32)
     red, green, blue = levels[..., 0], levels[..., 1], levels[..., 2]
@@ -146,7 +140,7 @@ def _high_pass(grey: Grey) -> Float32[Array, "b h w"]:
 
 
 def _per_patch(
-    images: Float[Array, "b h w 3"], patch_size: PatchSize, scope: str, response: Callable[[Grey], Array]
+    images: Images, patch_size: PatchSize, scope: str, response: Callable[[Grey], Array]
 ) -> Real[Array, "b h/p p w/p p"]:
     """`response` of the grey image, split into patches, where `PIXELS` are those of a patch.
 
@@ -176,7 +170,7 @@ def _per_patch(
     return patches
 
 
-def _mean_of_integers(values: Int32[Array, "b h/p p w/p p"]) -> Float32[Array, "b h/p w/p"]:
+def _mean_of_integers(values: Int32[Array, "b h/p p w/p p"]) -> Scores:
     """Mean of non-negative values over each patch: summed exactly in two halves, as float32 sums are not."""
     high, low = (values >> 10).sum(PIXELS), (values & 1023).sum(PIXELS)
     return (high * 1024.0 + low) / (values.shape[2] * values.shape[4])

@@ -24,13 +24,8 @@ PerImage = float | Real[ArrayLike, " b"]  # a parameter: one for all images, or 
 
 
 def gaussian(
-    images: Float[Array, "b h w c"],
-    sigma: PerImage,
-    *,
-    kernel_size: int = 19,
-    quantize: bool = False,
-    impl: str = "auto",
-) -> Float[Array, "b h w c"]:
+    images: Images, sigma: PerImage, *, kernel_size: int = 19, quantize: bool = False, impl: str = "auto"
+) -> Images:
     """Gaussian blur, as torchvision's `GaussianBlur(kernel_size, sigma)` and `cv2.GaussianBlur` on float images.
 
     sigma: standard deviation in pixels; 0 leaves the image as it is.
@@ -63,9 +58,7 @@ def gaussian(
     return blurred.astype(images.dtype)
 
 
-def motion(
-    images: Float[Array, "b h w c"], length: PerImage, angle: PerImage, *, kernel_size: int = 21
-) -> Float[Array, "b h w c"]:
+def motion(images: Images, length: PerImage, angle: PerImage, *, kernel_size: int = 21) -> Images:
     """Motion blur along a line, see `psf.motion`.
 
     length: pixels, 1 (the identity) to `kernel_size`.
@@ -79,9 +72,7 @@ def motion(
     return depthwise(images, psf.motion(length, angle, kernel_size))
 
 
-def defocus(
-    images: Float[Array, "b h w c"], radius: PerImage, *, kernel_size: int = 21
-) -> Float[Array, "b h w c"]:
+def defocus(images: Images, radius: PerImage, *, kernel_size: int = 21) -> Images:
     """Defocus blur by a disk, see `psf.defocus`.
 
     radius: pixels, 0 (the identity) to `kernel_size / 2`.
@@ -94,9 +85,7 @@ def defocus(
 
 
 @functools.partial(jax.jit, static_argnames="border")  # else every call outside jit would compile anew
-def separable(
-    images: Float[Array, "b h w c"], taps: Float32[Array, "b k"], *, border: str = "reflect"
-) -> Float[Array, "b h w c"]:
+def separable(images: Images, taps: Float32[Array, "b k"], *, border: str = "reflect") -> Images:
     """Correlate the rows and columns of each image with its taps, k odd.
 
     border: "reflect" (reflect-101) or "edge" (repeat the edge pixel).
@@ -115,7 +104,7 @@ def separable(
 
 
 @jax.jit
-def depthwise(images: Float[Array, "b h w c"], kernels: Float32[Array, "b k k"]) -> Float[Array, "b h w c"]:
+def depthwise(images: Images, kernels: Float32[Array, "b k k"]) -> Images:
     """Correlate every channel of each image with its kernel, k odd."""
     check_images(images)
     channels, radius = images.shape[3], kernels.shape[1] // 2
@@ -146,7 +135,7 @@ def by_platform(one: Callable[..., Array], batched: Callable[..., Array], *argum
     return lax.platform_dependent(*arguments, cpu=one_at_a_time, default=batched)
 
 
-def check_images(images: Float[Array, "b h w c"]) -> int:
+def check_images(images: Images) -> int:
     """The batch size of float images `[B, H, W, C]`; ValueError for anything else."""
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(

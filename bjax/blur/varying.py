@@ -10,15 +10,15 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Float32, Key
+from jaxtyping import Array, Float32, Key
 
 from bjax.blur import convolve, psf
 from bjax.blur.convolve import Images, PerImage
 
+SigmaMap = Float32[Array, "b h w"]  # pixels
 
-def gaussian(
-    images: Float[Array, "b h w c"], sigma_map: Float32[Array, "b h w"], *, kernel_size: int = 19
-) -> Float[Array, "b h w c"]:
+
+def gaussian(images: Images, sigma_map: SigmaMap, *, kernel_size: int = 19) -> Images:
     """Gaussian blur with a σ per pixel; a constant map equals `bjax.blur.gaussian`.
 
     sigma_map: pixels, ≥ 0.
@@ -38,7 +38,7 @@ def gaussian(
 
 
 @functools.partial(jax.jit, static_argnames="kernel_size")
-def _gaussian(images: Images, sigma_map: Float32[Array, "b h w"], kernel_size: int) -> Images:
+def _gaussian(images: Images, sigma_map: SigmaMap, kernel_size: int) -> Images:
     height, width = images.shape[1:3]
 
     def batched(images, sigma_map):
@@ -61,13 +61,13 @@ def _gaussian(images: Images, sigma_map: Float32[Array, "b h w"], kernel_size: i
 
 def regions(
     key: Key[Array, " b"],
-    images: Float[Array, "b h w c"],
+    images: Images,
     sigma: PerImage,
     *,
     count: int = 3,
     size: tuple[float, float] = (0.2, 0.5),
     kernel_size: int = 19,
-) -> tuple[Float[Array, "b h w c"], Float32[Array, "b h w"]]:
+) -> tuple[Images, SigmaMap]:
     """Gaussian blur inside random rectangles, sharp outside.
 
     key: typed keys, one per image.
@@ -103,13 +103,8 @@ def regions(
 
 
 def ramp(
-    key: Key[Array, " b"],
-    images: Float[Array, "b h w c"],
-    near: PerImage,
-    far: PerImage,
-    *,
-    kernel_size: int = 19,
-) -> tuple[Float[Array, "b h w c"], Float32[Array, "b h w"]]:
+    key: Key[Array, " b"], images: Images, near: PerImage, far: PerImage, *, kernel_size: int = 19
+) -> tuple[Images, SigmaMap]:
     """Gaussian blur that grows linearly across the image in a random direction, as on a plane tilted in depth.
 
     key: typed keys, one per image.
