@@ -1,5 +1,6 @@
 """How the runs of a sweep are run, by this machine or by Slurm, and what their folders tell of how far they are."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from bjax.errors import UserError
 from launch import signals
+from launch.signals import STOPPED
 
-STOPPED = 75  # as in bjax.runtime.distributed
 SECONDS = 0.2  # between looks at the runs
 SLURM_ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 
@@ -44,15 +46,17 @@ class Run:
     @property
     def progress(self) -> str:
         """How far the run is, from the last row of metrics.jsonl."""
-        path = self.workdir / "metrics.jsonl"
-        rows = (
-            [json.loads(r) for r in path.read_text().splitlines() if r.endswith("}")] if path.exists() else []
-        )
-        losses = [row["loss"] for row in rows if "loss" in row]
+        lines = (_read(self.workdir / "metrics.jsonl") or "").splitlines()
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
         if not rows:
             return ""
+        losses = [f"  loss {row['loss']:.4f}" for row in rows if "loss" in row]
         total = f"/{self.steps}" if self.steps else ""
-        return f"step {rows[-1]['step']}{total}" + (f"  loss {losses[-1]:.4f}" if losses else "")
+        return "".join((f"step {rows[-1]['step']}{total}", *losses[-1:]))
+
+    def is_due(self, retry: bool) -> bool:
+        """Whether it is to be run: neither finished nor, unless `retry`, failed."""
+        return self.state in ("waiting", "stopped") or (retry and self.state == "failed")
 
     @property
     def cause(self) -> str:
@@ -71,7 +75,7 @@ def local(runs: list[Run], jobs: int, retry: bool) -> int:
         raise UserError(f"--jobs={jobs}: expected 1 to {len(cores)}, the cores of this machine")
     share = len(cores) // jobs
     slots = [cores[i * share : (i + 1) * share] for i in range(jobs)]
-    waiting = [r for r in runs if r.state in ("waiting", "stopped") or (retry and r.state == "failed")]
+    waiting = [run for run in runs if run.is_due(retry)]
     running: dict[Run, tuple[subprocess.Popen, list[int]]] = {}
     table = Table(runs)
     with signals.heard() as told:
@@ -101,9 +105,7 @@ def local(runs: list[Run], jobs: int, retry: bool) -> int:
 
 def start(run: Run, cores: list[int]) -> subprocess.Popen:
     """Starts a run on `cores`. In a session of its own: a terminal's signals reach it once, as SIGTERM, from here."""
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    (run.workdir / "exit").unlink(missing_ok=True)
-    with (run.workdir / "log.txt").open("a") as log:
+    with _log_of_new_try(run.workdir) as log:
         process = subprocess.Popen(run.command, stdout=log, stderr=log, start_new_session=True)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process.pid, cores)  # XLA makes as many threads as it may use cores
@@ -118,15 +120,12 @@ class Task:
     workdir: str
 
     def __call__(self) -> int:
-        workdir = Path(self.workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "exit").unlink(missing_ok=True)
-        with (workdir / "log.txt").open("a") as log:
+        with _log_of_new_try(Path(self.workdir)) as log:
             # SIGUSR2, which asks submitit to call `checkpoint`, reaches every process of the job; the run ignores it.
             command = ("sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *self.command)
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         code = self._ended()
-        (workdir / "exit").write_text(str(code))
+        (Path(self.workdir) / "exit").write_text(str(code))
         return code
 
     def checkpoint(self):
@@ -151,11 +150,7 @@ def slurm(runs: list[Run], out: Path, options: list[str], retry: bool) -> int:
     except ImportError:
         raise UserError("--executor=slurm needs submitit: pip install 'bjax[launch]'") from None
     in_queue = queue(runs)
-    chosen = [
-        r
-        for r in runs
-        if r not in in_queue and (r.state in ("waiting", "stopped") or (retry and r.state == "failed"))
-    ]
+    chosen = [run for run in runs if run not in in_queue and run.is_due(retry)]
     if chosen:
         executor = submitit.SlurmExecutor(folder=out / "slurm", max_num_timeout=1000, python=sys.executable)
         values = {"job_name": "bjax", "time": 24 * 60, **dict(_option(o) for o in options)}
@@ -206,7 +201,7 @@ class Table:
                 f"{states[r]:9} {r.workdir.name}  {r.progress:27}  {self.told_apart_by[r]}".rstrip()
                 for r in self.runs
             ]
-            lines.append(", ".join(f"{n} {s}" for s, n in counts(states).items()))
+            lines.append(counted(states))
             width = shutil.get_terminal_size().columns
             up = f"\033[{self.drawn}F" if self.drawn else ""
             self.say(up + "\n".join(f"\033[K{line[: width - 1]}" for line in lines))
@@ -214,9 +209,8 @@ class Table:
         elif states != self.last:
             for run, state in states.items():
                 if state != self.last.get(run):
-                    self.say(
-                        f"{state:9} {run.workdir.name}  {self.told_apart_by[run]}  {run.progress}".rstrip()
-                    )
+                    line = f"{state:9} {run.workdir.name}  {self.told_apart_by[run]}  {run.progress}"
+                    self.say(line.rstrip())
         self.last = states
 
     def say(self, text: str) -> None:
@@ -234,18 +228,16 @@ class Table:
 def summary(runs: list[Run], code: int, alive: dict[Run, str] | None = None) -> int:
     """Counts the states, names the failed runs; returns the exit code."""
     states = {run: (alive or {}).get(run) or run.state for run in runs}
-    print(", ".join(f"{n} {s}" for s, n in counts(states).items()))
+    print(counted(states))
     failed = [run for run, state in states.items() if state == "failed"]
     for run in failed:
-        print(
-            f"failed: {run.label}: {run.cause} ({run.workdir / 'log.txt'}; --retry runs it again)",
-            file=sys.stderr,
-        )
+        told = f"failed: {run.label}: {run.cause} ({run.workdir / 'log.txt'}; --retry runs it again)"
+        print(told, file=sys.stderr)
     return code or int(bool(failed))
 
 
-def counts(states: dict[Run, str]) -> dict[str, int]:
-    return {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
+def counted(states: dict[Run, str]) -> str:
+    return ", ".join(f"{n} {state}" for state, n in collections.Counter(states.values()).items())
 
 
 def _option(argument: str) -> tuple[str, object]:
@@ -253,6 +245,13 @@ def _option(argument: str) -> tuple[str, object]:
     if not equals or not key:
         raise UserError(f"--slurm {argument}: expected KEY=VALUE, such as partition=gpu")
     return key.replace("-", "_"), int(value) if value.isdigit() else value
+
+
+def _log_of_new_try(workdir: Path) -> TextIO:
+    """The log of a run that is about to be started, whose folder no longer tells how an earlier try ended."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "exit").unlink(missing_ok=True)
+    return (workdir / "log.txt").open("a")
 
 
 def _read(path: Path) -> str | None:

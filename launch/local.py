@@ -16,8 +16,7 @@ import time
 
 from bjax.errors import UserError, command
 from launch import signals
-
-STOPPED = 75
+from launch.signals import STOPPED
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,6 +4,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
+STOPPED = 75  # the exit code of a run that was told to stop, as in bjax.runtime.distributed
+
 
 @contextlib.contextmanager
 def heard() -> Iterator[list[int]]:

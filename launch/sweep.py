@@ -22,7 +22,6 @@ Exit code: 0 all finished (or, on Slurm, submitted); 1 some failed; 2 a mistake 
 import hashlib
 import itertools
 import json
-import os
 import re
 import shlex
 import sys
@@ -32,6 +31,7 @@ import filelock
 
 from bjax import config as configs
 from bjax.errors import Parser, UserError, command, new_folder
+from bjax.runtime.workdir import write
 from launch import executors
 from launch.executors import Run
 
@@ -63,12 +63,9 @@ def points(args) -> list[tuple[tuple[str, str], ...]]:
         axes = [grid_axis(text) for text in args.grid]
         keys = [key for key, _ in axes]
         if len(set(keys)) < len(keys):
-            raise UserError(
-                f"--grid: {max(keys, key=keys.count)} is given twice; list all its values at once"
-            )
-        points = [
-            tuple(zip(keys, values, strict=True)) for values in itertools.product(*(v for _, v in axes))
-        ]
+            twice = max(keys, key=keys.count)
+            raise UserError(f"--grid: {twice} is given twice; list all its values at once")
+        points = list(itertools.product(*([(key, value) for value in values] for key, values in axes)))
     else:
         module = configs.module(args.config.partition(":")[0])
         if not hasattr(module, "sweep"):
@@ -113,9 +110,8 @@ def plan(spec: str, shared: list[tuple[str, str]], points, out: Path) -> list[Ru
         config = configs.load(point_spec, overrides)
         asked = identity(config.to_dict(), mode)
         if asked in runs:
-            raise UserError(
-                f"{runs[asked].label} and {' '.join(f'{k}={v}' for k, v in point)}: the same run twice"
-            )
+            label = " ".join(f"{k}={v}" for k, v in point)
+            raise UserError(f"{runs[asked].label} and {label}: the same run twice")
         resolved = configs.to_json(config) + (mode if mode != "train" else "")
         workdir = there.get(asked) or out / hashlib.sha256(resolved.encode()).hexdigest()[:10]
         if taken := next((run for run in runs.values() if run.workdir == workdir), None):
@@ -177,9 +173,7 @@ def write_index(out: Path, spec: str, runs: list[Run]) -> None:
                 old = next(former, name)
                 index["runs"] = {name if k == old else k: p for k, p in index["runs"].items()}
             index["runs"][name] = point
-        temporary = path.with_name(f".sweep.json.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(index, indent=2) + "\n")
-        temporary.replace(path)
+        write(path, index)
 
 
 def read_index(path: Path) -> dict:
