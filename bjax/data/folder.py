@@ -10,70 +10,57 @@ import tensorflow_datasets as tfds
 from bjax.data.builder import dataset_info, intact, some
 from bjax.errors import UserError
 
-SPLITS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+SPLITS = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "validation"), "test": "test"}
 Tree = dict[str, dict[str, dict[str, Path]]]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-with tfds.core.registered.skip_registration():
+class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """An ImageFolder tree, SPLIT/CLASS/…/image, as torchvision reads it; files are stored as they are."""
 
-    class Folder(tfds.core.GeneratorBasedBuilder):
-        """An ImageFolder tree, SPLIT/CLASS/…/image, as torchvision reads it; files are stored as they are."""
+    VERSION = tfds.core.Version("1.0.0")
 
-        VERSION = tfds.core.Version("1.0.0")
+    def __init__(self, *, name: str, source: str | os.PathLike, on_corrupt: str = "raise", **kwargs):
+        """Constructs the builder.
 
-        def __init__(self, *, name: str, source: str | os.PathLike, on_corrupt: str = "raise", **kwargs):
-            """Constructs the builder.
+        source: the folder that holds train/, val/ or test/.
+        on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
+        kwargs: of TFDS's builder: data_dir.
 
-            source: the folder that holds train/, val/ or test/.
-            on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
-            kwargs: of TFDS's builder: data_dir.
+        Raises UserError where the name (of the data set) cannot be used or the tree is not as it should be.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UserError(f"data set name {name!r}: lower-case letters, digits and _ only, a letter first")
+        if name in ("photos", "imagenette", "imagenet2012"):
+            raise UserError(f"data set name {name!r} is taken: choose another")
+        self.name = name
+        self.corrupt = {}
+        self._source = Path(source).expanduser()
+        self._on_corrupt = on_corrupt
+        try:
+            self._tree, self.ignored = scan(self._source)
+        except OSError as error:
+            raise UserError(f"--source={source} cannot be read: {error}") from None
+        super().__init__(file_format="array_record", **kwargs)
 
-            Raises UserError where the name (of the data set) cannot be used or the tree is not as it should be.
-            """
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise UserError(
-                    f"data set name {name!r}: lower-case letters, digits and _ only, a letter first"
-                )
-            if name in ("photos", "imagenette", "imagenet2012"):
-                raise UserError(f"data set name {name!r} is taken: choose another")
-            self.name = name
-            self.corrupt = {}
-            self._source = Path(source).expanduser()
-            self._on_corrupt = on_corrupt
-            try:
-                self._tree, self.ignored = scan(self._source)
-            except OSError as error:
-                raise UserError(f"--source={source} cannot be read: {error}") from None
-            super().__init__(file_format="array_record", **kwargs)
+    def _info(self) -> tfds.core.DatasetInfo:
+        return dataset_info(self, _classes(self._tree))
 
-        def _info(self) -> tfds.core.DatasetInfo:
-            return dataset_info(self, _classes(self._tree))
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in self._tree}
 
-        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-            del dl_manager
-            return {split: self._generate_examples(split) for split in self._tree}
-
-        def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-            files = (
-                (file_name, label, path)
-                for label, images in self._tree[split].items()
-                for file_name, path in images.items()
-            )
-            return intact(
-                files,
-                total=sum(len(images) for images in self._tree[split].values()),
-                title=f"{self.name} {split}",
-                where=self._source,
-                on_corrupt=self._on_corrupt,
-                corrupt=self.corrupt,
-            )
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+        classes = self._tree[split].items()
+        files = [(name, label, path) for label, images in classes for name, path in images.items()]
+        return intact(
+            files,
+            total=len(files),
+            title=f"{self.name} {split}",
+            where=self._source,
+            on_corrupt=self._on_corrupt,
+            corrupt=self.corrupt,
+        )
 
 
 def scan(source: Path) -> tuple[Tree, list[Path]]:

@@ -129,40 +129,35 @@ def open_split(name: str, split: str, *, data_dir: str | os.PathLike | None = No
             f"data set {name} in {data_dir}: its dataset_info.json is damaged ({error}); remove its folder "
             "and prepare it again"
         ) from None
-    missing = {"image", "label", "file_name"} - set(builder.info.features)
-    if missing:
-        raise UserError(f"data set {name} in {builder.data_dir} has no feature {', '.join(sorted(missing))}")
-    features = builder.info.features
-    if "source" in features and not isinstance(features["source"], tfds.features.Text):
+    info, place = builder.info, f"data set {name} in {builder.data_dir}"
+    if missing := {"image", "label", "file_name"} - set(info.features):
+        raise UserError(f"{place} has no feature {', '.join(sorted(missing))}")
+    if "source" in info.features and not isinstance(info.features["source"], tfds.features.Text):
         raise UserError(
-            f"data set {name} in {builder.data_dir}: the feature source must be text, the name of the photograph that "
-            "an image is a crop of; prepare it so, or without that feature"
+            f"{place}: the feature source must be text, the name of the photograph that an image is a crop of; prepare "
+            "it so, or without that feature"
         )
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"data set {name} in {builder.data_dir} is stored as {builder.info.file_format.value}, which "
-            "cannot be read by index; prepare it as array_record"
+            f"{place} is stored as {info.file_format.value}, which cannot be read by index; prepare it as array_record"
         )
     try:
         records = builder.as_data_source(split, deserialize_method=DeserializeMethod.RAW_BYTES)
     except (ValueError, KeyError, AssertionError) as error:
-        known = ", ".join(builder.info.splits)
         raise UserError(
-            f"data set {name}: split {split!r} names nothing; there are {known}, and parts such as train[:20%] "
-            "(config.data.train, config.eval.NAME.split, or the argument eval_split= of the config)"
+            f"data set {name}: split {split!r} names nothing; there are {', '.join(info.splits)}, and parts such as "
+            "train[:20%] (config.data.train, config.eval.NAME.split, or the argument eval_split= of the config)"
         ) from error
     try:
         # TFDS opens a file at its first record.
-        parts = builder.info.splits[split].file_instructions
+        parts = info.splits[split].file_instructions
         for first in itertools.accumulate((part.take for part in parts[:-1]), initial=0):
             records[first]
     except RuntimeError as error:
-        raise UserError(
-            f"data set {name} in {builder.data_dir}: a file is missing or damaged ({error}); prepare it again "
-            "with --overwrite"
-        ) from None
-    names = tuple(builder.info.features["label"].names)
-    return Source(name, split, len(names), names, records, _starts(split, builder.info.splits))
+        way = "prepare it again with --overwrite"
+        raise UserError(f"{place}: a file is missing or damaged ({error}); {way}") from None
+    names = tuple(info.features["label"].names)
+    return Source(name, split, len(names), names, records, _starts(split, info.splits))
 
 
 def with_labels(source: Source, key: str) -> Source:
@@ -172,9 +167,8 @@ def with_labels(source: Source, key: str) -> Source:
     labels. Reading any record without one raises it later.
     """
     if any(source[start]["label"] < 0 for start in source.starts):
-        raise UserError(
-            f"{key}: images of {source.name} in it have no label; use another split, or task=blur_type"
-        )
+        way = "use another split, or task=blur_type"
+        raise UserError(f"{key}: images of {source.name} in it have no label; {way}")
     return dataclasses.replace(source, labelled=True)
 
 
@@ -336,9 +330,8 @@ def _stack(examples: list[Batch]) -> Batch:
 
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size={batch_size} must be a positive multiple of process_count={process_count}"
-        )
+        expected = f"a positive multiple of process_count={process_count}"
+        raise ValueError(f"batch_size={batch_size} must be {expected}")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index={process_index} is not in [0, {process_count})")
     return batch_size // process_count
