@@ -6,19 +6,22 @@ device is touched, and told in one line: the key, its value, what is allowed, th
 
 import ast
 import copy
+import functools
 import importlib.util
 import json
 import math
+import operator
 import re
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from bjax import options, specs
 from bjax.errors import UserError, closest, nearest
 
+Note = Callable[[str], None] | None  # what is told a line, for people
 # Dictionaries that may get keys a config did not list: constructors check them.
 OPEN = re.compile(r"model\.options|eval\.[^.]+\.options")
 # Leaves that may be None; any other float leaf is a number.
@@ -27,7 +30,7 @@ MAY_BE_NONE = tuple(key.split(".")[-1] for key, f in options.leaves(specs.MaskSp
 REMOVED = {"dead_leaves": 0.0, "dead_leaves_steps": 0}
 
 
-def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
     """Runs `get_config` of the file named in `spec` ("FILE.py[:ARGS]"), applies (key, text) pairs, checks the result.
 
     Raises UserError for whatever the user can mend: no such file, unknown words, keys, types, values and combinations.
@@ -45,9 +48,7 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ml_collections.Con
     return _overridden(copied(config), overrides)
 
 
-def reload(
-    path: Path, overrides: list[tuple[str, str]] = (), note: Callable[[str], None] | None = None
-) -> ml_collections.ConfigDict:
+def reload(path: Path, overrides: list[tuple[str, str]] = (), note: Note = None) -> ConfigDict:
     """The config of a run, from its config.json, with (key, text) pairs applied.
 
     Raises UserError as `load` does. note: as of `read`.
@@ -55,7 +56,7 @@ def reload(
     return _overridden(read(path, note), overrides)
 
 
-def read(path: Path, note: Callable[[str], None] | None = None) -> ml_collections.ConfigDict:
+def read(path: Path, note: Note = None) -> ConfigDict:
     """The config in a run's config.json; a damaged file is a UserError.
 
     Fields that the file is too old to have are filled with their defaults; `note` is told which, in one line.
@@ -63,16 +64,15 @@ def read(path: Path, note: Callable[[str], None] | None = None) -> ml_collection
     return from_json_values(read_plain(path, note))
 
 
-def read_plain(path: Path, note: Callable[[str], None] | None = None) -> dict:
+def read_plain(path: Path, note: Note = None) -> dict:
     """What `read` reads, as the nested dictionaries and lists of JSON; for many of them, it is much faster."""
     try:
         config = json.loads(path.read_text())
         if not isinstance(config, dict):
             raise ValueError("no JSON object")
     except ValueError as e:
-        raise UserError(
-            f"{path}: damaged ({e}); delete it to go on with the config of the command line"
-        ) from None
+        way = "delete it to go on with the config of the command line"
+        raise UserError(f"{path}: damaged ({e}); {way}") from None
     filled = fill(config)
     if filled and note:
         note(f"{path}: older than some fields; filled with what such a run did: {', '.join(filled)}")
@@ -107,18 +107,18 @@ def _fill(node: dict, kind: type, prefix: str) -> Iterator[str]:
                 yield f"{prefix}{name}={value!r}"
 
 
-def _overridden(config, overrides) -> ml_collections.ConfigDict:
+def _overridden(config, overrides) -> ConfigDict:
     for key, text in overrides:
         override(config, key, text)
     validate(config)
     return config
 
 
-def copied(node: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def copied(node: ConfigDict) -> ConfigDict:
     """A copy in the same order; a leaf that may be None keeps its type."""
-    made = ml_collections.ConfigDict(sort_keys=False)
+    made = ConfigDict(sort_keys=False)
     for key, value in node.items(preserve_field_references=True):
-        made[key] = copied(value) if isinstance(value, ml_collections.ConfigDict) else copy.deepcopy(value)
+        made[key] = copied(value) if isinstance(value, ConfigDict) else copy.deepcopy(value)
     return made
 
 
@@ -136,27 +136,23 @@ def module(path: str) -> types.ModuleType:
     except ModuleNotFoundError as e:
         if e.name.split(".")[0] != "configs":
             raise
-        raise UserError(
-            f"--config={path}: imports {e.name}, which is not here; run from the repository's root"
-        ) from None
+        why = f"imports {e.name}, which is not here; run from the repository's root"
+        raise UserError(f"--config={path}: {why}") from None
     return loaded
 
 
-def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets the leaf `key` ("optim.lr") of `config` to `text`, read as the type that the leaf has."""
-    *parents, name = key.split(".")
+    *parents, name = parts = key.split(".")
     node = config
-    for depth, parent in enumerate(parents):
-        if not isinstance(node, ml_collections.ConfigDict) or parent not in node:
-            raise _unknown_key(config, key, ".".join(parents[: depth + 1]))
-        node = node[parent]
-    if not isinstance(node, ml_collections.ConfigDict):
-        raise _unknown_key(config, key, key)
+    for depth, part in enumerate(parts, start=1):
+        may_be_new = depth == len(parts) and OPEN.fullmatch(".".join(parents))
+        if not isinstance(node, ConfigDict) or not (part in node or may_be_new):
+            raise _unknown_key(config, key, ".".join(parts[:depth]))
+        node = node[part] if depth < len(parts) else node
     if name not in node:
-        if not OPEN.fullmatch(".".join(parents)):
-            raise _unknown_key(config, key, key)
         node[name] = _literal(text)
-    elif isinstance(node[name], ml_collections.ConfigDict):
+    elif isinstance(node[name], ConfigDict):
         inside = ", ".join(f"{key}.{k}" for k in node[name])
         raise UserError(f"--config.{key}={text}: {key} is a group; set one of {inside}")
     else:
@@ -164,74 +160,65 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         node[name] = _read(f"--config.{key}={text}", text, node[name], node.get_type(name), none=none)
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(config: ConfigDict) -> None:
     """Checks values and combinations that a config alone decides; raises UserError naming the first bad key."""
     values = dict(leaves(config))
     for key, f in options.leaves(specs.Run):
         if key not in values:
-            raise UserError(
-                f"config.{key}: missing; a config starts from configs.common.default(), which has it"
-            )
+            way = "a config starts from configs.common.default(), which has it"
+            raise UserError(f"config.{key}: missing; {way}")
         if expected := options.wrong(values[key], f.metadata):
             raise UserError(f"config.{key}={values[key]}: {expected}")
     for rule in config.mesh.rules:
-        if len(rule) != 2 or not _is_pattern(rule[0]):
-            raise UserError(f"config.mesh.rules: {rule}: expected (regular expression, fsdp | replicate)")
-    if config.batch_size % config.optim.accumulate:
-        raise UserError(
-            f"config.batch_size={config.batch_size}: not divisible by config.optim.accumulate={config.optim.accumulate}"
-        )
-    low, high = config.data.scale
-    if not 0 < low <= high <= 1:
-        raise UserError(
-            f"config.data.scale={config.data.scale}: expected 0 < low <= high <= 1, such as 0.08,1"
-        )
-    if config.data.resize and config.data.resize < config.data.image_size:
-        raise UserError(
-            f"config.data.resize={config.data.resize}: smaller than config.data.image_size={config.data.image_size}; "
-            "use 0 for no rescaling, or at least image_size"
-        )
-    if min(config.normalize.std) <= 0:
-        raise UserError(f"config.normalize.std={config.normalize.std}: expected three positive numbers")
+        try:
+            pattern, _ = rule
+            re.compile(pattern)
+        except (re.error, ValueError, TypeError):
+            way = "expected (regular expression, fsdp | replicate)"
+            raise UserError(f"config.mesh.rules: {rule}: {way}") from None
+    batch, parts = config.batch_size, config.optim.accumulate
+    if batch % parts:
+        raise UserError(f"config.batch_size={batch}: not divisible by config.optim.accumulate={parts}")
+    scale, size, resize = config.data.scale, config.data.image_size, config.data.resize
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(f"config.data.scale={scale}: expected 0 < low <= high <= 1, such as 0.08,1")
+    if 0 < resize < size:
+        way = "use 0 for no rescaling, or at least image_size"
+        raise UserError(f"config.data.resize={resize}: smaller than config.data.image_size={size}; {way}")
 
 
-def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
+def check_devices(config: ConfigDict, devices: int) -> None:
     """Checks that mesh and batch sizes fit the number of devices; raises UserError."""
     fsdp, data = config.mesh.fsdp, config.mesh.data
     if devices % fsdp:
         raise UserError(f"config.mesh.fsdp={fsdp}: does not divide the {devices} devices")
-    if data not in (-1, devices // fsdp):
-        raise UserError(
-            f"config.mesh.data={data}: with fsdp={fsdp}, {devices} devices need {devices // fsdp} (or -1)"
-        )
-    for key, size in {
-        "batch_size": config.batch_size // config.optim.accumulate,
-        "eval_batch_size": config.eval_batch_size,
-    }.items():
-        if size % devices:
-            parts = f" in {config.optim.accumulate} parts" if size != config[key] else ""
-            step = devices * (config.optim.accumulate if parts else 1)
+    if data not in (-1, need := devices // fsdp):
+        raise UserError(f"config.mesh.data={data}: with fsdp={fsdp}, {devices} devices need {need} (or -1)")
+    for key, parts in {"batch_size": config.optim.accumulate, "eval_batch_size": 1}.items():
+        size, step = config[key], devices * parts
+        if size % step:
+            in_parts = f" in {parts} parts" if parts > 1 else ""
             raise UserError(
-                f"config.{key}={config[key]}{parts}: not divisible by the {devices} devices; "
-                f"use a multiple of {step}, such as {-(-config[key] // step) * step}"
+                f"config.{key}={size}{in_parts}: not divisible by the {devices} devices; "
+                f"use a multiple of {step}, such as {-(-size // step) * step}"
             )
 
 
-def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yields (dotted key, value) for every leaf, in order."""
     for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, ConfigDict):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def to_json(config: ml_collections.ConfigDict) -> str:
+def to_json(config: ConfigDict) -> str:
     """The config as indented JSON; `from_json` reads it back to an equal config."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def from_json(text: str) -> ml_collections.ConfigDict:
+def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote; JSON lists become tuples again."""
     return from_json_values(json.loads(text))
 
@@ -239,18 +226,15 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 def from_json_values(x):
     """JSON's dictionaries and lists as ConfigDicts, in their order, and tuples."""
     if isinstance(x, dict):
-        return ml_collections.ConfigDict({k: from_json_values(v) for k, v in x.items()}, sort_keys=False)
+        return ConfigDict({k: from_json_values(v) for k, v in x.items()}, sort_keys=False)
     return tuple(map(from_json_values, x)) if isinstance(x, list) else x
 
 
-def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """One "key: old → new" for every leaf that differs."""
     a, b = dict(leaves(old)), dict(leaves(new))
-    return [
-        f"{k}: {a.get(k, 'absent')} → {b.get(k, 'absent')}"
-        for k in {**a, **b}
-        if a.get(k, ()) != b.get(k, ())
-    ]
+    differ = [k for k in {**a, **b} if a.get(k, ()) != b.get(k, ())]
+    return [f"{k}: {a.get(k, 'absent')} → {b.get(k, 'absent')}" for k in differ]
 
 
 def _read(what: str, text: str, old: object, kind: type, *, none: bool) -> object:
@@ -274,7 +258,6 @@ def _read(what: str, text: str, old: object, kind: type, *, none: bool) -> objec
         return int(value)
     if kind is float or kind is type(None):
         return float(_number(what, text))
-    shape = ",".join(map(str, old))
     if isinstance(old[0], tuple):
         value = _literal(text)
         if not isinstance(value, tuple) or not all(isinstance(x, tuple) for x in value):
@@ -282,20 +265,12 @@ def _read(what: str, text: str, old: object, kind: type, *, none: bool) -> objec
         return value
     parts = text.strip().removeprefix("(").removesuffix(")").removesuffix(",").split(",")
     if len(parts) != len(old):
-        raise UserError(f"{what}: expected {len(old)} numbers, such as {shape}")
+        raise UserError(f"{what}: expected {len(old)} numbers, such as {','.join(map(str, old))}")
     return tuple(
         # (1, 2) may be a range of σ as well as two layers: that 1.5 is no layer is known where layers are.
         x if isinstance(c, int) and x != int(x) else type(c)(x)
         for c, x in zip(old, (_number(what, part.strip()) for part in parts), strict=True)
     )
-
-
-def _is_pattern(text: object) -> bool:
-    try:
-        re.compile(text)
-    except (re.error, TypeError):
-        return False
-    return True
 
 
 def _number(what: str, text: str) -> float:
@@ -313,17 +288,17 @@ def _literal(text: str) -> object:
         return text
 
 
-def _unknown_key(config: ml_collections.ConfigDict, key: str, bad: str) -> UserError:
+def _unknown_key(config: ConfigDict, key: str, bad: str) -> UserError:
     known = [k for k, _ in leaves(config)]
     last = key.split(".")[-1]
     near = closest(key, known, cutoff=0.75) or next((k for k in known if k.split(".")[-1] == last), None)
     if near:
         return UserError(f"--config.{key}: no such key {bad!r} (did you mean --config.{near}?)")
-    parent = config
-    for part in bad.split(".")[:-1]:
-        parent = parent[part]
-    where = ".".join(bad.split(".")[:-1]) or "config"
-    return UserError(f"--config.{key}: no such key {bad!r}; {where} has: {', '.join(parent)}")
+    where = bad.rpartition(".")[0]
+    parent = functools.reduce(operator.getitem, where.split("."), config) if where else config
+    if not isinstance(parent, ConfigDict):
+        return UserError(f"--config.{key}: no such key {bad!r}; {where} is one value")
+    return UserError(f"--config.{key}: no such key {bad!r}; {where or 'config'} has: {', '.join(parent)}")
 
 
 def split_arguments(argv: list[str]) -> tuple[list[tuple[str, str]], list[str]]:

@@ -112,9 +112,8 @@ def _described(config, num_classes: int) -> Experiment:
             "task=blur_type; set it to 0"
         )
     if objective.task == "blur_type" and (objective.mixup or objective.cutmix):
-        raise UserError(
-            "config.task=blur_type: mixing images hides their blur; set config.loss.mixup and config.loss.cutmix to 0"
-        )
+        way = "set config.loss.mixup and config.loss.cutmix to 0"
+        raise UserError(f"config.task=blur_type: mixing images hides their blur; {way}")
     conditions = {name: _condition(config, num_classes, name) for name in _wanted(config)}
     return Experiment(model, objective, train, conditions, _quality(config, model), config)
 
@@ -130,16 +129,14 @@ def _inputs(config, key: str, node: ConfigDict, model, corruption=None) -> Input
     """Of the blur and the mask of `node`; key: of the config that it stands under, with a dot at its end."""
     blur = _named(f"{key}blur", lambda: BlurSpec(**node.blur.to_dict()))
     mask = _named(f"{key}mask", lambda: MaskSpec(**node.mask))
+    mode = f"config.{key}mask.mode={mask.mode}"
     if not hasattr(model, "patch_size") and mask.mode not in ("none", "zero_pixels"):
+        raise UserError(f"{mode}: {config.model.name} has no tokens; use zero_pixels")
+    some_masked = mask.mode in ("attend", "bucket") or (mask.mode == "gather" and mask.threshold is not None)
+    if getattr(model, "reduces", False) and some_masked:
         raise UserError(
-            f"config.{key}mask.mode={mask.mode}: {config.model.name} has no tokens; use zero_pixels"
-        )
-    if getattr(model, "reduces", False) and (
-        mask.mode in ("attend", "bucket") or (mask.mode == "gather" and mask.threshold is not None)
-    ):
-        raise UserError(
-            f"config.{key}mask.mode={mask.mode}: evit_keep and tome_r need tokens that all count; with them use "
-            "zero_pixels, zero_tokens, or gather at a keep_rate alone"
+            f"{mode}: evit_keep and tome_r need tokens that all count; with them use zero_pixels, zero_tokens, or "
+            "gather at a keep_rate alone"
         )
     patch = _patch_size(config, mask, model)
     normalize = config.normalize.mean, config.normalize.std
@@ -163,9 +160,8 @@ def _wanted(config) -> list[str]:
     wanted = [name.strip() for name in config.eval_only.split(",") if name.strip()] or list(config.eval)
     for name in wanted:
         if name not in config.eval:
-            raise UserError(
-                f"config.eval_only={config.eval_only}: no condition {name}; there are {', '.join(config.eval)}"
-            )
+            known = ", ".join(config.eval)
+            raise UserError(f"config.eval_only={config.eval_only}: no condition {name}; there are {known}")
     return [name for name in config.eval if name in wanted]
 
 
@@ -189,10 +185,8 @@ def _quality(config, model) -> dict[str, MaskSpec]:
         _patch_size(config, masks[name], model)
     sigmas = config.mask_quality.sigma
     if masks and not (sigmas and all(0 < sigma < math.inf for sigma in sigmas)):
-        raise UserError(
-            f"config.mask_quality.sigma={','.join(f'{s:g}' for s in sigmas)}: expected standard deviations in pixels, "
-            "more than 0, such as 1,2,4"
-        )
+        given, expected = ",".join(f"{s:g}" for s in sigmas), "standard deviations in pixels, more than 0"
+        raise UserError(f"config.mask_quality.sigma={given}: expected {expected}, such as 1,2,4")
     return masks
 
 
@@ -207,9 +201,8 @@ def _corruption(config, name: str, condition) -> tuple[str, int] | None:
     if condition.severity not in range(1, 6):
         raise UserError(f"config.eval.{name}.severity={condition.severity}: expected 1 to 5")
     if config.task == "blur_type":
-        raise UserError(
-            f"{key}: no kind of blur that the model could name; leave it empty for task=blur_type"
-        )
+        why = "no kind of blur that the model could name"
+        raise UserError(f"{key}: {why}; leave it empty for task=blur_type")
     if condition.blur.kinds.sharp != 1:
         raise UserError(f"{key}: takes the place of a blur; leave config.eval.{name}.blur sharp")
     if config.data.image_size < 32:
@@ -233,9 +226,8 @@ def _open_splits(exp: Experiment) -> dict[str, Source]:
         if condition.split not in splits:
             splits[condition.split] = _open_split(config, condition.split, f"eval.{name}.split")
         if condition.inputs.mask.mode == "bucket" and jax.process_count() > 1:
-            raise UserError(
-                f"config.eval.{name}.mask.mode=bucket: evaluates in one process; use attend, or gather with a keep_rate"
-            )
+            why = "evaluates in one process; use attend, or gather with a keep_rate"
+            raise UserError(f"config.eval.{name}.mask.mode=bucket: {why}")
     split = config.mask_quality.split
     if exp.quality and split not in splits:
         splits[split] = loader.open_split(config.data.name, split, data_dir=config.data.data_dir)
@@ -266,15 +258,12 @@ def eval_batches(exp: Experiment, source: Source) -> Iterator[dict[str, np.ndarr
         yield batch
 
 
-def state_of(
-    exp: Experiment, total_steps: int
-) -> tuple[optax.GradientTransformation, Callable, State, State]:
+def state_of(exp: Experiment, steps: int) -> tuple[optax.GradientTransformation, Callable, State, State]:
     """What decides a run's state: its optimiser, `init(key)`, and the state's shapes and shardings."""
     config = exp.config
-    tx = optim.build(config.optim, total_steps)
-    init = functools.partial(
-        state.init, model=exp.model, tx=tx, image_size=config.data.image_size, ema=config.optim.ema > 0
-    )
+    tx = optim.build(config.optim, steps)
+    size, ema = config.data.image_size, config.optim.ema > 0
+    init = functools.partial(state.init, model=exp.model, tx=tx, image_size=size, ema=ema)
     shapes = jax.eval_shape(init, jax.random.key(0))
     return tx, init, shapes, sharding.plan(shapes, exp.mesh, config.mesh.rules)
 

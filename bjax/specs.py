@@ -178,9 +178,8 @@ class MaskSpec:
         if self.mode == "gather" and self.keep_rate is None:
             raise ValueError("mode=gather: needs a keep_rate, the static number of tokens that are computed")
         if self.mode == "bucket" and self.threshold is None:
-            raise ValueError(
-                "mode=bucket: needs a threshold; at a keep_rate alone all images keep as many: use gather"
-            )
+            why = "at a keep_rate alone all images keep as many"
+            raise ValueError(f"mode=bucket: needs a threshold; {why}: use gather")
 
 
 # --- a run

@@ -42,9 +42,8 @@ def parse_arg(arg, **defaults):
             try:
                 args[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
             except (KeyError, ValueError):
-                raise ValueError(
-                    f"{key}={value}: expected {kind.__name__}, such as {key}={defaults[key]}"
-                ) from None
+                expected = f"{kind.__name__}, such as {key}={defaults[key]}"
+                raise ValueError(f"{key}={value}: expected {expected}") from None
         else:
             hint = nearest(key, [*SOURCES, *defaults])
             raise ValueError(f"unknown argument {item!r}{hint}; known: {', '.join(known)}")
@@ -55,16 +54,13 @@ def parse_arg(arg, **defaults):
 
 def group(kind):
     """The options of a group of `bjax.specs` with their defaults, in its order; `None` is a number that is not set."""
+    return _node(options.defaults(kind))
 
-    def node(values):
-        c = ConfigDict()
-        for key, value in values.items():
-            c[key] = node(value) if isinstance(value, dict) else value
-            if value is None:
-                c[key] = placeholder(float)
-        return c
 
-    return node(options.defaults(kind))
+def _node(values):
+    if isinstance(values, dict):
+        return ConfigDict({key: _node(value) for key, value in values.items()})
+    return placeholder(float) if values is None else values
 
 
 def blur(kinds=None, **changes):
@@ -131,8 +127,8 @@ def curves(split):
         conditions[name] = condition(split, GAUSSIAN(sigma=(sigma, sigma), kernel_size=33))
     for name in ("gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"):
         for severity in range(1, 6):
-            conditions[f"{name}_{severity}"] = condition(split)
-            conditions[f"{name}_{severity}"].update({"corruption": name, "severity": severity})
+            conditions[f"{name}_{severity}"] = corrupted = condition(split)
+            corrupted.corruption, corrupted.severity = name, severity
     return conditions
 
 

@@ -32,6 +32,7 @@ Generated images ("dead leaves": disks that hide one another) in the place of ha
 taken anew from photographs they give 72.4 %. All of one seed; bjax no longer has them.
 """
 
+from bjax.specs import KINDS
 from configs.common import ConfigDict, blur, cnn, condition, parse_arg
 
 
@@ -55,8 +56,7 @@ def get_config(arg=""):
 
 
 def four_kinds(**changes):
-    kinds = dict.fromkeys(("sharp", "gaussian", "motion", "defocus"), 0.25)
-    return blur(kinds, **{"sigma": (1.0, 3.0), "noise": (0.0, 0.02), **changes})
+    return blur(dict.fromkeys(KINDS, 0.25), **{"sigma": (1.0, 3.0), "noise": (0.0, 0.02), **changes})
 
 
 def demo(c, arg):

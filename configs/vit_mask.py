@@ -27,15 +27,12 @@ from configs.common import CONTROL, GAUSSIAN, ConfigDict, blur, condition, mask,
 
 KEEP = (0.75, 0.5, 0.25)
 SIGMA = (0.0, 1.0, 2.0)  # 0: sharp
-CHOICES = (  # selector, drop: which of the patches stay
-    ("laplacian", "below"),
-    ("laplacian", "above"),
-    ("tenengrad", "below"),
-    ("tenengrad", "above"),
-    ("random", "below"),
-    ("centre", "below"),
-)
 NO_POLARITY = ("random", "centre")
+# selector, drop: which of the patches stay
+CHOICES = (
+    *((selector, drop) for selector in ("laplacian", "tenengrad") for drop in ("below", "above")),
+    *((selector, "below") for selector in NO_POLARITY),
+)
 EVIT = (0.9, 0.7, 0.5)  # kept by each of three layers, as in its paper
 # Share of the patches merged, over all layers in equal steps; of 196 patches in 12 blocks: r = 4, 8, 12
 TOME = (0.25, 0.5, 0.75)
@@ -67,11 +64,8 @@ def grid(split, rivals):
         blurred = GAUSSIAN(sigma=(sigma, sigma)) if sigma else blur()
         at = f"sigma{sigma:g}"
         conditions[f"all_{at}"] = condition(split, blurred)
-        for selector, drop in CHOICES:
-            name = name_of(selector, drop)
-            for keep in KEEP:
-                masked = mask("gather", selector=selector, drop=drop, keep_rate=keep)
-                conditions[f"{name}_{round(100 * keep)}_{at}"] = condition(split, blurred, masked)
+        for name, masked in masks("gather").items():
+            conditions[f"{name}_{at}"] = condition(split, blurred, masked)
         for name, options in rivals.items():
             conditions[f"{name}_{at}"] = condition(split, blurred, **options)
     return conditions
@@ -86,17 +80,17 @@ def tome_rs(options, image_size):
 
 def masks_alone():
     """The grid's masks, and paper 1's threshold, for where they meet images that are blurred in parts."""
-    masks = ConfigDict()
-    masks.laplacian_below_100 = mask("attend", threshold=100.0)
+    return ConfigDict({"laplacian_below_100": mask("attend", threshold=100.0), **masks("attend")})
+
+
+def masks(mode):
+    """{name: mask} of every choice of patches at every keep rate."""
+    named = {}
     for selector, drop in CHOICES:
+        name = selector if selector in NO_POLARITY else f"{selector}_{drop}"
         for keep in KEEP:
-            name = f"{name_of(selector, drop)}_{round(100 * keep)}"
-            masks[name] = mask("attend", selector=selector, drop=drop, keep_rate=keep)
-    return masks
-
-
-def name_of(selector, drop):
-    return selector if selector in NO_POLARITY else f"{selector}_{drop}"
+            named[f"{name}_{round(100 * keep)}"] = mask(mode, selector=selector, drop=drop, keep_rate=keep)
+    return named
 
 
 def sweep(arg=""):
