@@ -43,26 +43,23 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, **options) -> nn.Module:
     """The model called `name`, not yet initialised.
 
-    Args:
-      name: a key of `MODELS`.
-      num_classes: width of the logits.
-      dtype: type of the computation, `float32` or `bfloat16`; parameters and logits are float32 in both.
-      **options: the keyword arguments of that model's constructor, such as `variant="S/16"` of the ViT.
+    name: a key of `MODELS`.
+    num_classes: width of the logits.
+    dtype: type of the computation, `float32` or `bfloat16`; parameters and logits are float32 in both.
+    **options: the keyword arguments of that model's constructor, such as `variant="S/16"` of the ViT.
 
-    Raises:
-      UserError: the name or an option is unknown; the line lists what there is, and the nearest.
+    Raises UserError for a name or an option that is unknown; the line lists what there is, and the nearest.
     """
     if name not in MODELS:
-        raise UserError(_unknown("model", name, MODELS))
+        raise _unknown("model", name, MODELS)
     constructor = MODELS[name]
     allowed = inspect.signature(constructor).parameters.keys() - {"num_classes", "dtype", "parent", "name"}
     for option in options:
         if option not in allowed:
-            raise UserError(_unknown(f"option of model {name!r}", option, sorted(allowed)))
+            raise _unknown(f"option of model {name!r}", option, sorted(allowed))
     return constructor(num_classes=num_classes, dtype=dtype, **options)
 
 
-def _unknown(what: str, given: str, known) -> str:
-    return (
-        f"unknown {what}: {given!r}; known: {', '.join(known) or 'none'}{nearest(given, known, cutoff=0.4)}"
-    )
+def _unknown(what: str, given: str, known) -> UserError:
+    hint = nearest(given, known, cutoff=0.4)
+    return UserError(f"unknown {what}: {given!r}; known: {', '.join(known) or 'none'}{hint}")

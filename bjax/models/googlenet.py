@@ -55,11 +55,7 @@ class GoogLeNet(nn.Module):
             ConvNorm,
             conv=partial(nn.Conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype),
             norm=partial(
-                nn.BatchNorm,
-                use_running_average=not train,
-                momentum=MOMENTUM,
-                epsilon=1e-3,
-                dtype=self.dtype,
+                nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, epsilon=1e-3, dtype=self.dtype
             ),
         )
         dense = partial(nn.Dense, kernel_init=kernel_init)

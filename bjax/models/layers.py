@@ -24,9 +24,8 @@ def max_pool(
         # Rounding up means that the last window may hang over the far edge by less than one stride.
         return padding, padding + (window - size - 2 * padding) % stride * ceil
 
-    return nn.max_pool(
-        x, (window, window), (stride, stride), padding=(border(x.shape[1]), border(x.shape[2]))
-    )
+    borders = (border(x.shape[1]), border(x.shape[2]))
+    return nn.max_pool(x, (window, window), (stride, stride), padding=borders)
 
 
 def global_average(x: Float[Array, "b h w c"]) -> Float32[Array, "b c"]:

@@ -8,6 +8,7 @@ Which patches it sees is data (`tokens=`), chosen outside. Two rivals choose ins
 the same weights: EViT (`evit_keep`) and ToMe (`tome_r`), see `bjax.models.reduce`.
 """
 
+import itertools
 import math
 import re
 from functools import partial
@@ -53,9 +54,8 @@ def vit(
     counted from 0; by default they lie at a quarter, a half and three quarters of the depth: 3, 6 and 9 of 12, the
     paper's.
 
-    Raises:
-      UserError: the variant is not of that form, the heads do not divide the width, an EViT keep rate outside (0, 1],
-        a layer that there is not, a negative r, or EViT and ToMe at once.
+    Raises UserError for a variant not of that form, heads that do not divide the width, an EViT keep rate outside
+    (0, 1], a layer that there is not, a negative r, and EViT and ToMe at once.
     """
     match = re.fullmatch(rf"({'|'.join(VARIANTS)})/([1-9]\d*)", variant)
     if not match:
@@ -66,12 +66,9 @@ def vit(
     for option, value in {"dropout": dropout, "drop_path": drop_path}.items():
         if not isinstance(value, int | float) or not 0 <= value < 1:
             raise UserError(f"{option}={value}: expected a rate in [0, 1)")
-    default_width, default_depth, default_heads = VARIANTS[match[1]]
-    width = width or default_width
-    heads = heads or default_heads
+    width, depth, heads = (a or b for a, b in zip((width, depth, heads), VARIANTS[match[1]], strict=True))
     if width % heads:
         raise UserError(f"heads={heads} does not divide width={width}: give both")
-    depth = depth or default_depth
     if evit_layers is None:
         evit_layers = tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
     evit_layers = (evit_layers,) if isinstance(evit_layers, int | float) else tuple(evit_layers)
@@ -82,9 +79,8 @@ def vit(
     if tome_r < 0 or tome_r != int(tome_r):
         raise UserError(f"tome_r={tome_r}: expected how many tokens each layer merges away, a whole number")
     if tome_r and evit_keep < 1:
-        raise UserError(
-            f"tome_r={tome_r} with evit_keep={evit_keep}: one of the two, the other at tome_r=0 or evit_keep=1"
-        )
+        way = "one of the two, the other at tome_r=0 or evit_keep=1"
+        raise UserError(f"tome_r={tome_r} with evit_keep={evit_keep}: {way}")
     return ViT(
         num_classes=num_classes,
         patch_size=int(match[2]),
@@ -123,9 +119,7 @@ class ViT(nn.Module):
     drop_path: float = 0.0  # stochastic depth: rate of the last block, growing linearly from 0, as timm
     representation_size: int | None = None  # a tanh layer before the head: ImageNet-21k checkpoints of 2020
     tanh_gelu: bool = False
-    evit_keep: float = (
-        1.0  # share of the tokens that each of evit_layers keeps, beside one fused of the others
-    )
+    evit_keep: float = 1.0  # share of tokens that each of evit_layers keeps, beside one fused of the others
     evit_layers: tuple[int, ...] = ()
     tome_r: int = 0  # tokens that every layer merges away
     dtype: jnp.dtype = jnp.float32
@@ -137,12 +131,10 @@ class ViT(nn.Module):
 
     def token_counts(self, tokens: int) -> list[tuple[int, int]]:
         """How many tokens (attention, MLP) of every block compute, of `tokens` at the start, class token included."""
-        counts = []
+        counts = [tokens]
         for i in range(self.depth):
-            after = reduce.tokens_after(tokens, self._keep_in(i), self.tome_r)
-            counts.append((tokens, after))
-            tokens = after
-        return counts
+            counts.append(reduce.tokens_after(counts[-1], self._keep_in(i), self.tome_r))
+        return list(itertools.pairwise(counts))
 
     def flops(self, tokens: int) -> int:
         """Floating-point operations of one image's forward pass on `tokens` tokens, class token included.
@@ -165,24 +157,22 @@ class ViT(nn.Module):
     def __call__(self, images, *, train: bool = False, tokens=None):
         """Logits `float32[B, num_classes]` of normalised `images: float32[B, H, W, 3]`.
 
-        Args:
-          images: H and W are multiples of the patch size; patches are numbered row by row.
-          train: dropout and stochastic depth on.
-          tokens: None for every patch, or an object with the static `mode: str`, `keep: bool[B, N]` and, to
-            gather, `indices: int32[B, K]`:
+        images: H and W are multiples of the patch size; patches are numbered row by row.
+        train: dropout and stochastic depth on.
+        tokens: None for every patch, or an object with the static `mode: str`, `keep: bool[B, N]` and, to gather,
+          `indices: int32[B, K]`:
 
-            - "zero_pixels": nothing happens here, the pixels were erased before.
-            - "zero_tokens": embeddings of dropped patches become zero; their position embedding stays, and so
-              does attention to them.
-            - "attend": nothing attends to a dropped patch, so its pixels have no influence on the logits and
-              get no gradient. Costs as much as keeping all.
-            - "gather": the same function, computed on the class token and the K patches at `indices` only.
-              Positions whose `keep` is False are budget left over and are masked out; a true static attribute
-              `full` promises that there are none and saves the mask.
+          - "zero_pixels": nothing happens here, the pixels were erased before.
+          - "zero_tokens": embeddings of dropped patches become zero; their position embedding stays, and so does
+            attention to them.
+          - "attend": nothing attends to a dropped patch, so its pixels have no influence on the logits and get no
+            gradient. Costs as much as keeping all.
+          - "gather": the same function, computed on the class token and the K patches at `indices` only. Positions
+            whose `keep` is False are budget left over and are masked out; a true static attribute `full` promises that
+            there are none and saves the mask.
 
-        Raises:
-          ValueError: the image does not divide into patches, the position embedding is of another size, the
-            token mode is unknown, or the mode masks tokens in a model that reduces them by itself.
+        Raises ValueError where the image does not divide into patches, the position embedding is of another size, the
+        token mode is unknown, or the mode masks tokens in a model that reduces them by itself.
         """
         mode = "zero_pixels" if tokens is None else tokens.mode
         if mode not in ("zero_pixels", "zero_tokens", "attend", "gather"):
@@ -191,8 +181,7 @@ class ViT(nn.Module):
         batch, count, _ = patches.shape
         position = self._position_embedding(count).astype(self.dtype)
         class_token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width)).astype(self.dtype)
-        class_token += position[:, :1]
-        position = position[:, 1:]
+        class_token, position = class_token + position[:, :1], position[:, 1:]
 
         key_mask = None  # bool[B, tokens without the class token]: who is attended to
         if mode == "attend":
@@ -211,9 +200,8 @@ class ViT(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if key_mask is not None:
             if self.reduces:
-                raise ValueError(
-                    f"tokens.mode={mode!r} masks tokens: evit_keep and tome_r need all of them to count"
-                )
+                why = "evit_keep and tome_r need all of them to count"
+                raise ValueError(f"tokens.mode={mode!r} masks tokens: {why}")
             key_mask = jnp.concatenate([jnp.ones((batch, 1), bool), key_mask], axis=1)
         sizes = None  # f32[B, T]: patches that a merged token stands for
         for i in range(self.depth):
@@ -312,16 +300,12 @@ def resize_positions(position_embedding, grid: tuple[int, int]):
     """A position embedding `[1, 1 + n·n, D]` for `grid` (rows, columns) instead of n by n patches.
 
     The class token's stays; the others are resized as an n by n image, bicubic with antialiasing: timm's
-    `resample_abs_pos_embed`.
-
-    Raises:
-      ValueError: the embedding is not of a square grid.
+    `resample_abs_pos_embed`. Raises ValueError for an embedding that is not of a square grid.
     """
     side = math.isqrt(position_embedding.shape[1] - 1)
     if side * side != position_embedding.shape[1] - 1:
-        raise ValueError(
-            f"position embedding of shape {position_embedding.shape}: expected a class token and n·n patches"
-        )
+        shape, expected = position_embedding.shape, "a class token and n·n patches"
+        raise ValueError(f"position embedding of shape {shape}: expected {expected}")
     if (side, side) == tuple(grid):
         return position_embedding
     width = position_embedding.shape[2]

@@ -50,22 +50,17 @@ def convert(
 ) -> dict:
     """The variables of the model called `name` from the tensors of a published file.
 
-    Args:
-      name: a key of `bjax.models.MODELS`.
-      tensors: key to array, any floating type.
-      like: the variables to fill, as arrays or as shapes (`jax.eval_shape(model.init, key, images)`). A
-        position embedding for another number of patches is resized (`bjax.models.vit.resize_positions`).
-        Without `like` it is the model of that name that the file describes: its classes, its image size.
-      new_head: leave out the file's last layer (and the auxiliary heads' last layers, and the ViT's
-        `pre_logits`) and start the model's at zero, for other classes than the file's.
-      note: called with a line for everything that is left out, resized or started anew.
+    name: a key of `bjax.models.MODELS`.
+    tensors: key to array, any floating type.
+    like: the variables to fill, as arrays or as shapes (`jax.eval_shape(model.init, key, images)`). A position
+      embedding for another number of patches is resized (`bjax.models.vit.resize_positions`). Without `like` it is the
+      model of that name that the file describes: its classes, its image size.
+    new_head: leave out the file's last layer (and the auxiliary heads' last layers, and the ViT's `pre_logits`) and
+      start the model's at zero, for other classes than the file's.
+    note: called with a line for everything that is left out, resized or started anew.
 
-    Returns:
-      `{"params": …, "batch_stats": …}` (only what `like` has), float32 numpy arrays.
-
-    Raises:
-      UserError: tensors without a place, variables without a tensor, shapes that differ, numbers that are not
-        finite; all are listed.
+    Returns `{"params": …, "batch_stats": …}` (only what `like` has), float32 numpy arrays. Raises UserError for tensors
+    without a place, variables without a tensor, shapes that differ, numbers that are not finite; all are listed.
     """
     if name not in models.MODELS:
         models.build(name)  # raises, and lists the names
@@ -97,31 +92,26 @@ def convert(
 
     _check(arrays, expected, family)
     if broken := sorted("/".join(path) for path in expected if not np.isfinite(arrays[path]).all()):
-        raise UserError(
-            f"{len(broken)} tensors hold NaN or infinity: {', '.join(broken)}; take a file of before training diverged"
-        )
+        way = "take a file of before training diverged"
+        raise UserError(f"{len(broken)} tensors hold NaN or infinity: {', '.join(broken)}; {way}")
     return flax.traverse_util.unflatten_dict({path: arrays[path] for path in expected})
 
 
 def read(path) -> dict[str, np.ndarray]:
     """The tensors of a `.safetensors`, `.npz` or `.pth` (`.pt`, `.bin`) file, as they are stored.
 
-    Raises:
-      UserError: no such file, another kind of file, a damaged one, a tensor that is not dense or of 8-bit floats, or
-        a pickle that wants to run code.
+    Raises UserError for no such file, another kind of file, a damaged one, a tensor that is not dense or of 8-bit
+    floats, and a pickle that wants to run code.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; weights are read from .safetensors, .npz and .pth files on disk"
-        )
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return _read_torch(path)
-    raise UserError(f"{path}: expected a .safetensors, .npz or .pth file")
+        kinds = ".safetensors, .npz and .pth files"
+        raise UserError(f"{path}: no such file; weights are read from {kinds} on disk")
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_torch)
+    if path.suffix not in readers:
+        raise UserError(f"{path}: expected a .safetensors, .npz or .pth file")
+    return readers[path.suffix](path)
 
 
 def _read_safetensors(path):
@@ -153,9 +143,8 @@ def _read_torch(path):
     try:
         import torch
     except ImportError:
-        raise UserError(
-            f"{path}: reading it needs PyTorch: pip install 'bjax[torch]', or use the .safetensors file"
-        ) from None
+        way = "pip install 'bjax[torch]', or use the .safetensors file"
+        raise UserError(f"{path}: reading it needs PyTorch: {way}") from None
     with _readable(path, "PyTorch file"):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -170,14 +159,12 @@ def _read_torch(path):
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
+    expected = f'{path}: expected a state dict, alone or under "model" or "state_dict"'
     if not isinstance(state, dict):
-        raise UserError(f'{path}: expected a state dict, alone or under "model" or "state_dict"')
+        raise UserError(expected)
     for key, tensor in state.items():
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-            raise UserError(
-                f'{path}: expected a state dict, alone or under "model" or "state_dict"; it has {key!r}: '
-                f"{type(tensor).__name__}"
-            )
+            raise UserError(f"{expected}; it has {key!r}: {type(tensor).__name__}")
 
     def array(key):
         tensor = state[key].detach()
@@ -202,9 +189,8 @@ def _tensors(path, keys, get):
         try:
             tensors[key] = get(key)
         except Exception as error:  # a damaged tensor, or a kind that NumPy has not: libraries raise anything
-            raise UserError(
-                f"{path}: {key} cannot be read ({_line(error)}); expected dense floating-point weights"
-            ) from None
+            why = f"cannot be read ({_line(error)})"
+            raise UserError(f"{path}: {key} {why}; expected dense floating-point weights") from None
     return tensors
 
 
@@ -227,9 +213,8 @@ def _described(name, family, arrays):
     shape = {path[1:]: array.shape for path, array in arrays.items() if path[0] == "params"}
     head = (*mapping.HEADS[family][0], "bias")
     if len(shape.get(head, ())) != 1:
-        raise UserError(
-            f"no {'/'.join(head)} to tell the number of classes: pass like=, the shapes of the model"
-        )
+        way = "pass like=, the shapes of the model"
+        raise UserError(f"no {'/'.join(head)} to tell the number of classes: {way}")
     options, image_size = {}, 224
     if family == "googlenet":
         options["aux_heads"] = ("aux1", "fc2", "bias") in shape
@@ -237,9 +222,8 @@ def _described(name, family, arrays):
         needed = {("embedding", "kernel"): 2, ("position_embedding",): 3, ("block_0", "mlp_1", "kernel"): 2}
         for path, rank in needed.items():
             if len(shape.get(path, ())) != rank:
-                raise UserError(
-                    f"no {'/'.join(path)} of {rank} dimensions: is this the file of a ViT with a class token?"
-                )
+                missing = f"{'/'.join(path)} of {rank} dimensions"
+                raise UserError(f"no {missing}: is this the file of a ViT with a class token?")
         inputs, width = shape["embedding", "kernel"]
         patch_size = math.isqrt(inputs // 3)
         image_size = patch_size * math.isqrt(shape["position_embedding",][1] - 1)
@@ -259,16 +243,14 @@ def _described(name, family, arrays):
 def _resized(embedding, shape, note):
     if embedding.shape[1] == shape[1]:
         return embedding
-    side = math.isqrt(shape[1] - 1)
-    if side * side != shape[1] - 1:
-        raise UserError(
-            f"position_embedding: the model's {shape[1] - 1} patches are no square, which files have"
-        )
+    patches, side = shape[1] - 1, math.isqrt(shape[1] - 1)
+    if side * side != patches:
+        raise UserError(f"position_embedding: the model's {patches} patches are no square, which files have")
     try:
         resized = np.asarray(resize_positions(embedding, (side, side)))
     except ValueError as error:
         raise UserError(str(error)) from None
-    note(f"resized the position embedding from {embedding.shape[1] - 1} to {shape[1] - 1} patches")
+    note(f"resized the position embedding from {embedding.shape[1] - 1} to {patches} patches")
     return resized
 
 
@@ -282,9 +264,7 @@ def _check(arrays, expected, family):
     if missing:
         problems.append(f"{len(missing)} variables are not in the file: {', '.join(missing)}")
     if differ:
-        shapes = (
-            f"{'/'.join(path)} is {arrays[path].shape}, the model's {expected[path]}" for path in differ
-        )
+        shapes = [f"{'/'.join(p)} is {arrays[p].shape}, the model's {expected[p]}" for p in differ]
         problems.append(f"{len(differ)} shapes differ: {', '.join(shapes)}")
     only_heads = all(path[1:-1] in mapping.HEADS[family] for path in differ)
     if differ and only_heads and not leftover and not missing:

@@ -6,6 +6,8 @@ import numpy as np
 
 from bjax.errors import UserError
 
+Arrays = dict[tuple[str, ...], np.ndarray]  # by Flax's path, collection first
+
 # Applied in turn to PyTorch's keys, torchvision's and timm's; then ".3" becomes "_3" and the other dots "/".
 RENAMES = {
     "resnet": [],
@@ -68,9 +70,7 @@ def family(name: str) -> str:
     return re.match(r"[a-z]+", name)[0]
 
 
-def to_flax(
-    family: str, tensors: dict[str, np.ndarray]
-) -> tuple[dict[tuple[str, ...], np.ndarray], list[str]]:
+def to_flax(family: str, tensors: dict[str, np.ndarray]) -> tuple[Arrays, list[str]]:
     """Flax's paths, collection first, to float32 arrays; and the keys that have no use."""
     if family == "vit" and any(key.endswith("embedding/kernel") for key in tensors):
         return _from_vision_transformer(tensors), []
