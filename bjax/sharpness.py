@@ -93,9 +93,8 @@ def threshold(scores: Real[Array | np.ndarray, "..."], *, keep_rate: float | Non
             raise ValueError(f"keep_rate={keep_rate}: must be in (0, 1]")
         return float(scores[-int(np.ceil(keep_rate * scores.size - 1e-9))])
     if scores[0] == scores[-1]:
-        raise ValueError(
-            f"scores: all equal {scores[0]:g}, Otsu's threshold needs two groups; give a keep_rate"
-        )
+        why = "Otsu's threshold needs two groups"
+        raise ValueError(f"scores: all equal {scores[0]:g}, {why}; give a keep_rate")
     counts, edges = np.histogram(np.log1p(scores), bins=256)
     centres = (edges[:-1] + edges[1:]) / 2
     below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[::-1][1:]
@@ -150,14 +149,11 @@ def _per_patch(
         raise ValueError(f"images: {images.dtype}{list(images.shape)} must be float [B, H, W, 3] in [0, 1]")
     batch, height, width = images.shape[:3]
     rows, columns = (patch_size, patch_size) if np.ndim(patch_size) == 0 else patch_size
+    given = f"patch_size={patch_size}"
     if min(rows, columns) < 1 or height % rows or width % columns:
-        raise ValueError(
-            f"patch_size={patch_size}: must divide the image's height {height} and width {width}"
-        )
+        raise ValueError(f"{given}: must divide the image's height {height} and width {width}")
     if max(rows, columns) > LARGEST_PATCH:
-        raise ValueError(
-            f"patch_size={patch_size}: must be at most {LARGEST_PATCH}; scale larger images down"
-        )
+        raise ValueError(f"{given}: must be at most {LARGEST_PATCH}; scale larger images down")
     if scope not in ("image", "patch"):
         raise ValueError(f"scope={scope!r}: must be 'image' or 'patch'")
     grey = grey_levels(images)

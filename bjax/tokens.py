@@ -55,10 +55,8 @@ def select(key: jax.Array, images: jax.Array, spec: MaskSpec, patch_size: int) -
     sign = 1.0 if spec.drop == "below" else -1.0
     count = jnp.full(batch, allowed)
     if spec.threshold is not None or spec.selector not in ("random", "centre"):
-        scores = sharpness.MEASURES[spec.measure](images, patch_size, scope=spec.scope).reshape(
-            batch, patches
-        )
-        preference = jax.lax.stop_gradient(sign * scores)
+        scores = sharpness.MEASURES[spec.measure](images, patch_size, scope=spec.scope)
+        preference = jax.lax.stop_gradient(sign * scores.reshape(batch, patches))
         if spec.threshold is not None:
             count = jnp.minimum(count, (preference >= sign * spec.threshold).sum(axis=1))
     if spec.selector == "random":

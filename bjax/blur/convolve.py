@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Float, Float32, Key, Real
 from bjax.blur import psf
 
 Images = Float[Array, "b h w c"]
+Flat = Float[Array, "b h w*c"]
 PerImage = float | Real[ArrayLike, " b"]  # a parameter: one for all images, or one an image
 
 
@@ -162,13 +163,13 @@ def per_image(name: str, value: PerImage, batch: int) -> Float32[Array, " b"]:
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
 
 
-def _flat(images: Images) -> Float[Array, "b h w*c"]:
+def _flat(images: Images) -> Flat:
     """Pixels and channels in one axis: a tap shifts by whole pixels, and the inner loop is long enough for SIMD."""
     return images.reshape(*images.shape[:2], -1)
 
 
 def _pad(
-    images: Float32[Array, "b h w*c"], axis: int, radius: int, step: int = 1, border: str = "reflect"
+    images: Flat, axis: int, radius: int, step: int = 1, border: str = "reflect"
 ) -> Float32[Array, "b _ _"]:
     """Padded along one axis, whose pixels are `step` numbers apart.
 
@@ -185,9 +186,7 @@ def _pad(
     return lax.optimization_barrier(jnp.concatenate([before, images, after], axis))
 
 
-def _separable(
-    images: Float32[Array, "b h w*c"], taps: Float32[Array, "b k"], channels: int, border: str
-) -> Float32[Array, "b h w*c"]:
+def _separable(images: Flat, taps: Float32[Array, "b k"], channels: int, border: str) -> Flat:
     """By shift and add."""
     size = taps.shape[1]
     height, width = images.shape[1:]
@@ -200,7 +199,7 @@ def _separable(
 
 def _dense(
     padded: Float32[Array, "b h+2*r (w+2*r)*c"], kernels: Float32[Array, "b k k"], channels: int
-) -> Float32[Array, "b h w*c"]:
+) -> Flat:
     """By shift and add, a row of taps at a time."""
     size = kernels.shape[1]
     height, width = padded.shape[1] - size + 1, padded.shape[2] - (size - 1) * channels
@@ -261,6 +260,5 @@ def _gaussian_pix(images: Images, sigma: Float32[Array, " b"], kernel_size: int)
     radius = kernel_size // 2
     padded = jnp.pad(images, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="reflect")
     sigma = jnp.maximum(sigma, 0.05)  # dm-pix divides by σ; see psf.gaussian_taps
-    return jax.vmap(lambda image, s: dm_pix.gaussian_blur(image, s, kernel_size, padding="VALID"))(
-        padded, sigma
-    )
+    blur = functools.partial(dm_pix.gaussian_blur, kernel_size=kernel_size, padding="VALID")
+    return jax.vmap(blur)(padded, sigma)

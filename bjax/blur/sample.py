@@ -29,9 +29,7 @@ SHARP = BlurSpec({"sharp": 1})
 PAPER1_BLURRED = BlurSpec({"gaussian": 1})
 PAPER1_MIX = BlurSpec({"sharp": 0.5, "gaussian": 0.5})
 # Paper 2: four blur types and noise. It states no parameters: these ranges are ours.
-PAPER2 = BlurSpec(
-    {"sharp": 0.25, "gaussian": 0.25, "motion": 0.25, "defocus": 0.25}, sigma=(1.0, 3.0), noise=(0.0, 0.02)
-)
+PAPER2 = BlurSpec(dict.fromkeys(KINDS, 0.25), sigma=(1.0, 3.0), noise=(0.0, 0.02))
 SPECS = {"sharp": SHARP, "paper1_blurred": PAPER1_BLURRED, "paper1_mix": PAPER1_MIX, "paper2": PAPER2}
 
 
@@ -55,9 +53,8 @@ def draw(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> tuple[Images,
 @functools.partial(jax.jit, static_argnames="spec")
 def _draw(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> tuple[Images, Int32[Array, " b"], Params]:
     kind, params, noise_key = jax.vmap(lambda k: draw_one(k, spec))(key)
-    blurred = convolve.by_platform(
-        functools.partial(_apply_one, spec), functools.partial(_apply_batched, spec), images, kind, params
-    )
+    one, batched = functools.partial(_apply_one, spec), functools.partial(_apply_batched, spec)
+    blurred = convolve.by_platform(one, batched, images, kind, params)
     if spec.noise[1] > 0:
         noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(noise_key)
         blurred = blurred.astype(jnp.float32) + params.noise[:, None, None, None] * noise

@@ -28,9 +28,8 @@ def gaussian(images: Images, sigma_map: SigmaMap, *, kernel_size: int = 19) -> I
     """
     convolve.check_images(images)
     if sigma_map.shape != images.shape[:3]:
-        raise ValueError(
-            f"sigma_map: shape {list(sigma_map.shape)} must be the images' {list(images.shape[:3])}"
-        )
+        shapes = f"{list(sigma_map.shape)} must be the images' {list(images.shape[:3])}"
+        raise ValueError(f"sigma_map: shape {shapes}")
     psf.check_kernel_size(kernel_size)
     psf.check("sigma_map", sigma_map, 0)
     psf.check_cut(sigma_map, kernel_size)
