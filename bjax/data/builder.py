@@ -143,8 +143,8 @@ def intact(
     total: int,
     title: str,
     where: str | os.PathLike,
-    on_corrupt: str,
-    corrupt: dict[str, str],
+    on_corrupt: str = "raise",
+    corrupt: dict[str, str] | None = None,
     convert: Callable[[bytes], bytes] = lambda data: data,
 ) -> Iterator[tuple[str, dict]]:
     """The records of the images that decode, in order; decoding runs ahead in threads, under a progress bar.
@@ -162,6 +162,7 @@ def intact(
     Raises UserError after the last file, if there are not as many as there should be, or any is corrupt and on_corrupt
     is "raise".
     """
+    corrupt = {} if corrupt is None else corrupt
     before = len(corrupt)
     threads = cores()
     waiting = collections.deque()

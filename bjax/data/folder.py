@@ -79,9 +79,8 @@ def scan(source: Path) -> tuple[Tree, list[Path]]:
     folders = [entry for entry in entries if entry.is_dir() and entry.name in SPLITS]
     if not folders:
         held = some([entry.name for entry in entries]) or "nothing"
-        raise UserError(
-            f"{source} must hold train/, val/ or test/, with a folder a class in each; it holds {held}"
-        )
+        expected = "train/, val/ or test/, with a folder a class in each"
+        raise UserError(f"{source} must hold {expected}; it holds {held}")
     ignored = [entry for entry in entries if entry not in folders]
     tree = {}
     for folder in folders:
@@ -92,24 +91,14 @@ def scan(source: Path) -> tuple[Tree, list[Path]]:
         tree[split] = {}
         for entry in _visible(folder):
             if entry.is_dir():
-                if entry.name.splitlines() != [entry.name.strip()]:  # TFDS stores a line a class
-                    raise UserError(
-                        f"{str(entry)!r}: a class's name has no space at its ends and is one line"
-                    )
-                images = _images(entry, ignored)
-                if not images:
-                    raise UserError(
-                        f"{entry} holds no images ({' '.join(EXTENSIONS)}): remove the class or fill it"
-                    )
-                tree[split][entry.name] = images
+                tree[split][entry.name] = _images(entry, ignored)
             else:
                 ignored.append(entry)
         if not tree[split]:
             raise UserError(f"{folder} holds no classes, that is folders of images")
     for folder in folders:  # only now is train/ known: test/ comes before it
         classes = tree[SPLITS[folder.name]]
-        unknown = sorted(set(classes) - set(tree.get("train", classes)))
-        if unknown:
+        if unknown := sorted(set(classes) - set(tree.get("train", classes))):
             raise UserError(f"{folder} holds classes that train/ has not: {some(unknown)}")
     return tree, ignored
 
@@ -120,6 +109,8 @@ def _visible(folder: Path) -> list[Path]:
 
 def _images(folder: Path, ignored: list[Path]) -> dict[str, Path]:
     """The images of a class; what is none is added to `ignored`."""
+    if folder.name.splitlines() != [folder.name.strip()]:  # TFDS stores a line a class
+        raise UserError(f"{str(folder)!r}: a class's name has no space at its ends and is one line")
 
     def fail(error: OSError):
         raise error
@@ -140,6 +131,9 @@ def _images(folder: Path, ignored: list[Path]) -> dict[str, Path]:
                 images[name] = path
             else:
                 ignored.append(path)
+    if not images:
+        kinds = " ".join(EXTENSIONS)
+        raise UserError(f"{folder} holds no images ({kinds}): remove the class or fill it")
     return images
 
 

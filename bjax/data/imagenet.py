@@ -108,10 +108,8 @@ def train_files(path: Path, classes: Iterable[str], count: int) -> Iterator[File
     if unknown := sorted(held - set(classes)):
         raise UserError(f"imagenet2012: {path} holds {some(unknown)}, no classes of ImageNet")
     if len(held) != count:
-        lacks = some(sorted(set(classes) - held))
-        raise UserError(
-            f"imagenet2012: {path} holds {len(held)} classes of {count}, lacking {lacks}; get it again"
-        )
+        held_of = f"{len(held)} classes of {count}, lacking {some(sorted(set(classes) - held))}"
+        raise UserError(f"imagenet2012: {path} holds {held_of}; get it again")
 
     def read() -> Iterator[File]:
         with _open(path) as tar:

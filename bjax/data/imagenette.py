@@ -54,14 +54,8 @@ class Imagenette(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(archive, split) for split in COUNTS}
 
     def _generate_examples(self, archive: Path, split: str) -> Iterator[tuple[str, dict]]:
-        return intact(
-            _members(archive, split),
-            total=COUNTS[split],
-            title=f"{self.name} {split}",
-            where=archive,
-            on_corrupt="raise",
-            corrupt={},
-        )
+        files, title = _members(archive, split), f"{self.name} {split}"
+        return intact(files, total=COUNTS[split], title=title, where=archive)
 
 
 def _members(archive: Path, split: str) -> Iterator[tuple[str, str, bytes]]:

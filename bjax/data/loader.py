@@ -138,9 +138,8 @@ def open_split(name: str, split: str, *, data_dir: str | os.PathLike | None = No
             "it so, or without that feature"
         )
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(
-            f"{place} is stored as {info.file_format.value}, which cannot be read by index; prepare it as array_record"
-        )
+        stored = f"{info.file_format.value}, which cannot be read by index"
+        raise UserError(f"{place} is stored as {stored}; prepare it as array_record")
     try:
         records = builder.as_data_source(split, deserialize_method=DeserializeMethod.RAW_BYTES)
     except (ValueError, KeyError, AssertionError) as error:

@@ -93,16 +93,12 @@ def photographs() -> Path:
     lacks one of them."""
     spec = importlib.util.find_spec("skimage")
     if spec is None:
-        raise UserError(
-            'photos: scikit-image, which holds the photographs, is missing; pip install "bjax[demo]"'
-        )
+        why = "scikit-image, which holds the photographs, is missing"
+        raise UserError(f'photos: {why}; pip install "bjax[demo]"')
     folder = Path(spec.origin).parent / "data"
-    lacking = [file for file in TRAIN + UNSEEN if not (folder / file).is_file()]
-    if lacking:
-        raise UserError(
-            f"photos: {folder} lacks {', '.join(lacking)}; "
-            'install a scikit-image that has them: pip install -U "bjax[demo]"'
-        )
+    if lacking := [file for file in TRAIN + UNSEEN if not (folder / file).is_file()]:
+        way = 'install a scikit-image that has them: pip install -U "bjax[demo]"'
+        raise UserError(f"photos: {folder} lacks {', '.join(lacking)}; {way}")
     return folder
 
 

@@ -18,24 +18,21 @@ from bjax.data.folder import Folder
 from bjax.data.imagenet import Imagenet2012
 from bjax.data.imagenette import Imagenette
 from bjax.data.photos import Photos
-from bjax.errors import Parser, command, new_folder
+from bjax.errors import Parser, as_command, new_folder
 
 
-def main(argv=None):
+@as_command
+def main(argv: list[str]) -> int | None:
     """Runs the command; returns the exit code: 0; 2: a user's mistake, told in one line on stderr; 130: Ctrl-C."""
-    return command(_run, argv)
-
-
-def _run(argv):
-    args = _parser().parse_args(argv)
-    args.data_dir = data_root(args.data_dir)
+    args = vars(_parser().parse_args(argv))
+    dataset, builder, overwrite = (args.pop(name) for name in ("dataset", "builder", "overwrite"))
+    args["data_dir"] = data_root(args["data_dir"])
     try:
-        builder = BUILDERS[args.dataset](args)
-        written = prepare(builder, overwrite=args.overwrite)
+        builder = builder(**args)
+        written = prepare(builder, overwrite=overwrite)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted: nothing new of {args.dataset} was kept; the same command starts afresh"
-        ) from None
+        way = "the same command starts afresh"
+        raise KeyboardInterrupt(f"interrupted: nothing new of {dataset} was kept; {way}") from None
     done = tfds.builder_from_directory(builder.data_dir)
     splits = ", ".join(f"{info.num_examples:,} {split}" for split, info in done.info.splits.items())
     print(f"{done.name}: {splits}, {done.info.features['label'].num_classes} classes in {builder.data_dir}")
@@ -46,18 +43,6 @@ def _run(argv):
         print(f"Left out {len(corrupt)} corrupt images: {left_out}")
     if not written:
         print("It was there already; --overwrite writes it anew.")
-
-
-BUILDERS = {
-    "photos": lambda args: Photos(data_dir=args.data_dir),
-    "imagenette": lambda args: Imagenette(data_dir=args.data_dir),
-    "imagenet2012": lambda args: Imagenet2012(
-        data_dir=args.data_dir, manual_dir=args.manual_dir, splits=args.splits, on_corrupt=args.on_corrupt
-    ),
-    "folder": lambda args: Folder(
-        data_dir=args.data_dir, name=args.name, source=args.source, on_corrupt=args.on_corrupt
-    ),
-}
 
 
 def _parser() -> Parser:
@@ -77,14 +62,16 @@ def _parser() -> Parser:
         help="refuse damaged images, or leave them out",
     )
     datasets = parser.add_subparsers(dest="dataset", required=True)
-    datasets.add_parser("photos", parents=[common])
-    datasets.add_parser("imagenette", parents=[common])
+    datasets.add_parser("photos", parents=[common]).set_defaults(builder=Photos)
+    datasets.add_parser("imagenette", parents=[common]).set_defaults(builder=Imagenette)
     imagenet = datasets.add_parser("imagenet2012", parents=[common, checked])
+    imagenet.set_defaults(builder=Imagenet2012)
     imagenet.add_argument("--manual_dir", required=True, help="folder of the official tars")
     imagenet.add_argument(
         "--splits", type=_splits, default="train,validation", help="train, validation or both"
     )
     folder = datasets.add_parser("folder", parents=[common, checked])
+    folder.set_defaults(builder=Folder)
     folder.add_argument("name", help="what to call the data set: data.name in a config")
     folder.add_argument("--source", required=True, help="folder that holds train/ and val/ or test/")
     return parser
