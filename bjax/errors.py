@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import functools
 import os
 import re
 import sys
@@ -106,3 +107,13 @@ def command(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it complains all the same
         return 141
+
+
+def as_command(run: Callable[[list[str]], int | None]) -> Callable[..., int]:
+    """`run` as the `main(argv=None)` of a command: `command` of it, which returns the exit code."""
+
+    @functools.wraps(run)
+    def main(argv: list[str] | None = None) -> int:
+        return command(run, argv)
+
+    return main

@@ -25,7 +25,7 @@ import jax.export
 import jax.numpy as jnp
 
 from bjax import predictor
-from bjax.errors import Parser, UserError, command, new_file
+from bjax.errors import Parser, UserError, as_command, new_file
 from bjax.runtime.workdir import write_text
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -52,16 +52,16 @@ def export(run: predictor.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu
         data = bytes(exported.serialize())
     except ImportError:
         raise UserError("the package flatbuffers is missing: pip install flatbuffers") from None
-    config = run.config
-    native = config.task == "blur_type" or not config.data.resize
+    task, preparing = run.config.task, run.config.data
+    native = task == "blur_type" or not preparing.resize
     return data, {
         "run": run.what,
-        "task": config.task,
+        "task": task,
         "classes": run.classes,
         "input": f"uint8[b, {run.size}, {run.size}, 3], RGB, b >= 1; normalisation is inside",
         "preprocessing": {
-            "resize_shorter_side": None if native else config.data.resize,
-            "interpolation": None if native else f"{config.data.interpolation}, antialiased",
+            "resize_shorter_side": None if native else preparing.resize,
+            "interpolation": None if native else f"{preparing.interpolation}, antialiased",
             "crop": run.size,
         },
         "outputs": {
@@ -77,28 +77,17 @@ def export(run: predictor.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+@as_command
+def main(argv: list[str]) -> int | None:
     """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
     parser = Parser("python -m bjax.export", "Write a run as a program that needs none of this code.")
     parser.add_argument("workdir", type=Path, metavar="RUN", help="the run")
-    parser.add_argument(
-        "--out", type=new_file, required=True, metavar="FILE", help="FILE and FILE.json are written"
-    )
-    parser.add_argument(
-        "--condition",
-        metavar="NAME",
-        help="with the mask of this evaluation condition of the run (default: none)",
-    )
-    parser.add_argument(
-        "--platforms",
-        default="cpu,cuda,tpu",
-        metavar="NAMES",
-        help="where it will run (default: %(default)s)",
-    )
+    written = "FILE and FILE.json are written"
+    parser.add_argument("--out", type=new_file, required=True, metavar="FILE", help=written)
+    mask = "with the mask of this evaluation condition of the run (default: none)"
+    parser.add_argument("--condition", metavar="NAME", help=mask)
+    where = "where it will run (default: %(default)s)"
+    parser.add_argument("--platforms", default="cpu,cuda,tpu", metavar="NAMES", help=where)
     args = parser.parse_args(argv)
     data, facts = export(predictor.read(args.workdir, args.condition), tuple(args.platforms.split(",")))
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from bjax import experiment
 from bjax.data import decode
-from bjax.errors import Parser, command, new_folder
+from bjax.errors import Parser, as_command, new_folder
 from bjax.predictor import Prediction, Predictor, Run, load, look, probabilities, read
 from bjax.report import overlay
 from bjax.runtime.console import Progress, columns
@@ -63,12 +63,9 @@ def predict(predictor: Predictor, paths: list[Path]) -> Iterator[tuple[Path, Pre
                 yield path, None if crop is None else next(predictions), cause
 
 
-def main(argv: list[str] | None = None) -> int:
+@as_command
+def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code: 0; 1: a photograph could not be read; 2: a user's mistake."""
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     experiment.keep_compiled()
     paths = decode.find(args.photos)
@@ -103,10 +100,8 @@ def _run(argv: list[str]) -> int:
     bar.close()
     if rows:
         print(columns(("photo", "sharpness", "kept %", "prediction", "%"), rows))
-        print(
-            f"\nby {run.what}; sharpness: variance of the Laplacian (0..255) of what the model sees, "
-            f"{run.size} × {run.size} px"
-        )
+        seen = f"what the model sees, {run.size} × {run.size} px"
+        print(f"\nby {run.what}; sharpness: variance of the Laplacian (0..255) of {seen}")
     return 1 if broken else 0
 
 
@@ -114,14 +109,11 @@ def _rows(path: Path, prediction: Prediction) -> list[tuple[str, ...]]:
     """A row for each of the most probable classes; what is said of the photograph stands in the first."""
     of_photo = (str(path), _number(prediction.sharpness), f"{100 * prediction.kept:.1f}")
     top = prediction.top(5)
-    units = {"angle": "°"}
-    estimates = ", ".join(f"{k} {v:.1f} {units.get(k, 'px')}" for k, v in prediction.estimates.items())
+    estimates = [f"{k} {v:.1f} {'°' if k == 'angle' else 'px'}" for k, v in prediction.estimates.items()]
     if estimates:
-        top[0] = (f"{top[0][0]} ({estimates})", top[0][1])
-    return [
-        (*(of_photo if i == 0 else ("",) * 3), name, f"{100 * share:.1f}")
-        for i, (name, share) in enumerate(top)
-    ]
+        top[0] = (f"{top[0][0]} ({', '.join(estimates)})", top[0][1])
+    shares = [(name, f"{100 * share:.1f}") for name, share in top]
+    return [(*of_photo, *shares[0]), *(("", "", "", *row) for row in shares[1:])]
 
 
 def _record(path: Path, prediction: Prediction, drawn: Path | None) -> dict:
@@ -155,25 +147,13 @@ def _free(folder: Path, stem: str, drawn: set[Path]) -> Path:
 
 def _parser() -> Parser:
     parser = Parser("python -m bjax.predict", "What a trained run says of photographs.")
-    parser.add_argument(
-        "photos",
-        nargs="+",
-        type=Path,
-        metavar="PHOTO",
-        help=f"a photograph, or a folder of {', '.join(decode.SUFFIXES)}",
-    )
+    photos = f"a photograph, or a folder of {', '.join(decode.SUFFIXES)}"
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help=photos)
     parser.add_argument("--workdir", required=True, type=Path, metavar="RUN", help="the run that predicts")
-    parser.add_argument(
-        "--condition",
-        metavar="NAME",
-        help="use the mask of this evaluation condition of the run (default: none)",
-    )
-    parser.add_argument(
-        "--out",
-        type=new_folder,
-        metavar="DIR",
-        help="draw each photograph with its patches and their scores into DIR",
-    )
+    mask = "use the mask of this evaluation condition of the run (default: none)"
+    parser.add_argument("--condition", metavar="NAME", help=mask)
+    drawn = "draw each photograph with its patches and their scores into DIR"
+    parser.add_argument("--out", type=new_folder, metavar="DIR", help=drawn)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
     return parser
 

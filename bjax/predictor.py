@@ -98,9 +98,8 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
         inputs = dataclasses.replace(inputs, mask=dataclasses.replace(inputs.mask, mode="attend"))
     exp = dataclasses.replace(exp, mesh=sharding.make_mesh(1, 1, jax.local_devices()[:1]))
     what, variables = experiment.variables_of(exp, workdir)
-    return Run(
-        what, config, classes, model, dataclasses.replace(inputs, blur=None, corruption=None), variables
-    )
+    inputs = dataclasses.replace(inputs, blur=None, corruption=None)
+    return Run(what, config, classes, model, inputs, variables)
 
 
 def _classes(config, workdir: Path) -> tuple[str, ...]:
@@ -112,16 +111,14 @@ def _classes(config, workdir: Path) -> tuple[str, ...]:
         try:
             return tuple(json.loads(path.read_text()))
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}: is no JSON ({error}); delete it, the dataset has the names too"
-            ) from None
+            way = "delete it, the dataset has the names too"
+            raise UserError(f"{path}: is no JSON ({error}); {way}") from None
+    data = config.data
     try:
-        source = loader.open_split(config.data.name, config.data.train, data_dir=config.data.data_dir or None)
+        return loader.open_split(data.name, data.train, data_dir=data.data_dir).class_names
     except UserError as error:
-        raise UserError(
-            f"{path}: missing, and the dataset, which names the classes too, cannot be opened: {error}"
-        ) from None
-    return source.class_names
+        why = "missing, and the dataset, which names the classes too, cannot be opened"
+        raise UserError(f"{path}: {why}: {error}") from None
 
 
 def look(run: Run, images: jax.Array, variables: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -172,13 +169,10 @@ class Predictor:
         photo = np.asarray(photo)
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
             raise ValueError(f"photo: {photo.dtype}{list(photo.shape)}, expected uint8[H, W, 3]")
-        data = self.run.config.data
+        size, data = self.run.size, self.run.config.data
         if self.run.config.task == "blur_type":
-            return decode.detailed_crops(photo, data.image_size, self.run.crops)
-        crop = decode.center_crop(
-            photo, data.image_size, resize=data.resize, interpolation=data.interpolation
-        )
-        return crop[None]
+            return decode.detailed_crops(photo, size, self.run.crops)
+        return decode.center_crop(photo, size, resize=data.resize, interpolation=data.interpolation)[None]
 
     def of_crops(self, photos: list[np.ndarray]) -> list[Prediction]:
         """The predictions for photographs that `crops` has cut; one program, whatever their number."""
@@ -200,16 +194,11 @@ class Predictor:
         return probabilities(self.run, outputs), scores, keep, whole, outputs[:, len(self.run.classes) :]
 
     def _prediction(self, crops, shares, scores, keep, whole, estimates) -> Prediction:
-        return Prediction(
-            classes=self.run.classes,
-            probabilities=shares.mean(axis=0),
-            sharpness=None if np.isnan(whole).any() else float(whole.mean()),
-            kept=float(keep.mean()),
-            crops=crops,
-            scores=scores,
-            keep=keep,
-            estimates=self.estimates(int(shares.mean(axis=0).argmax()), estimates.mean(axis=0)),
-        )
+        shares = shares.mean(axis=0)
+        sharpness_of_whole = None if np.isnan(whole).any() else float(whole.mean())
+        estimates = self.estimates(int(shares.argmax()), estimates.mean(axis=0))
+        kept = float(keep.mean())
+        return Prediction(self.run.classes, shares, sharpness_of_whole, kept, crops, scores, keep, estimates)
 
     def estimates(self, kind: int, outputs: np.ndarray) -> dict[str, float]:
         """{name: value} of the blur's parameters that `kind`, the number of a class, has.
@@ -221,8 +210,8 @@ class Predictor:
             return {}
         values = np.array(losses.decode_parameters(outputs[None])[0], float)
         values[2] = np.rad2deg(values[2])
-        named = zip(PARAMETERS.items(), values, strict=True)
-        return {name: float(value) for (name, of), value in named if of == self.run.classes[kind]}
+        named = zip(PARAMETERS.items(), values.tolist(), strict=True)
+        return {name: value for (name, of), value in named if of == self.run.classes[kind]}
 
 
 def load(workdir: str | Path, condition: str | None = None, *, batch_size: int | None = None) -> Predictor:

@@ -16,17 +16,14 @@ from PIL import Image, ImageOps
 
 from bjax import blur
 from bjax.data import decode
-from bjax.errors import Parser, UserError, command
+from bjax.errors import Parser, UserError, as_command
 from bjax.sharpness import MEASURES, threshold
 from bjax.specs import gaussian_size
 
 
-def main(argv: list[str] | None = None) -> int:
+@as_command
+def main(argv: list[str]) -> int | None:
     """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
     flags = _parser().parse_args(argv)
     try:
         scores = _score_photos(flags)
@@ -43,9 +40,8 @@ def _parser() -> Parser:
     parser.add_argument("--measure", default="laplacian", choices=MEASURES)
     parser.add_argument("--scope", default="image", choices=("image", "patch"))
     parser.add_argument("--patch_size", type=int, default=16)
-    parser.add_argument(
-        "--size", type=int, default=224, help="photographs are cropped square and resized to this"
-    )
+    size = "photographs are cropped square and resized to this"
+    parser.add_argument("--size", type=int, default=224, help=size)
     blurs = "Gaussian blurs to compare with"
     parser.add_argument("--sigma", type=float, nargs="+", default=[1.0, 2.0], help=blurs)
     parser.add_argument("--keep_rate", type=float, nargs="+", default=[0.75, 0.5, 0.25])
@@ -84,10 +80,8 @@ def _score_photos(flags: argparse.Namespace) -> dict[str, np.ndarray]:
 def _print_scores(scores: dict[str, np.ndarray], flags: argparse.Namespace) -> None:
     patches = len(scores["sharp"])
     photos = patches // (flags.size // flags.patch_size) ** 2
-    print(
-        f"{flags.measure} of {patches} patches of {flags.patch_size} px, {photos} photographs, "
-        f"scope {flags.scope}"
-    )
+    scored = f"{patches} patches of {flags.patch_size} px, {photos} photographs"
+    print(f"{flags.measure} of {scored}, scope {flags.scope}")
     print(f"{'':12}" + "".join(f"{q:>10}%" for q in (5, 25, 50, 75, 95)) + f"{'below 100':>12}")
     for name, values in scores.items():
         quantiles = "".join(f"{value:11.4g}" for value in np.percentile(values, (5, 25, 50, 75, 95)))
@@ -107,17 +101,14 @@ def _plot_scores(scores: dict[str, np.ndarray], flags: argparse.Namespace) -> No
     except ModuleNotFoundError:
         raise UserError("--out: needs matplotlib, install it with `pip install matplotlib`") from None
     figure = matplotlib.figure.Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot(
-        xscale="log", xlabel=f"{flags.measure} score of a patch", ylabel="share of patches"
-    )
+    label = f"{flags.measure} score of a patch"
+    axes = figure.add_subplot(xscale="log", xlabel=label, ylabel="share of patches")
     everything = np.concatenate(list(scores.values()))
     low = 0.1  # scores below, of flat patches, go into the first bin
     bins = np.geomspace(low, max(everything.max(), 10 * low), 60)
     for name, values in scores.items():
-        weights = np.full(len(values), 1 / len(values))
-        axes.hist(
-            np.maximum(values, low), bins, weights=weights, histtype="stepfilled", alpha=0.45, label=name
-        )
+        values, weights = np.maximum(values, low), np.full(len(values), 1 / len(values))
+        axes.hist(values, bins, weights=weights, histtype="stepfilled", alpha=0.45, label=name)
     axes.axvline(threshold(everything), color="black", linestyle="--", label="Otsu")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

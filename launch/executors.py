@@ -171,9 +171,8 @@ def slurm(runs: list[Run], out: Path, options: list[str], retry: bool) -> int:
 
 def queue(runs: list[Run]) -> dict[Run, str]:
     """The runs that Slurm still has, with their states in its words."""
-    done = subprocess.run(
-        ["squeue", "--noheader", "--array", "--format=%i %T", "--states=all"], capture_output=True, text=True
-    )
+    squeue = ["squeue", "--noheader", "--array", "--format=%i %T", "--states=all"]
+    done = subprocess.run(squeue, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"--executor=slurm: squeue: {(done.stderr.splitlines() or ['failed'])[0]}")
     states = dict(line.split() for line in done.stdout.splitlines())
@@ -197,10 +196,8 @@ class Table:
     def show(self, alive: dict[Run, str]) -> None:
         states = {run: alive.get(run) or run.state for run in self.runs}
         if self.terminal:
-            lines = [
-                f"{states[r]:9} {r.workdir.name}  {r.progress:27}  {self.told_apart_by[r]}".rstrip()
-                for r in self.runs
-            ]
+            rows = [(s, r.workdir.name, r.progress, self.told_apart_by[r]) for r, s in states.items()]
+            lines = [f"{s:9} {name}  {progress:27}  {label}".rstrip() for s, name, progress, label in rows]
             lines.append(counted(states))
             width = shutil.get_terminal_size().columns
             up = f"\033[{self.drawn}F" if self.drawn else ""

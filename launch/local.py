@@ -14,17 +14,14 @@ import subprocess
 import sys
 import time
 
-from bjax.errors import UserError, command
+from bjax.errors import UserError, as_command
 from launch import signals
 from launch.signals import STOPPED
 
 
-def main(argv: list[str] | None = None) -> int:
+@as_command
+def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> int:
     if not argv or not argv[0].isdecimal() or not int(argv[0]):
         raise UserError(
             f"{argv[0] if argv else 'PROCESSES'}: expected how many processes, as in python -m launch.local 2 "

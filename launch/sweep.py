@@ -30,18 +30,15 @@ from pathlib import Path
 import filelock
 
 from bjax import config as configs
-from bjax.errors import Parser, UserError, command, new_folder
+from bjax.errors import Parser, UserError, as_command, new_folder
 from bjax.runtime.workdir import write
 from launch import executors
 from launch.executors import Run
 
 
-def main(argv: list[str] | None = None) -> int:
+@as_command
+def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> int:
     overrides, rest = configs.split_arguments(argv)
     args = _parser().parse_args(rest)
     out = args.out or default_out(args.config)
@@ -114,10 +111,9 @@ def plan(spec: str, shared: list[tuple[str, str]], points, out: Path) -> list[Ru
             raise UserError(f"{runs[asked].label} and {label}: the same run twice")
         resolved = configs.to_json(config) + (mode if mode != "train" else "")
         workdir = there.get(asked) or out / hashlib.sha256(resolved.encode()).hexdigest()[:10]
-        if taken := next((run for run in runs.values() if run.workdir == workdir), None):
-            raise UserError(
-                f"{workdir}: its config.json, changed since, is that of {taken.label}; move the folder away"
-            )
+        if taken := next((run.label for run in runs.values() if run.workdir == workdir), None):
+            why = f"its config.json, changed since, is that of {taken}"
+            raise UserError(f"{workdir}: {why}; move the folder away")
         flags = [f"--config={point_spec}", f"--workdir={workdir}"]
         flags += [f"--config.{k}={v}" for k, v in overrides]
         flags += [f"--mode={mode}"] if mode != "train" else []
@@ -199,35 +195,22 @@ def default_out(spec: str) -> Path:
 
 
 def _parser() -> Parser:
-    p = Parser(
-        "python -m launch.sweep",
-        "Run a grid of overrides of one config.",
-        epilog="--config.KEY=VALUE holds for every run.",
-    )
+    epilog = "--config.KEY=VALUE holds for every run."
+    p = Parser("python -m launch.sweep", "Run a grid of overrides of one config.", epilog=epilog)
     p.add_argument("--config", metavar="FILE.py[:ARGS]", required=True)
-    p.add_argument(
-        "--grid",
-        metavar="KEY=V1,V2",
-        action="append",
-        default=[],
-        help="an axis of the grid; without any, the config's own sweep()",
-    )
+    axis = "an axis of the grid; without any, the config's own sweep()"
+    p.add_argument("--grid", metavar="KEY=V1,V2", action="append", default=[], help=axis)
     p.add_argument("--seeds", type=int, default=0, metavar="N", help="every point with the seeds 0 to N - 1")
-    p.add_argument(
-        "--out", type=new_folder, metavar="DIR", help="where the sweep lives (default: runs/sweep_NAME_ARGS)"
-    )
+    out = "where the sweep lives (default: runs/sweep_NAME_ARGS)"
+    p.add_argument("--out", type=new_folder, metavar="DIR", help=out)
     p.add_argument("--executor", choices=("print", "local", "slurm"), default="local")
-    p.add_argument(
-        "--jobs", type=int, default=0, metavar="N", help="local: at a time (default: half the cores)"
-    )
+    jobs = "local: at a time (default: half the cores)"
+    p.add_argument("--jobs", type=int, default=0, metavar="N", help=jobs)
     p.add_argument("--retry", action="store_true", help="run the failed ones again")
-    p.add_argument(
-        "--slurm",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="an sbatch option by submitit's name: partition, time (minutes), gpus_per_node, array_parallelism, …",
+    option = (
+        "an sbatch option by submitit's name: partition, time (minutes), gpus_per_node, array_parallelism, …"
     )
+    p.add_argument("--slurm", metavar="KEY=VALUE", action="append", default=[], help=option)
     return p
 
 

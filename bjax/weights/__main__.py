@@ -7,28 +7,22 @@ import jax
 import numpy as np
 
 from bjax import models, weights
-from bjax.errors import Parser, UserError, command, positive
+from bjax.errors import Parser, UserError, as_command, positive
 
 
-def main(argv: list[str] | None = None) -> int:
+@as_command
+def main(argv: list[str]) -> int | None:
     """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
     parser = Parser("python -m bjax.weights", __doc__)
     parser.add_argument("path", help=".safetensors, .npz or .pth file")
     parser.add_argument("--model", required=True, metavar="NAME", help=", ".join(models.MODELS))
-    parser.add_argument(
-        "--num_classes", type=positive, help="classes of the model; without: those of the file"
-    )
-    parser.add_argument(
-        "--image_size", type=positive, help="image size of the model; without: that of the file"
-    )
+    classes = "classes of the model; without: those of the file"
+    parser.add_argument("--num_classes", type=positive, help=classes)
+    size = "image size of the model; without: that of the file"
+    parser.add_argument("--image_size", type=positive, help=size)
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="as variant=B/16")
-    parser.add_argument(
-        "--new_head", action="store_true", help="leave the file's head out, start one at zero"
-    )
+    head = "leave the file's head out, start one at zero"
+    parser.add_argument("--new_head", action="store_true", help=head)
     args = parser.parse_args(argv)
     like = None
     if args.num_classes or args.image_size or args.option or args.new_head:
