@@ -131,6 +131,7 @@ def test_conditions_to_evaluate_may_be_listed_with_spaces():
         ("optim.zzz=1", ["optim.zzz", "optim has:", "weight_decay"]),
         ("optim=1", ["optim is a group", "optim.lr"]),
         ("optim.lr.x=1", ["optim.lr.x"]),
+        ("seed.zzz=1", ["seed.zzz", "seed is one value"]),
         ("optim.lr=fast", ["optim.lr", "a number", "fast"]),
         ("blur.kinds.sharp=None", ["blur.kinds.sharp", "a number", "'None'"]),
         ("optim.lr=none", ["optim.lr", "a number", "'none'"]),
