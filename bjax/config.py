@@ -5,6 +5,7 @@ device is touched, and told in one line: the key, its value, what is allowed, th
 """
 
 import ast
+import contextlib
 import copy
 import functools
 import importlib.util
@@ -12,6 +13,7 @@ import json
 import math
 import operator
 import re
+import traceback
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,10 +42,14 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
     if not hasattr(file, "get_config"):
         way = f"; it is a sweep: python -m launch.sweep --config={spec}" if hasattr(file, "sweep") else ""
         raise UserError(f"--config={path}: defines no get_config(arg){way}")
-    try:
-        config = file.get_config(args)
-    except ValueError as e:
-        raise UserError(f"--config={spec}: {e}") from None
+    with _one_line(path):
+        try:
+            config = file.get_config(args)
+        except ValueError as e:  # what the arguments may be, as the file says it
+            raise UserError(f"--config={spec}: {e}") from None
+    if not isinstance(config, ConfigDict):
+        what = f"get_config returned {type(config).__name__}, not a ConfigDict"
+        raise UserError(f"--config={path}: {what}; start from configs.common.default() and return it")
     # A group that stands in several places would change in all of them at an override: the copy has it once for each.
     return _overridden(copied(config), overrides)
 
@@ -131,14 +137,32 @@ def module(path: str) -> types.ModuleType:
         raise UserError(f"--config={path}: {cause}{nearest(path, known)}; there are: {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     loaded = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(loaded)
-    except ModuleNotFoundError as e:
-        if e.name.split(".")[0] != "configs":
-            raise
-        why = f"imports {e.name}, which is not here; run from the repository's root"
-        raise UserError(f"--config={path}: {why}") from None
+    with _one_line(path):
+        try:
+            spec.loader.exec_module(loaded)
+        except ModuleNotFoundError as e:
+            if e.name.split(".")[0] != "configs":
+                raise
+            why = f"imports {e.name}, which is not here; run from the repository's root"
+            raise UserError(f"--config={path}: {why}") from None
     return loaded
+
+
+@contextlib.contextmanager
+def _one_line(path: str) -> Iterator[None]:
+    """Whatever goes wrong while a config file runs, as a UserError that names its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as e:  # the user's program: anything can come out of it
+        lines = [at.lineno for at in traceback.extract_tb(e.__traceback__) if at.filename == str(Path(path))]
+        line = (
+            e.lineno if isinstance(e, SyntaxError) and e.filename == str(Path(path)) else [None, *lines][-1]
+        )
+        said = " ".join(str(e.msg if isinstance(e, SyntaxError) else e).split())
+        where = f", line {line}" if line else ""
+        raise UserError(f"--config={path}{where}: {type(e).__name__}: {said}") from None
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:

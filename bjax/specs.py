@@ -19,6 +19,8 @@ PARAMETERS = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radiu
 MEASURES = ("laplacian", "tenengrad", "modified_laplacian", "high_frequency")  # of bjax.sharpness
 # Selectors that keep as many patches and look at less, or at the other end.
 CONTROLS = ("random", "inverse", "centre")
+# Beyond these no photograph needs to go, and a mistyped digit would take hours and all memory to be noticed.
+LARGEST_SIDE, LARGEST_KERNEL = 16_384, 1_025  # pixels
 CORRUPTIONS = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur")  # of ImageNet-C
 
 
@@ -54,18 +56,24 @@ def _range(name: str, value, low: float, high: float) -> tuple[float, float]:
 
 
 def check_kernel_size(size, name: str = "kernel_size") -> None:
-    """Raises ValueError unless `size` is a positive odd integer."""
+    """Raises ValueError unless `size` is a positive odd integer, up to `LARGEST_KERNEL`."""
     if not isinstance(size, int | np.integer) or size < 1 or size % 2 == 0:
         raise ValueError(f"{name}={size!r}: must be a positive odd integer, so that the kernel has a centre")
+    if size > LARGEST_KERNEL:
+        raise ValueError(f"{name}={size}: kernels have up to {LARGEST_KERNEL:,} pixels a side")
 
 
 def gaussian_size(sigma: float) -> int:
     """Side of a kernel that holds the Gaussian of standard deviation `sigma`: 4σ to either side of its centre.
 
-    Raises ValueError for a `sigma` that is negative or not finite.
+    Raises ValueError for a `sigma` that is negative, not finite, or needs more than `LARGEST_KERNEL` pixels a side.
     """
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma={sigma:g}: must be at least 0")
+    if sigma > (largest := LARGEST_KERNEL // 8):
+        raise ValueError(
+            f"sigma={sigma:g}: must be at most {largest}, whose kernel has {LARGEST_KERNEL:,} pixels a side"
+        )
     return 2 * math.ceil(4 * sigma) + 1
 
 
@@ -192,18 +200,19 @@ class Data:
     # where datasets are; empty: TFDS_DATA_DIR or ~/tensorflow_datasets
     data_dir: str = plain("", affects="nothing")
     train: str = plain("train")  # training split; paper 1 uses train[:20%]
-    image_size: int = number(224, low=1, affects="weights")  # side of what the model sees, pixels
+    # side of what the model sees, pixels
+    image_size: int = number(224, low=1, high=LARGEST_SIDE, affects="weights")
     # of training: resized (random area and shape, rescaled) | random (same scale)
     crop: str = one_of("resized", "random")
     scale: tuple[float, float] = plain((0.08, 1.0))  # resized crop: share of the image's area
     flip: bool = plain(True)  # mirror half of the training images
     # shorter side before the centre crop; 0: no rescaling
-    resize: int = number(256, low=0, affects="evaluation")
+    resize: int = number(256, low=0, high=LARGEST_SIDE, affects="evaluation")
     interpolation: str = one_of("bilinear", "bicubic", added=True, affects="evaluation")  # of that rescaling
     # that decode, per process; each makes a whole batch at a time
-    threads: int = number(16, low=1, affects="nothing")
+    threads: int = number(16, low=1, high=1024, affects="nothing")
     # batches ahead, in memory; fewer than threads leaves some idle
-    prefetch: int = number(16, low=1, affects="nothing")
+    prefetch: int = number(16, low=1, high=1024, affects="nothing")
     # an image that cannot be decoded; skip: counted
     on_corrupt: str = one_of("raise", "skip", affects="evaluation")
 

@@ -106,6 +106,43 @@ def test_a_users_config_may_name_a_group_in_several_places(own):
     assert isinstance(changed.eval.b.mask.threshold, float)
 
 
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("def get_config(arg=''):\n    return x +", ", line 2: SyntaxError: "),
+        ("import nothing_of_that_name", ", line 1: ModuleNotFoundError: No module named"),
+        ("\nx = 1 / 0", ", line 2: ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", ", line 1: SystemExit: 3"),
+        ("get_config = 7", ": TypeError: 'int' object is not callable"),
+        ("def get_config():\n    return 7", ": TypeError: get_config() takes 0 positional arguments"),
+        (
+            "from configs import common\ndef get_config(arg=''):\n    return common.blur(1, 2, 3, 4)",
+            ", line 3: TypeError: blur() takes ",
+        ),
+        (
+            "from configs import common\ndef get_config(arg=''):\n    c = common.default()\n    c.batch_size = 'many'",
+            ", line 4: TypeError: ",
+        ),
+        (
+            "def get_config(arg=''):\n    pass",
+            ": get_config returned NoneType, not a ConfigDict; start from ",
+        ),
+        ("def get_config(arg=''):\n    return {'seed': 1}", ": get_config returned dict, not a ConfigDict"),
+        ("def get_config(arg=''):\n    return get_config(arg)", ", line 2: RecursionError: "),
+        ("\0", "SyntaxError: source code string cannot contain null bytes"),
+        ("x = '\xe9'", "SyntaxError: "),
+    ],
+)
+def test_a_broken_config_file_is_told_by_its_line(program, said, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(program, encoding="latin-1")
+    with pytest.raises(UserError) as e:
+        config.load(str(file))
+    assert str(e.value).startswith(f"--config={file}")
+    assert said in str(e.value)
+    assert len(str(e.value).splitlines()) == 1
+
+
 def test_whole_numbers_of_a_range_may_become_others(own):
     c = config.load(own, [("blur.sigma", "1.5,2.5"), ("eval.a.blur.sigma", "2.0,3")])
     assert c.blur.sigma == (1.5, 2.5)
@@ -138,6 +175,8 @@ def test_conditions_to_evaluate_may_be_listed_with_spaces():
         ("data.scale=none,1", ["data.scale", "a number", "'none'"]),
         ("batch_size=1.5", ["batch_size", "whole number"]),
         ("batch_size=0", ["batch_size=0", "at least 1"]),
+        ("data.image_size=1000000", ["config.data.image_size=1000000", "at most 16384"]),
+        ("data.threads=1000000000", ["config.data.threads=1000000000", "at most 1024"]),
         ("data.flip=maybe", ["data.flip", "true or false"]),
         ("blur.sigma=1", ["blur.sigma", "2 numbers"]),
         ("blur.sigma=a,b", ["blur.sigma", "a number", "'a'"]),
@@ -174,6 +213,8 @@ def test_a_wrong_override_is_told_in_one_line(override, parts):
         (["blur.kinds.gaussian=0.7"], ["config.blur.", "kinds"]),
         (["eval_only=sharp,blured"], ["config.eval_only", "no condition blured", "blurred_drop_above"]),
         (["model.options.depth=-1"], ["config.model.options.depth=-1", "at least 1"]),
+        (["model.options.depth=1000000"], ["config.model.options.depth=1000000", "at most 1,000"]),
+        (["blur.kernel_size=100001"], ["config.blur.kernel_size=100001", "up to 1,025"]),
         (["model.options.depth=six"], ["config.model.options.depth=six", "a number"]),
         (["model.options.dropout=2"], ["config.model.options.dropout=2", "[0, 1)"]),
         (["model.name=resnet5"], ["config.model.name=resnet5", "resnet50"]),

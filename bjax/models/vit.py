@@ -63,6 +63,8 @@ def vit(
     for option, value in {"depth": depth, "width": width, "heads": heads, "mlp_dim": mlp_dim}.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"{option}={value}: expected a whole number of at least 1")
+        if (value or 0) > (most := 1000 if option == "depth" else 2**17):
+            raise UserError(f"{option}={value}: expected at most {most:,}")
     for option, value in {"dropout": dropout, "drop_path": drop_path}.items():
         if not isinstance(value, int | float) or not 0 <= value < 1:
             raise UserError(f"{option}={value}: expected a rate in [0, 1)")
