@@ -27,17 +27,14 @@ import numpy as np
 from benchmarks import save
 from bjax import blur
 from bjax.blur import psf
-from bjax.errors import Parser, UserError, command, new_file, positive, some_of
+from bjax.errors import Parser, UserError, as_command, new_file, positive, some_of
 from bjax.evaluate.speed import timed
 
 PEERS = {"cv2": "cv2", "torch": "torch", "pix": "dm_pix"}  # and the module each needs
 
 
-def main(argv: list[str] | None = None) -> int:
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
+@as_command
+def main(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.blur", __doc__.split("\n")[0])
     peers = "peers, comma-separated, of " + ", ".join(PEERS)
     parser.add_argument("--against", type=some_of(PEERS), default="cv2,torch,pix", help=peers)

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from bjax import stats
-from bjax.errors import Parser, UserError, command, positive
+from bjax.errors import Parser, UserError, as_command, positive
 
 CROPS = 48
 PHOTOGRAPHS = (4, 14, 50, 200)
@@ -59,11 +59,8 @@ def read(text: str) -> dict[tuple[int, float, float], tuple[float, float]]:
     return shares
 
 
-def main(argv: list[str] | None = None) -> int:
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
+@as_command
+def main(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.coverage", __doc__.partition("\n")[0])
     cells = "of each cell (default: %(default)s)"
     parser.add_argument("--repetitions", type=positive, default=20_000, help=cells)

@@ -19,17 +19,14 @@ from PIL import Image, ImageOps
 from bjax import blur, sharpness
 from bjax.blur import imagenet_c, psf, varying
 from bjax.data import decode
-from bjax.errors import Parser, UserError, command, new_file
+from bjax.errors import Parser, UserError, as_command, new_file
 from bjax.specs import gaussian_size
 
 SIZE, PATCH = 224, 16
 
 
-def main(argv: list[str] | None = None) -> int:
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
+@as_command
+def main(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.figure_blur", __doc__.split("\n")[0])
     parser.add_argument("--photo", type=Path, help="a photograph; default: scikit-image's cat")
     parser.add_argument("--out", type=new_file, default=Path("docs/blur.png"))

@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks import save
 from bjax.data import builder, decode, folder, loader, photos
-from bjax.errors import Parser, command, new_file, positive, some_of
+from bjax.errors import Parser, as_command, new_file, positive, some_of
 from bjax.specs import Data
 
 SIZE = 224
@@ -100,11 +100,8 @@ def loader_rate(encoded, threads, steps=20, batch_size=64):
         return steps * batch_size / (time.perf_counter() - start)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
+@as_command
+def main(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.input", __doc__, formatter_class=argparse.RawTextHelpFormatter)
     peers = "peers: " + ", ".join(PEERS)
     parser.add_argument("--against", type=some_of(PEERS), default=",".join(PEERS), help=peers)

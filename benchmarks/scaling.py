@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding
 from benchmarks import save
 from bjax import models
 from bjax.blur.sample import BlurSpec
-from bjax.errors import Parser, UserError, command, new_file, positive, some_of
+from bjax.errors import Parser, UserError, as_command, new_file, positive, some_of
 from bjax.runtime import sharding
 from bjax.runtime.console import columns
 from bjax.step import optim, state
@@ -124,11 +124,8 @@ def measure(name: str, options: dict, mesh_shape, **sizes) -> dict:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
+@as_command
+def main(argv: list[str]) -> None:
     p = Parser("python -m benchmarks.scaling", __doc__.splitlines()[0])
     p.add_argument("--models", type=some_of(MODELS), default=",".join(MODELS), help=", ".join(MODELS))
     p.add_argument("--batch", type=positive, default=256, help="images a step, over all devices")

@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks import save
 from bjax import models
 from bjax.blur.sample import BlurSpec
-from bjax.errors import Parser, UserError, command, new_file, positive, some_of
+from bjax.errors import Parser, UserError, as_command, new_file, positive, some_of
 from bjax.evaluate.speed import timed
 from bjax.models.vit import ViT
 from bjax.runtime import sharding
@@ -43,11 +43,8 @@ RIVALS |= {"tome 8": {"tome_r": 8}, "tome 13": {"tome_r": 13}}
 CLASSES = 1000
 
 
-def main(argv: list[str] | None = None) -> int:
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
+@as_command
+def main(argv: list[str]) -> None:
     flags = _parser().parse_args(argv)
     if flags.batch % jax.device_count():
         raise UserError(f"--batch={flags.batch}: expected a multiple of {jax.device_count()}, the devices")

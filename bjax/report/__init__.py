@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bjax.errors import Parser, UserError, command, new_folder
+from bjax.errors import Parser, UserError, as_command, new_folder
 from bjax.report import curves, facts, masks, matrix, paper1, paper2, read, render, seeds, sweeps
 from bjax.report.render import Heading, Items, Text, per_run
 from bjax.report.runs import Run
@@ -71,12 +71,9 @@ def write(folders: list[Path], out: Path, title: str = "Report") -> str:
     return text
 
 
-def main(argv: list[str] | None = None) -> int:
+@as_command
+def main(argv: list[str]) -> None:
     """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
-    return command(_run, argv)
-
-
-def _run(argv: list[str]) -> None:
     parser = Parser("python -m bjax.report", "Tables and figures of finished runs.")
     what = "a run's workdir, or the folder of a sweep"
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help=what)
