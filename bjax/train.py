@@ -16,7 +16,7 @@ from bjax.errors import UserError
 from bjax.evaluate import bn_adapt, leave_results
 from bjax.evaluate.conditions import evaluate
 from bjax.experiment import Experiment
-from bjax.runtime import checkpoint, distributed, sharding
+from bjax.runtime import checkpoint, distributed, lock, sharding
 from bjax.runtime.console import Progress, parameter_table
 from bjax.runtime.workdir import Log, check_same_run, session, write_classes, write_text
 from bjax.step import optim
@@ -36,14 +36,22 @@ def run(config, workdir: Path) -> dict[str, dict]:
     # --- what the run consists of; every user's mistake shows up here, before anything is computed
     main_process = jax.process_index() == 0
     exp = experiment.build(config)
-    source, mesh = exp.source, exp.mesh
+    source = exp.source
     if config.batch_size > source.num_examples:
         raise UserError(
             f"config.batch_size={config.batch_size}: more than the {source.num_examples} images of "
             f"{source.name} {source.split}"
         )
     total_steps = config.steps or math.ceil(config.epochs * source.num_examples / config.batch_size)
-    check_same_run(workdir, config, print if main_process else None)
+    with contextlib.ExitStack() as stack:
+        distributed.by_main(lambda: stack.enter_context(lock.hold(workdir)))
+        check_same_run(workdir, config, print if main_process else None)
+        return _run(exp, total_steps, workdir)
+
+
+def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
+    config, source, mesh = exp.config, exp.source, exp.mesh
+    main_process = jax.process_index() == 0
 
     # --- state, born sharded
     init_key, step_key = jax.random.split(jax.random.key(config.seed))

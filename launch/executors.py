@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bjax.errors import UserError
+from bjax.runtime import lock
 from launch import signals
 from launch.signals import STOPPED
 
@@ -35,7 +36,9 @@ class Run:
 
     @property
     def state(self) -> str:
-        """finished | failed | stopped (goes on) | waiting; as the files of the run tell it."""
+        """running | finished | failed | stopped (goes on) | waiting; as the files of the run tell it."""
+        if lock.held(self.workdir):  # by another sweep, or by hand; those of this one are known to it
+            return "running"
         code = _read(self.workdir / "exit")
         if code == "0" and (self.workdir / "results.json").exists():
             return "finished"

@@ -1,5 +1,6 @@
 """Evaluation of a run: named conditions, their rows of results.json, and what may be measured beside them."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from bjax.errors import UserError
 from bjax.evaluate import bn_adapt, conditions, gallery, mask_quality, speed
 from bjax.evaluate.summary import table
 from bjax.experiment import Experiment
-from bjax.runtime import checkpoint, distributed
+from bjax.runtime import checkpoint, distributed, lock
 from bjax.runtime import workdir as workdirs
 
 # Each has run(exp, variables) -> {file: content}, {} where not asked for.
@@ -40,14 +41,15 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     if adapt:
         twins = {f"{k}_bn_adapt": dataclasses.replace(c, bn_adapt=True) for k, c in exp.conditions.items()}
         exp = dataclasses.replace(exp, conditions=exp.conditions | twins)
-    what, variables = experiment.variables_of(exp, workdir)
-    bn_adapt.check(exp, variables.get("batch_stats"))
-    if main_process:
-        print(f"evaluates {what}", flush=True)
-    mode = "bn_adapt" if adapt else "eval"
-    with distributed.stop_requests(), workdirs.session(workdir, mode, writes=main_process):
+    with contextlib.ExitStack() as stack:
+        distributed.by_main(lambda: stack.enter_context(lock.hold(workdir)))
+        what, variables = experiment.variables_of(exp, workdir)
+        bn_adapt.check(exp, variables.get("batch_stats"))
+        if main_process:
+            print(f"evaluates {what}", flush=True)
+        stack.enter_context(distributed.stop_requests())
+        stack.enter_context(workdirs.session(workdir, "bn_adapt" if adapt else "eval", writes=main_process))
         results = conditions.evaluate(exp, variables)
-        workdir.mkdir(parents=True, exist_ok=True)
         if main_process:
             _keep_config_true(exp, workdir)
             workdirs.write_classes(workdir, exp.class_names)

@@ -12,9 +12,10 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from bjax.errors import UserError
@@ -161,6 +162,26 @@ def stop_requests() -> Iterator[None]:
     finally:
         _asked.pop()
         signal.signal(signal.SIGTERM, before)
+
+
+def worst(value: int) -> int:
+    """The largest of what all processes say. To be called by all of them."""
+    return int(multihost_utils.process_allgather(np.array(value)).max()) if jax.process_count() > 1 else value
+
+
+def by_main(action: Callable[[], object]) -> None:
+    """Lets process 0 do something that a user's mistake or a disk may forbid: then no process goes on.
+
+    To be called by all of them. Raises on process 0 what `action` does, on the others UserError.
+    """
+    failed = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except (UserError, OSError) as error:
+            failed = error
+    if worst(int(failed is not None)):
+        raise failed or UserError("process 0 cannot go on; its own line says why")
 
 
 def leave(code: int) -> int:
