@@ -6,6 +6,13 @@ python -m bjax.main --config=configs/vit_mask.py:demo --workdir=runs/demo --mode
 srun python -m bjax.main --config=configs/vit_mask.py --workdir=runs/in1k    (launch/ has the scripts)
 """
 
+from bjax.runtime import stop
+
+# Before JAX and all that needs seconds to import.
+if __name__ == "__main__":
+    stop.listen()
+
+import argparse
 import re
 import sys
 import traceback
@@ -16,13 +23,15 @@ import jax
 from bjax import config as configs
 from bjax import evaluate, experiment, train
 from bjax.errors import Parser, UserError, command, positive
-from bjax.runtime import distributed
+from bjax.runtime import distributed, sharding
+from bjax.runtime.workdir import refused
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code.
 
-    0; 2: a user's mistake, told in one line on stderr; 75: told to stop (SIGTERM), to be run again; 130: Ctrl-C.
+    0; 2: a user's mistake, told in one line on stderr; 75: told to stop (SIGTERM or SIGUSR1), to be run again;
+    130: Ctrl-C.
     """
     try:
         code = command(_run, argv, name=distributed.name)
@@ -38,6 +47,22 @@ def _run(argv: list[str]) -> int | None:
     overrides, rest = configs.split_arguments(argv)
     args = _parser().parse_args(rest)
     workdir = Path(args.workdir or default_workdir(args.config)).expanduser()
+    try:
+        return _in(workdir, args, overrides)
+    except distributed.Stopped as stopped:
+        print(f"bjax: {stopped}")
+        return distributed.STOPPED
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on from the last checkpoint") from None
+    except UserError:
+        raise
+    except Exception as error:
+        if line := refused(error, workdir):
+            raise UserError(line) from None
+        raise
+
+
+def _in(workdir: Path, args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: is a file; name a folder")
     if args.config:
@@ -49,19 +74,15 @@ def _run(argv: list[str]) -> int | None:
     experiment.build(config, num_classes=2)  # finds mistakes before any data or device is touched
     if args.print_config:
         print(configs.to_json(config), end="")
-        return None
+        return
+    if config.deterministic:
+        sharding.make_deterministic()
     experiment.keep_compiled()
     distributed.initialize(args.distributed, args.distributed_timeout)
-    try:
-        if args.mode == "train":
-            train.run(config, workdir)
-        else:
-            evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
-    except distributed.Stopped as stopped:
-        print(f"bjax: {stopped}")
-        return distributed.STOPPED
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on from the last checkpoint") from None
+    if args.mode == "train":
+        train.run(config, workdir)
+    else:
+        evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
 
 
 def default_workdir(spec: str | None) -> str:

@@ -300,6 +300,8 @@ class Run:
     epochs: float = number(90.0, above=0)  # passes over the training split (ignored where steps is set)
     steps: int = number(0, low=0)  # length of the run in steps; 0: from epochs
     dtype: str = one_of("float32", "bfloat16")  # of activations; parameters stay float32
+    # the same bits again on GPUs of the same kind and number, by the same versions; slower
+    deterministic: bool = plain(False, added=True, affects="nothing")
     init_from: str = plain("", affects="weights")  # weight file to start from; empty: random weights
     # leave its last layer out, for other classes than the file's
     init_new_head: bool = plain(False, added=True, affects="weights")
@@ -327,5 +329,11 @@ class Run:
     log_every: int = number(50, low=1, affects="nothing")  # steps between rows of metrics.jsonl
     # steps between them; one is written before every evaluation, so at the end, too
     checkpoint_every: int = number(1000, low=1, affects="nothing")
-    checkpoint_keep: int = number(2, low=1, affects="nothing")  # checkpoints kept
+    checkpoint_keep: int = number(2, low=1, affects="nothing")  # newest checkpoints kept
+    # beside them, for ever, those of steps that this divides; 0: none
+    checkpoint_keep_every: int = number(0, low=0, added=True, affects="nothing")
+    # beside them, this many of the best by checkpoint_best, chosen after each evaluation (eval_every)
+    checkpoint_keep_best: int = number(0, low=0, added=True, affects="nothing")
+    # CONDITION/METRIC, such as sharp/top1; METRIC: top1, top5 or loss (lower is better); empty: top1 of the first
+    checkpoint_best: str = plain("", added=True, affects="nothing")
     mesh: MeshSpec = group(MeshSpec, affects="nothing")

@@ -4,15 +4,16 @@ import collections
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bjax import experiment
+from bjax import experiment, nonfinite
 from bjax.config import to_json
-from bjax.errors import UserError
+from bjax.errors import UserError, nearest
 from bjax.evaluate import bn_adapt, leave_results
 from bjax.evaluate.conditions import evaluate
 from bjax.experiment import Experiment
@@ -23,6 +24,10 @@ from bjax.step import optim
 from bjax.step.state import State, load
 from bjax.step.train_step import compiled
 
+SIGNS = {"top1": 1, "top5": 1, "loss": -1}  # of what checkpoints are kept by: higher, or lower, is better
+COMPILES = (
+    15  # seconds that the first step is given to be saved: a scheduler that asks to stop kills after 30
+)
 IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is awaited
 
 
@@ -30,8 +35,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
     """Trains (or goes on with) the run of `config` in `workdir`, evaluates it, and returns what results.json holds.
 
     Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers. A step is
-    saved before it is evaluated. On SIGTERM it saves a checkpoint after the step at hand, or leaves the evaluation at
-    hand, and raises `distributed.Stopped`.
+    saved before it is evaluated. On SIGTERM or SIGUSR1 it saves a checkpoint after the step at hand, or
+    leaves the evaluation at hand, and raises `distributed.Stopped`.
     """
     # --- what the run consists of; every user's mistake shows up here, before anything is computed
     main_process = jax.process_index() == 0
@@ -57,6 +62,7 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     tx, init, shapes, plan = experiment.state_of(exp, total_steps)
     bn_adapt.check(exp, shapes.batch_stats)
+    score = _score(exp)
     # Read before anything is built on the devices, and only where the run starts.
     fresh = not checkpoint.exists(workdir / "checkpoints")
     weights = experiment.weights_of(config, shapes) if config.init_from and fresh else None
@@ -71,7 +77,12 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         stack.enter_context(distributed.stop_requests())
         # --- restore, or start
         manager = stack.enter_context(
-            checkpoint.manager(workdir / "checkpoints", keep=config.checkpoint_keep)
+            checkpoint.manager(
+                workdir / "checkpoints",
+                keep=config.checkpoint_keep,
+                every=config.checkpoint_keep_every,
+                best=config.checkpoint_keep_best,
+            )
         )
         state = checkpoint.restore(manager, shapes, plan)
         if state is None:
@@ -95,13 +106,16 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         )
         notes = checkpoint.notes(manager)
         recent, corrupt = notes.get("recent", []), notes.get("corrupt", 0)
-        in_flight = collections.deque()
+        in_flight, ids = collections.deque(), []
         since, last = time.perf_counter(), start
         results = None
+
+        manager.scores = {step: score(row) for step, row in log.evaluated.items()}
 
         def evaluate_at(step: int) -> dict[str, dict]:
             evaluated = evaluate(exp, state.variables)
             log.write(step, _flat(evaluated))
+            manager.scores[step] = score(_flat(evaluated))
             return evaluated
 
         def due(step: int) -> bool:
@@ -110,10 +124,13 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         # A process that ended in an evaluation had saved the step, but not what the evaluation found.
         if start and due(start) and not _main_process_says(start in log.evaluated):
             results = evaluate_at(start)
+        distributed.defer(COMPILES)
         for step, batch in enumerate(batches, start + 1):
             state, values = update(step_key, state, sharding.put(batch, mesh))
+            distributed.defer()  # there is a step to save
             bar.advance()
             recent.append(values)
+            ids.append(batch["id"])
             in_flight.append(values["loss"])
             if len(in_flight) > IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
@@ -121,7 +138,15 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
                 values["loss"].block_until_ready()  # compiled: from here on the clock shows the rate
                 since, last = time.perf_counter(), step
 
-            if step % config.log_every == 0 or step == total_steps:
+            # Before a checkpoint as well: one with a NaN in it would take the place of those from before.
+            stopping = distributed.stopping()
+            saves = stopping or step % config.checkpoint_every == 0 or due(step)
+            logs = step % config.log_every == 0 or step == total_steps
+            if saves or logs:
+                recent = _on_host(recent)
+                nonfinite.check(recent, step, ids, manager, exp, workdir)
+                ids.clear()
+            if logs:
                 row = _means(recent)
                 corrupt += round(row.pop("corrupt") * len(recent))
                 if len(recent) != step - (step - 1) // config.log_every * config.log_every:
@@ -136,19 +161,11 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
                     left += "" if bar.terminal else f"  {_clock(seconds * (total_steps - step))} left"
                 if corrupt:
                     row["corrupt"] = corrupt
-                for name, value in row.items():
-                    if not math.isfinite(value):
-                        raise UserError(
-                            f"the {name} is {value} at step {step}; try a lower --config.optim.lr than "
-                            f"{config.optim.lr:g}, or --config.optim.clip=1 (rows so far: {workdir / 'metrics.jsonl'})"
-                        )
                 log.write(step, row)
                 bar.line(f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %{left}")
                 recent, since, last = [], time.perf_counter(), step
             # After its row, which a restored step must have in metrics.jsonl; before the evaluation, which may fail.
-            stopping = distributed.stopping()
-            if stopping or step % config.checkpoint_every == 0 or due(step):
-                recent = [{k: float(v) for k, v in x.items()} for x in jax.device_get(recent)]
+            if saves:
                 # A copy: the notes are written in the background, and the list grows.
                 checkpoint.save(manager, step, state, {"recent": list(recent), "corrupt": corrupt})
             if stopping and step < total_steps:
@@ -173,10 +190,29 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
     return results
 
 
-def _means(recent: list[dict]) -> dict[str, float]:
+def _on_host(recent: list[dict]) -> list[dict[str, float]]:
+    return [{k: float(v) for k, v in values.items()} for values in jax.device_get(recent)]
+
+
+def _means(recent: list[dict[str, float]]) -> dict[str, float]:
     """The mean of each metric over steps, in float64: the same, whether or not a restart lies between them."""
-    recent = jax.device_get(recent)
-    return {name: math.fsum(float(x[name]) for x in recent) / len(recent) for name in recent[0]}
+    return {name: math.fsum(x[name] for x in recent) / len(recent) for name in recent[0]}
+
+
+def _score(exp: Experiment) -> Callable[[dict[str, float]], float]:
+    """How good a checkpoint is by the row of its evaluation; higher is better.
+
+    Raises UserError for a metric that no row has.
+    """
+    metric = exp.config.checkpoint_best or f"{next(iter(exp.conditions))}/top1"
+    condition, _, name = metric.rpartition("/")
+    if condition not in exp.conditions or name not in SIGNS:
+        known = [f"{condition}/{name}" for condition in exp.conditions for name in SIGNS]
+        raise UserError(
+            f"config.checkpoint_best={metric}: expected CONDITION/METRIC{nearest(metric, known)}, CONDITION one of "
+            f"{', '.join(exp.conditions)} and METRIC one of {', '.join(SIGNS)}"
+        )
+    return lambda row: SIGNS[name] * row.get(metric, math.nan)  # top5 is not told of few classes
 
 
 def _main_process_says(yes: bool) -> bool:

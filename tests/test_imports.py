@@ -23,7 +23,8 @@ ALLOWED = {
     },
     "export": {"predictor", "config", "runtime"},
     "thresholds": {"sharpness", "blur", "data", "specs"},
-    "train": {"evaluate", "experiment", "step", "config", "runtime"},
+    "train": {"nonfinite", "evaluate", "experiment", "step", "config", "runtime"},
+    "nonfinite": {"experiment", "runtime"},
     "evaluate": {
         "experiment",
         "step",

@@ -19,9 +19,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bjax.errors import UserError
+from bjax.runtime import stop
+from bjax.runtime.stop import STOPPED, defer
 
 MODES = ("auto", "on", "off")
-STOPPED = 75  # exit code of a run that was told to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again"
 HEARTBEAT = 100  # seconds of silence after which a process counts as dead; JAX's default
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM_TASK = ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")  # what srun gives; JAX needs them all
@@ -63,6 +64,9 @@ def initialize(mode: str, timeout: int) -> None:
         raise UserError(f"--distributed={mode}: {str(e).splitlines()[0]}") from None
     finally:
         joined.set()
+    # Now the others count on this one, and SIGTERM is the preemption service's.
+    defer()
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open)
 
@@ -133,10 +137,11 @@ def stopping() -> bool:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[None]:
-    """Within it `stopping` hears SIGTERM, the request to stop, instead of the process ending at once.
+    """Within it `stopping` hears SIGTERM and SIGUSR1, the requests to stop.
 
-    Among several processes one that hears it is enough: JAX's preemption service lets them agree on the first call of
-    `stopping` that none has made. Its handler is in place from `initialize` on.
+    A process alone that listens (`stop.listen`) ends at once all the same until it calls `defer`. Among several one
+    that hears it is enough: JAX's preemption service lets them agree on the first call of `stopping` that none has
+    made. Its handler is in place from `initialize` on.
     """
     if jax.distributed.is_initialized():
         calls, agreed = 0, False
@@ -154,14 +159,12 @@ def stop_requests() -> Iterator[None]:
         finally:
             _asked.pop()
         return
-    told = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    _asked.append(told.is_set)
+    _asked.append(stop.told.is_set)
     try:
-        yield
+        with stop.heard():
+            yield
     finally:
         _asked.pop()
-        signal.signal(signal.SIGTERM, before)
 
 
 def worst(value: int) -> int:

@@ -1,6 +1,7 @@
 """Where arrays live: one mesh with axes ("data", "fsdp"), a plan for the state, batches split over both axes."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 
@@ -65,3 +66,18 @@ def _split(shape: tuple[int, ...], parts: int) -> P:
         return P()
     axis = max(candidates, key=lambda a: shape[a])
     return P(*[None] * axis, "fsdp")
+
+
+def make_deterministic() -> None:
+    """Lets XLA choose only what gives the same bits again; to be called before a device is used.
+
+    On GPUs it leaves out atomics in scatter and in cuDNN's gradients. What may still differ is said: another kind or
+    number of devices adds in another order, another version of XLA fuses otherwise.
+    """
+    flags = "--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    print(
+        "deterministic: the same bits on devices of the same kind and number, by the same versions; others, and "
+        "columns of time, may differ",
+        flush=True,
+    )

@@ -6,12 +6,14 @@ config.json, classes.json, run.json, metrics.jsonl, results.json, checkpoints/, 
 
 import contextlib
 import datetime
+import errno
 import importlib.metadata
 import importlib.util
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -25,15 +27,24 @@ from bjax import options, specs
 from bjax.errors import UserError
 
 VERSIONS = ("bjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 FREE = options.affecting(specs.Run, "evaluation", "nothing")  # a run may go on with these changed
 WEIGHTS = options.affecting(specs.Run, "weights")  # with others of these a run's weights would be misread
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all: a reader never sees half of it."""
+    """Writes the file whole or not at all, onto the disk: a reader never sees half of it, a power cut leaves none."""
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a full disk it takes the room of what comes next
+        raise
 
 
 def write(path: Path, content) -> None:
@@ -47,6 +58,37 @@ def write(path: Path, content) -> None:
         os.replace(temporary, path)
     else:
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def refused(error: BaseException, workdir: Path) -> str | None:
+    """What the file system refused, in one line, where that is why a run in `workdir` ended; None otherwise.
+
+    Of several errors it is the first: what fails on the way out fails for the same reason.
+    """
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    for e in reversed(chain):
+        told = " ".join(str(e).split())
+        # TensorStore, which writes checkpoints, has the number in its text.
+        number = (
+            e.errno
+            if isinstance(e, OSError)
+            else next(map(int, re.findall(r"(?:OS error |os_error_code=')(\d+)", told)), None)
+        )
+        inside = str(workdir) in told or str(workdir.absolute()) in told
+        if number in FULL or (number and inside):
+            file = getattr(e, "filename", None)
+            way = (
+                "make room"
+                if number in FULL
+                else "see that it is a folder that may be written, or name another"
+            )
+            return (
+                f"--workdir={workdir}: {os.strerror(number)}{f' ({file})' if file else ''}; {way}; the same command "
+                "goes on from its last checkpoint"
+            )
+    return None
 
 
 def write_classes(workdir: Path, names: tuple[str, ...]) -> None:
@@ -176,13 +218,13 @@ class Log:
 
     `start_step`: rows of later steps, left by a run that was killed after its last checkpoint, are dropped; so are
     lines that are no rows (half a line of a killed process, NULs after a power cut), which are counted on stderr. Only
-    the process that `writes` writes; the others do nothing. evaluated: the steps whose evaluation has a row.
+    the process that `writes` writes; the others do nothing. evaluated: {step: row} of evaluations.
     """
 
     def __init__(self, workdir: Path, start_step: int, *, writes: bool):
         self.writes = writes
         self.board = None
-        self.evaluated = set()
+        self.evaluated: dict[int, dict] = {}
         if not writes:
             return
         path = workdir / "metrics.jsonl"
@@ -193,7 +235,7 @@ class Log:
         if damaged:
             print(f"bjax: {path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
         rows = [row for row in rows if row is not None and row["step"] <= start_step]
-        self.evaluated = {row["step"] for row in rows if any("/" in key for key in row)}
+        self.evaluated = {row["step"]: row for row in rows if any("/" in key for key in row)}
         write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         self.file = path.open("a", buffering=1)
         if importlib.util.find_spec("tensorboardX"):

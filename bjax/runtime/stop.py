@@ -1,0 +1,69 @@
+"""SIGTERM and SIGUSR1, the requests to stop, heard from the first line of a command on: nothing slow is imported here.
+
+A process that has nothing to save ends at once, even in the middle of a compilation, where Python runs no handlers: a
+thread waits for the byte that the interpreter's C handler writes. From `defer` on a request is only noted, and whoever
+asks `told` saves first.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOPPED = 75  # exit code of a run that was told to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again"
+LINE = b"bjax: told to stop, with nothing to save since its last checkpoint; the same command goes on\n"
+
+told = threading.Event()
+_lock = threading.Lock()
+_patience: float | None = None  # seconds between a request and the end; None: it is up to who asks `told`
+
+
+def listen() -> None:
+    """From here on this process ends, when it is told to stop, at once with code 75; see `defer`."""
+    defer(0)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        signal.signal(number, _note)
+
+
+def defer(patience: float | None = None) -> None:
+    """From here on there is something to save, and a request to stop is noted in `told`.
+
+    patience: seconds after which it ends the process all the same: what takes longer is lost to SIGKILL anyway.
+    """
+    global _patience
+    with _lock:
+        _patience = patience
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Within it requests are noted in `told` also where nobody called `listen`."""
+    before = {number: signal.signal(number, _note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        told.clear()
+
+
+def _note(*_) -> None:
+    told.set()
+
+
+def _watch(reader: int) -> None:
+    while number := os.read(reader, 1):
+        since = time.monotonic()
+        while number[0] in SIGNALS and _patience is not None:
+            with _lock:
+                if _patience is not None and time.monotonic() - since >= _patience:
+                    os.write(1, LINE)
+                    os._exit(STOPPED)
+            time.sleep(0.02)
