@@ -157,9 +157,7 @@ def _one_line(path: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as e:  # the user's program: anything can come out of it
         lines = [at.lineno for at in traceback.extract_tb(e.__traceback__) if at.filename == str(Path(path))]
-        line = (
-            e.lineno if isinstance(e, SyntaxError) and e.filename == str(Path(path)) else [None, *lines][-1]
-        )
+        line = e.lineno if isinstance(e, SyntaxError) and e.filename == str(Path(path)) else [None, *lines][-1]
         said = " ".join(str(e.msg if isinstance(e, SyntaxError) else e).split())
         where = f", line {line}" if line else ""
         raise UserError(f"--config={path}{where}: {type(e).__name__}: {said}") from None

@@ -56,9 +56,7 @@ def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
         given = [word.strip() for word in text.split(",") if word.strip()]
         for word in given:
             if word not in known:
-                raise argparse.ArgumentTypeError(
-                    f"{word!r}: expected some of {', '.join(known)}{nearest(word, known)}"
-                )
+                raise argparse.ArgumentTypeError(f"{word!r}: expected some of {', '.join(known)}{nearest(word, known)}")
         return given
 
     return words

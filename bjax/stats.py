@@ -46,9 +46,7 @@ def t_interval(values: Sequence[float] | np.ndarray, *, within: Interval = (-mat
     return np.maximum(within[0], mean - half), np.minimum(within[1], mean + half)
 
 
-def over_photographs(
-    means: np.ndarray, at_least: Interval, *, within: Interval = (-math.inf, math.inf)
-) -> Interval:
+def over_photographs(means: np.ndarray, at_least: Interval, *, within: Interval = (-math.inf, math.inf)) -> Interval:
     """95 % interval of a mean over images of which several are of one photograph, and so are not independent.
 
     Student's t over the photographs' own means [..., photographs], widened to hold `at_least`: what the interval were

@@ -25,9 +25,7 @@ from bjax.step.state import State, load
 from bjax.step.train_step import compiled
 
 SIGNS = {"top1": 1, "top5": 1, "loss": -1}  # of what checkpoints are kept by: higher, or lower, is better
-COMPILES = (
-    15  # seconds that the first step is given to be saved: a scheduler that asks to stop kills after 30
-)
+COMPILES = 15  # seconds that the first step is given to be saved: a scheduler that asks to stop kills after 30
 IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is awaited
 
 
@@ -101,9 +99,7 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         # --- the loop
         batches = experiment.train_batches(exp, start, total_steps)
         log = stack.enter_context(contextlib.closing(Log(workdir, start, writes=main_process)))
-        bar = stack.enter_context(
-            contextlib.closing(Progress(total_steps, start, "train", shown=main_process))
-        )
+        bar = stack.enter_context(contextlib.closing(Progress(total_steps, start, "train", shown=main_process)))
         notes = checkpoint.notes(manager)
         recent, corrupt = notes.get("recent", []), notes.get("corrupt", 0)
         in_flight, ids = collections.deque(), []
@@ -179,9 +175,7 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         bar.close()
         manager.wait_until_finished()
         if corrupt and main_process:
-            print(
-                f"{source.name} {source.split}: {corrupt} times an image could not be decoded and was left out"
-            )
+            print(f"{source.name} {source.split}: {corrupt} times an image could not be decoded and was left out")
 
         # --- results; a run that was finished before is only evaluated
         if results is None:
@@ -243,9 +237,7 @@ def _summary(exp: Experiment, total_steps: int, shapes: State, plan: State) -> s
 
 
 def _flat(results: dict[str, dict]) -> dict[str, float]:
-    return {
-        f"{name}/{k}": v for name, r in results.items() for k, v in r.items() if isinstance(v, int | float)
-    }
+    return {f"{name}/{k}": v for name, r in results.items() for k, v in r.items() if isinstance(v, int | float)}
 
 
 def _clock(seconds: float) -> str:

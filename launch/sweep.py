@@ -207,9 +207,7 @@ def _parser() -> Parser:
     jobs = "local: at a time (default: half the cores)"
     p.add_argument("--jobs", type=int, default=0, metavar="N", help=jobs)
     p.add_argument("--retry", action="store_true", help="run the failed ones again")
-    option = (
-        "an sbatch option by submitit's name: partition, time (minutes), gpus_per_node, array_parallelism, …"
-    )
+    option = "an sbatch option by submitit's name: partition, time (minutes), gpus_per_node, array_parallelism, …"
     p.add_argument("--slurm", metavar="KEY=VALUE", action="append", default=[], help=option)
     return p
 

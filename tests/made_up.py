@@ -10,9 +10,7 @@ from bjax import config as configs
 from bjax import stats
 
 
-def run(
-    workdir, spec, overrides=(), *, top1=0.5, n=224, more=None, results=None, trained=True, eval_only=None
-):
+def run(workdir, spec, overrides=(), *, top1=0.5, n=224, more=None, results=None, trained=True, eval_only=None):
     """A finished run of the config `spec` in `workdir`, without the run.
 
     top1: of every condition, a share or a function of its name and entry of the config. more: what a row of

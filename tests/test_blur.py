@@ -46,9 +46,7 @@ def torchvision_blur():
     torch = pytest.importorskip("torch")
     # torchvision's meta registrations fail to import where its compiled operators do not match; blur needs
     # none.
-    sys.modules.setdefault(
-        "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
-    )
+    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
     functional = pytest.importorskip("torchvision.transforms.functional")
 
     def run(image, sigma, kernel_size):
@@ -104,9 +102,7 @@ def test_images_smaller_than_the_kernel_reflect_as_often_as_it_takes(shape):
     image = random_images(1, *shape, 3)
     padded = np.pad(image[0], ((9, 9), (9, 9), (0, 0)), mode="reflect")
     kernel = np.asarray(psf.gaussian(2.5))
-    expected = np.stack(
-        [scipy.signal.correlate2d(padded[..., c], kernel, mode="valid") for c in range(3)], -1
-    )
+    expected = np.stack([scipy.signal.correlate2d(padded[..., c], kernel, mode="valid") for c in range(3)], -1)
     np.testing.assert_allclose(np.asarray(GAUSSIAN(image, 2.5))[0], expected, rtol=0, atol=2e-6)
     np.testing.assert_allclose(
         np.asarray(GAUSSIAN(image, 2.5))[0],
@@ -124,9 +120,7 @@ def test_sigma_zero_is_the_identity_and_never_nan():
 
 def test_impl_pix_is_the_same_blur():
     images, sigmas = random_images(4, 21, 34, 3), np.array([0, 0.5, 2, 6], np.float32)
-    np.testing.assert_allclose(
-        GAUSSIAN(images, sigmas, impl="pix"), GAUSSIAN(images, sigmas), rtol=0, atol=2e-6
-    )
+    np.testing.assert_allclose(GAUSSIAN(images, sigmas, impl="pix"), GAUSSIAN(images, sigmas), rtol=0, atol=2e-6)
 
 
 # Motion and defocus
@@ -140,12 +134,8 @@ def test_kernels_are_correlated_as_cv2_does(size):
     moved = np.asarray(MOTION(images, lengths, angles, kernel_size=size))
     defocused = np.asarray(DEFOCUS(images, radii, kernel_size=size))
     for i, (image, line, disk) in enumerate(zip(images, lines, disks, strict=True)):
-        np.testing.assert_allclose(
-            moved[i], cv2.filter2D(image, -1, line, borderType=REFLECT), rtol=0, atol=2e-6
-        )
-        np.testing.assert_allclose(
-            defocused[i], cv2.filter2D(image, -1, disk, borderType=REFLECT), rtol=0, atol=2e-6
-        )
+        np.testing.assert_allclose(moved[i], cv2.filter2D(image, -1, line, borderType=REFLECT), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(defocused[i], cv2.filter2D(image, -1, disk, borderType=REFLECT), rtol=0, atol=2e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,9 +146,7 @@ def test_kernels_sum_to_one_and_are_centred(length, angle, radius, sigma):
         kernel = np.asarray(kernel, np.float64)
         assert kernel.min() >= 0
         assert kernel.sum() == pytest.approx(1, abs=2e-6)
-        np.testing.assert_allclose(
-            kernel, kernel[::-1, ::-1], atol=2e-6
-        )  # so the centre of mass is the centre
+        np.testing.assert_allclose(kernel, kernel[::-1, ::-1], atol=2e-6)  # so the centre of mass is the centre
         assert abs((kernel * offsets).sum()) + abs((kernel * offsets[:, None]).sum()) < 1e-4
 
 
@@ -206,18 +194,14 @@ def test_defocus_is_the_area_of_the_disk_in_each_pixel(radius):
     np.testing.assert_allclose(np.asarray(psf.defocus(radius)) * np.pi * radius**2, covered, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("sigma", "kernel_size", "deviation"), [(4.0, 19, 3.76), (3.5, 19, 3.40), (2.0, 5, 1.29)]
-)
+@pytest.mark.parametrize(("sigma", "kernel_size", "deviation"), [(4.0, 19, 3.76), (3.5, 19, 3.40), (2.0, 5, 1.29)])
 def test_a_gaussian_cut_off_by_its_kernel_is_no_secret(sigma, kernel_size, deviation):
     """The deviation that is told is that of the taps; the size that is named does not cut."""
     x = np.arange(kernel_size) - kernel_size // 2
     taps = np.asarray(psf.gaussian_taps(sigma, kernel_size), np.float64)
     assert np.sqrt((taps * x**2).sum()) == pytest.approx(deviation, abs=5e-3)
     enough = gaussian_size(sigma)
-    message = (
-        rf"sigma={sigma:g}: .* has a standard deviation of {deviation:.2f}; kernel_size={enough} holds it"
-    )
+    message = rf"sigma={sigma:g}: .* has a standard deviation of {deviation:.2f}; kernel_size={enough} holds it"
     images = random_images(2, 9, 9, 3)
     for cut in (
         lambda: blur.gaussian(images, sigma, kernel_size=kernel_size),
@@ -281,9 +265,7 @@ def test_gradients_are_finite_at_the_ends_of_the_ranges():
 # dtypes, batches and platforms
 
 
-@pytest.mark.parametrize(
-    "run", [lambda x: GAUSSIAN(x, 1.5), lambda x: MOTION(x, 7.0, 0.3), lambda x: DEFOCUS(x, 3.0)]
-)
+@pytest.mark.parametrize("run", [lambda x: GAUSSIAN(x, 1.5), lambda x: MOTION(x, 7.0, 0.3), lambda x: DEFOCUS(x, 3.0)])
 def test_bfloat16_in_bfloat16_out(run):
     images = random_images(2, 16, 20, 3)
     result = run(jnp.asarray(images, jnp.bfloat16))
@@ -331,9 +313,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, many
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -396,9 +376,7 @@ def test_spec_is_hashable_and_normalised():
     spec = sample.BlurSpec({"defocus": 0.5, "sharp": 0.5, "motion": 0}, sigma=2, noise=[0, 0.1])
     assert spec.kinds == (("sharp", 0.5), ("defocus", 0.5))
     assert spec.sigma == (2.0, 2.0)
-    assert hash(spec) == hash(
-        sample.BlurSpec((("sharp", 0.5), ("defocus", 0.5)), sigma=(2, 2), noise=(0, 0.1))
-    )
+    assert hash(spec) == hash(sample.BlurSpec((("sharp", 0.5), ("defocus", 0.5)), sigma=(2, 2), noise=(0, 0.1)))
 
 
 def test_draw_applies_what_it_reports():
@@ -414,12 +392,8 @@ def test_draw_applies_what_it_reports():
             "motion": lambda p: np.asarray(psf.motion(p.length, p.angle)),
             "defocus": lambda p: np.asarray(psf.defocus(p.radius)),
         }[name](p)
-        np.testing.assert_allclose(
-            blurred[i], cv2.filter2D(images[i], -1, kernel, borderType=REFLECT), atol=2e-6
-        )
-        used = {"sharp": set(), "gaussian": {"sigma"}, "motion": {"length", "angle"}, "defocus": {"radius"}}[
-            name
-        ]
+        np.testing.assert_allclose(blurred[i], cv2.filter2D(images[i], -1, kernel, borderType=REFLECT), atol=2e-6)
+        used = {"sharp": set(), "gaussian": {"sigma"}, "motion": {"length", "angle"}, "defocus": {"radius"}}[name]
         for field, value in p._asdict().items():
             low, high = getattr(spec, field)
             assert (low <= value <= high) if field in used else value == 0
@@ -428,9 +402,7 @@ def test_draw_applies_what_it_reports():
 def test_draw_depends_on_the_image_key_alone():
     images, n = random_images(16, 12, 12, 3), 16
     whole = DRAW(keys(n), images, ALL_KINDS)
-    order = np.random.default_rng(0).integers(
-        0, n, n
-    )  # another order, some images left out, some there twice
+    order = np.random.default_rng(0).integers(0, n, n)  # another order, some images left out, some there twice
     other = DRAW(keys(n)[order], images[order], ALL_KINDS)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a)[order], b), whole, other)
     other = DRAW(keys(n, seed=1), images, ALL_KINDS)
@@ -504,9 +476,7 @@ def border_features(blurred, images):
     """The outer 9 px: mean per ring and its spread, relative to the image's level."""
     blurred = np.asarray(blurred, np.float64) - np.asarray(images[:, :1, :1])
     rows = np.concatenate([blurred[:, :9], blurred[:, -9:][:, ::-1]], 2)
-    return np.concatenate(
-        [rows.mean((2, 3)), np.abs(rows).mean((2, 3)), blurred[:, :9, ::4].reshape(len(rows), -1)], 1
-    )
+    return np.concatenate([rows.mean((2, 3)), np.abs(rows).mean((2, 3)), blurred[:, :9, ::4].reshape(len(rows), -1)], 1)
 
 
 def probe_accuracy(features, labels):

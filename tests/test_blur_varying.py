@@ -39,9 +39,7 @@ def test_regions_are_blurred_inside_and_untouched_outside():
         np.testing.assert_allclose(images[i][inside], blurred[i][inside], atol=1e-6)
         assert 0.06 < inside.mean() < 0.55  # one to two rectangles of 9 to 25 % of the image, to whole pixels
     assert (sigma_map[0] > 0).tolist() != (sigma_map[1] > 0).tolist()
-    reversed_images, reversed_map = varying.regions(
-        KEYS[::-1], IMAGES[::-1], sigmas[::-1], count=2, size=(0.3, 0.5)
-    )
+    reversed_images, reversed_map = varying.regions(KEYS[::-1], IMAGES[::-1], sigmas[::-1], count=2, size=(0.3, 0.5))
     np.testing.assert_array_equal(reversed_map[::-1], sigma_map)
     np.testing.assert_array_equal(reversed_images[::-1], images)
 

@@ -73,9 +73,7 @@ def test_another_image_stands_in_for_one_that_cannot_be_decoded(data_dir, monkey
     exp = dataclasses.replace(exp, model=model)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     inputs = exp.conditions["sharp"].inputs
-    (images, *_) = (
-        b["image"] for b in loader.eval_batches(source, Data(image_size=64, resize=0), batch_size=32)
-    )
+    (images, *_) = (b["image"] for b in loader.eval_batches(source, Data(image_size=64, resize=0), batch_size=32))
     monkeypatch.setattr(loader.Source, "__getitem__", damaged)
     found = bn_adapt.statistics(exp, variables, inputs)
     images = images.copy()
@@ -93,9 +91,7 @@ def test_blurred_images_give_statistics_of_their_own(data_dir):
     model = Two()
     exp = dataclasses.replace(exp, model=model)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    sharp, blurred = (
-        bn_adapt.statistics(exp, variables, exp.conditions[name].inputs) for name in ("sharp", "blurred")
-    )
+    sharp, blurred = (bn_adapt.statistics(exp, variables, exp.conditions[name].inputs) for name in ("sharp", "blurred"))
     assert (blurred["first"]["var"] < sharp["first"]["var"]).all()
     np.testing.assert_allclose(blurred["first"]["mean"], sharp["first"]["mean"], rtol=0.01)
 
@@ -113,9 +109,7 @@ def test_a_model_without_batch_norm_and_a_split_smaller_than_a_batch_are_refused
     c, exp, _ = prepared(data_dir)
     assert [name for name, condition in exp.conditions.items() if condition.bn_adapt] == ["blurred_bn_adapt"]
     bn_adapt.check(exp, {"x": 0})
-    with pytest.raises(
-        UserError, match=r"config.eval.blurred_bn_adapt.bn_adapt=true: resnet50 has no BatchN"
-    ):
+    with pytest.raises(UserError, match=r"config.eval.blurred_bn_adapt.bn_adapt=true: resnet50 has no BatchN"):
         bn_adapt.check(exp, {})
     c.eval_batch_size = 1000
     with pytest.raises(UserError, match=r"config.eval_batch_size=1000: more than the 672 images"):

@@ -103,9 +103,7 @@ def test_keeping_all_changes_no_bit(seed, selector, grid, devices):
             kept = chosen(images, MaskSpec(mode, selector, threshold=threshold, keep_rate=1.0))
             assert kept.keep.all()
             np.testing.assert_array_equal(logits(grid, images, kept, devices), expected)
-    erased = tokens.erase(
-        jnp.float32(images), chosen(images, MaskSpec("zero_pixels", keep_rate=1.0)), PATCH, 0.0
-    )
+    erased = tokens.erase(jnp.float32(images), chosen(images, MaskSpec("zero_pixels", keep_rate=1.0)), PATCH, 0.0)
     np.testing.assert_array_equal(erased, images)
 
 
@@ -252,9 +250,7 @@ def streamed(model, batches, spec, devices):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize(
-    "fields", [{"threshold": 4e3}, {"threshold": 2e3, "keep_rate": 0.5, "drop": "above"}]
-)
+@pytest.mark.parametrize("fields", [{"threshold": 4e3}, {"threshold": 2e3, "keep_rate": 0.5, "drop": "above"}])
 def test_bucket_is_a_gather_per_image_and_compiles_once_per_length(fields, devices):
     grid = GRIDS[1]
     spec = MaskSpec("bucket", **fields)

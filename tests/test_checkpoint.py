@@ -79,9 +79,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, changes, message):
 
 
 DAMAGES = {
-    "flip": lambda data: bytes(
-        [*data[: len(data) // 2], data[len(data) // 2] ^ 1, *data[len(data) // 2 + 1 :]]
-    ),
+    "flip": lambda data: bytes([*data[: len(data) // 2], data[len(data) // 2] ^ 1, *data[len(data) // 2 + 1 :]]),
     "cut": lambda data: data[: len(data) // 2],
     "zeros": lambda data: bytes(len(data)),
     "delete": None,

@@ -34,9 +34,7 @@ def test_every_config_tells_its_command(path):
 
 
 def test_a_sweep_is_no_config():
-    with pytest.raises(
-        UserError, match=r"papers\.py: defines no get_config.*python -m launch\.sweep --config="
-    ):
+    with pytest.raises(UserError, match=r"papers\.py: defines no get_config.*python -m launch\.sweep --config="):
         config.load(f"{ROOT}/configs/papers.py:demo")
 
 
@@ -148,9 +146,7 @@ def test_whole_numbers_of_a_range_may_become_others(own):
     assert c.blur.sigma == (1.5, 2.5)
     assert c.eval.a.blur.sigma == (2, 3) and all(isinstance(x, int) for x in c.eval.a.blur.sigma)
     layers = config.load(own, [("model.options.evit_layers", "2.7,3")])
-    with pytest.raises(
-        UserError, match=r"config\.model\.options\.evit_layers=\(2\.7, 3\): expected layers from 0"
-    ):
+    with pytest.raises(UserError, match=r"config\.model\.options\.evit_layers=\(2\.7, 3\): expected layers from 0"):
         experiment.build(layers, num_classes=10)
 
 

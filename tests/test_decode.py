@@ -247,11 +247,7 @@ def test_whatever_pillow_raises_is_one_line_but_want_of_memory(monkeypatch):
 def test_the_bound_on_pixels_is_pillows(monkeypatch, format, exif_rotate):
     data = encode(photo(60, 80), format)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 80 / 2)
-    with (
-        pytest.warns(Image.DecompressionBombWarning)
-        if exif_rotate or format != "JPEG"
-        else contextlib.nullcontext()
-    ):
+    with pytest.warns(Image.DecompressionBombWarning) if exif_rotate or format != "JPEG" else contextlib.nullcontext():
         assert decode.decode(data, exif_rotate=exif_rotate).shape == (60, 80, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 80 / 2 - 1)
     with pytest.raises(ValueError, match="4800 pixels"):
@@ -272,9 +268,7 @@ def bombs():
         return bytes(data)
 
     def chunk(kind, content):
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     png = encode(image, "PNG")
     header, rest = png[:8], png[33:]
@@ -292,11 +286,7 @@ def bombs():
         tiff[place + 8 : place + 10] = struct.pack("<H", 65500)
     # A delta of 255 rows, each of 80 M pixels
     delta = b"\0\2\xff\xff" * 4
-    rle = (
-        struct.pack("<IiiHHIIiiII", 40, 80_000_000, 1, 1, 8, 1, len(delta), 0, 0, 256, 0)
-        + bytes(1024)
-        + delta
-    )
+    rle = struct.pack("<IiiHHIIiiII", 40, 80_000_000, 1, 1, 8, 1, len(delta), 0, 0, 256, 0) + bytes(1024) + delta
     return {
         "jpeg": jpeg(image, b"\xff\xc0"),
         "progressive jpeg": jpeg(image, b"\xff\xc2", progressive=True),
@@ -461,9 +451,7 @@ def test_32_bit_pixels_are_refused():
         decode.decode(data)
 
 
-@given(
-    height=st.integers(20, 400), width=st.integers(20, 400), size=st.integers(8, 100), more=st.integers(0, 40)
-)
+@given(height=st.integers(20, 400), width=st.integers(20, 400), size=st.integers(8, 100), more=st.integers(0, 40))
 @settings(max_examples=40, deadline=None)
 def test_center_crop_is_torchvisions(torchvision, height, width, size, more):
     image = photo(height, width)

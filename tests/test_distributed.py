@@ -158,8 +158,7 @@ def one(shared_dir, data_dir):
 def ids_of_steps(folder, count):
     """The ids of each step's global batch, from what `count` processes recorded of their parts of it."""
     parts = [
-        [json.loads(line) for line in (folder / f"{i}.jsonl").read_text().splitlines()][:STEPS]
-        for i in range(count)
+        [json.loads(line) for line in (folder / f"{i}.jsonl").read_text().splitlines()][:STEPS] for i in range(count)
     ]
     return [list(itertools.chain(*step)) for step in zip(*parts, strict=True)]
 
@@ -251,9 +250,7 @@ def test_a_process_that_never_comes_and_an_unreachable_coordinator_are_told(tmp_
     assert code_0 == code_1 == 2
     assert "process 0 of 2 waited 2 s at 127.0.0.1:" in err_0
     assert "not all of the others have come" in err_0
-    assert (
-        "process 1 of 2 waited 2 s at 127.0.0.1:9: process 0 cannot be reached (Connection refused)" in err_1
-    )
+    assert "process 1 of 2 waited 2 s at 127.0.0.1:9: process 0 cannot be reached (Connection refused)" in err_1
     for err in (err_0, err_1):
         assert len([line for line in err.splitlines() if line.startswith("bjax: ")]) == 1
         assert "Traceback" not in err
@@ -295,9 +292,7 @@ def test_what_is_found():
     assert distributed.find({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}) is None
     assert distributed.find(SLURM) == {"cluster_detection_method": "slurm"}
     mpi = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
-    assert distributed.find({**mpi, "OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1"}) == {
-        "cluster_detection_method": "ompi"
-    }
+    assert distributed.find({**mpi, "OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1"}) == {"cluster_detection_method": "ompi"}
     found = distributed.find({**mpi, **ADDRESS})
     assert (found["num_processes"], found["process_id"], found["local_device_ids"]) == (2, 1, [1])
 

@@ -145,9 +145,7 @@ def test_a_command_returns_its_exit_code(capsys):
     def interrupted(argv):
         raise KeyboardInterrupt(*argv)
 
-    assert (
-        command(interrupted, []) == command(interrupted, ["goes on"], name=lambda: "bjax (process 1)") == 130
-    )
+    assert command(interrupted, []) == command(interrupted, ["goes on"], name=lambda: "bjax (process 1)") == 130
     assert capsys.readouterr().err == "bjax: interrupted\nbjax (process 1): goes on\n"
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         command(lambda argv: 1 / 0, [])
@@ -159,16 +157,11 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(monkeypatch, tmp_path, caps
 
     monkeypatch.setattr("bjax.train.run", interrupted)
     config = f"--config={ROOT}/configs/vit_mask.py:demo"
-    assert (
-        importlib.import_module("bjax.main").main([config, f"--workdir={tmp_path}", "--distributed=off"])
-        == 130
-    )
+    assert importlib.import_module("bjax.main").main([config, f"--workdir={tmp_path}", "--distributed=off"]) == 130
     assert capsys.readouterr().err == "bjax: interrupted; the same command goes on from the last checkpoint\n"
 
 
-@pytest.mark.parametrize(
-    "program", ["print('a' * 10)", "print('a\\n' * 10**6)", "Parser('x').parse_args(argv)"]
-)
+@pytest.mark.parametrize("program", ["print('a' * 10)", "print('a\\n' * 10**6)", "Parser('x').parse_args(argv)"])
 def test_output_that_nobody_reads_ends_in_silence(program):
     lines = f"import sys\nfrom bjax.errors import Parser, command\nsys.exit(command(lambda argv: {program}))"
     process = subprocess.Popen(

@@ -121,9 +121,7 @@ def exported(run, platforms=("cpu",)):
 
 def crops(size, number=3):
     photo = Image.open(PHOTOS / "coffee.png")
-    return np.stack(
-        [np.asarray(photo.crop((x, x, x + size, x + size))) for x in range(0, number * size, size)]
-    )
+    return np.stack([np.asarray(photo.crop((x, x, x + size, x + size))) for x in range(0, number * size, size)])
 
 
 @pytest.mark.parametrize("name", VIT)

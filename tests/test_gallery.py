@@ -56,9 +56,7 @@ def found(ready, tmp_path_factory):
 def test_shapes_and_types(found):
     assert found["conditions"].tolist() == [*NAMES, "bucket", "gradient"]
     for name in found["conditions"]:
-        own = {
-            k: found[f"{name}/{k}"] for k in ("image", "kept", "score", "label", "prediction", "confidence")
-        }
+        own = {k: found[f"{name}/{k}"] for k in ("image", "kept", "score", "label", "prediction", "confidence")}
         assert [x.shape for x in own.values()] == [(3, 96, 96, 3), (3, 6, 6), (3, 6, 6), (3,), (3,), (3,)]
         assert [x.dtype.name for x in own.values()] == [
             "uint8",
@@ -97,9 +95,7 @@ def test_images_are_those_of_the_split_blurred_as_in_evaluation(ready, found):
     name = "blurred_drop_below"
     for k in ("label", "prediction"):
         np.testing.assert_array_equal(found[f"{name}/{k}"], np.concatenate(whole[k])[chosen])
-    np.testing.assert_allclose(
-        found[f"{name}/confidence"], np.concatenate(whole["confidence"])[chosen], rtol=1e-5
-    )
+    np.testing.assert_allclose(found[f"{name}/confidence"], np.concatenate(whole["confidence"])[chosen], rtol=1e-5)
     kept = found[f"{name}/kept"].mean(axis=(1, 2))
     np.testing.assert_allclose(kept, np.concatenate(whole["kept"])[chosen], atol=1e-6)
 

@@ -121,9 +121,7 @@ def test_motion_is_one_sided_half_gaussian(severity):
 
 
 def test_motion_draws_its_angle_from_the_key(photo):
-    one, same, other = (
-        np.asarray(imagenet_c.corrupt(jax.random.key(k), photo, "motion_blur", 3)) for k in (0, 0, 1)
-    )
+    one, same, other = (np.asarray(imagenet_c.corrupt(jax.random.key(k), photo, "motion_blur", 3)) for k in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
 

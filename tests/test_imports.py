@@ -79,9 +79,7 @@ def test_imports_follow_the_arrows(path):
     own = unit(path)
     assert own in ALLOWED or own == "", f"{own} has no row in ALLOWED"
     for name in imported(path):
-        assert not name.startswith(("tensorflow.", "torchvision", "timm", "cv2")) and name != "tensorflow", (
-            name
-        )
+        assert not name.startswith(("tensorflow.", "torchvision", "timm", "cv2")) and name != "tensorflow", name
         if name.startswith("bjax."):
             other = name.split(".")[1]
             assert other in {own, "errors", *ALLOWED.get(own, ())}, f"{own} imports {other}"

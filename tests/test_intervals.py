@@ -33,9 +33,7 @@ def written(*folders, out):
 
 def rows_of(text, *start):
     """The rows of Markdown tables that begin with `start`."""
-    rows = [
-        [c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
-    ]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return [row for row in rows if row[: len(start)] == list(start)]
 
 
@@ -106,16 +104,12 @@ def test_results_written_before_are_over_images_and_say_so(tmp_path):
     text = written(run, out=tmp_path / "out")
     low, high = stats.wilson(149, 192)
     assert f"77.6 ({100 * low:.1f}–{100 * high:.1f})" in text
-    assert (
-        "95 % interval in brackets: Wilson's, over the images." in text and "Student's t over the" not in text
-    )
+    assert "95 % interval in brackets: Wilson's, over the images." in text and "Student's t over the" not in text
     assert "No difference from a random choice is told" in text
 
 
 @pytest.mark.parametrize("name", ["hits", "photographs", "images", "n_photographs", "top1_95_photographs"])
-@pytest.mark.parametrize(
-    "value", [3, "no base64", [], {"a": {"hits": 1, "n": 0}}, {"a": {"hits": 1, "n": 2}}, None]
-)
+@pytest.mark.parametrize("value", [3, "no base64", [], {"a": {"hits": 1, "n": 0}}, {"a": {"hits": 1, "n": 2}}, None])
 def test_damaged_answers_cost_their_row_alone(tmp_path, name, value):
     run = of_crops(tmp_path / "run", 31, 36, 40, 42, spec="configs/vit_mask.py:demo")
     rewrite(run, lambda results: {**results, "sharp": {**results["sharp"], name: value}})
@@ -204,10 +198,7 @@ def test_a_difference_of_independent_images_is_mcnemars():
     assert found.p == pytest.approx(scipy_stats.binomtest(0, 6).pvalue) and found.sign == 1
     assert found.text == "+3.0 (p = 0.031)"
     assert intervals.difference(row(made_up.row(0.5, 200)), row(made_up.row(0.475, 200))).sign == 0
-    assert (
-        intervals.difference(row(made_up.row(0.9, 200)), row(made_up.row(0.1, 200))).text
-        == "+80.0 (p < 0.001)"
-    )
+    assert intervals.difference(row(made_up.row(0.9, 200)), row(made_up.row(0.1, 200))).text == "+80.0 (p < 0.001)"
 
 
 def test_equal_photographs_get_no_interval_without_a_width():

@@ -67,9 +67,7 @@ def test_job_sets_fit_the_schema(path):
         environment = {e["name"]: e.get("value") for e in container.get("env", ())}
         if "JAX_COORDINATOR_ADDRESS" in environment:
             name = job_set["metadata"]["name"]
-            assert environment["JAX_COORDINATOR_ADDRESS"].startswith(
-                f"{name}-{replicated['name']}-0-0.{name}:"
-            )
+            assert environment["JAX_COORDINATOR_ADDRESS"].startswith(f"{name}-{replicated['name']}-0-0.{name}:")
             assert environment["JAX_NUM_PROCESSES"] == str(spec["completions"])
 
 
@@ -109,9 +107,7 @@ def test_the_slurm_script_starts_tasks_and_requeues_stopped_ones(variables, expe
     assert lines[1:] == (["scontrol requeue 7"] if code == 75 else [])
 
 
-@pytest.mark.parametrize(
-    ("codes", "code", "starts"), [("0", 0, 1), ("2", 2, 1), ("1 0", 0, 2), ("1 1 1 1", 1, 3)]
-)
+@pytest.mark.parametrize(("codes", "code", "starts"), [("0", 0, 1), ("2", 2, 1), ("1 0", 0, 2), ("1 1 1 1", 1, 3)])
 def test_the_host_script_retries_crashes_but_not_mistakes(codes, code, starts, tmp_path):
     fake = tmp_path / "python"
     (tmp_path / "codes").write_text(codes)
@@ -183,9 +179,7 @@ def test_processes_of_one_machine_are_stopped_together(number, tmp_path):
     shutil.copy(ROOT / "bjax" / "errors.py", tmp_path / "bjax")
     # In the place of bjax.main; a process writes into a folder of its own.
     own_folder = 'folder = folder / os.environ["JAX_PROCESS_ID"]\nfolder.mkdir()\n'
-    (tmp_path / "bjax" / "main.py").write_text(
-        FAKE_RUN.replace("\ndef stop", f"\nimport os\n{own_folder}\ndef stop")
-    )
+    (tmp_path / "bjax" / "main.py").write_text(FAKE_RUN.replace("\ndef stop", f"\nimport os\n{own_folder}\ndef stop"))
     process = subprocess.Popen(
         ["env", "--default-signal=HUP", sys.executable, "-m", "launch.local", "2"],
         cwd=tmp_path,

@@ -108,9 +108,7 @@ def test_labels_and_ids_belong_to_their_images(source):
     for batch in train(source, 4, crop="random") + evaluate(source)[:-1]:
         numbers = batch["image"][:, 0, 0, 0]
         np.testing.assert_array_equal(batch["label"], numbers % 5)
-        np.testing.assert_array_equal(
-            batch["id"], [zlib.crc32(f"{number}.png".encode()) for number in numbers]
-        )
+        np.testing.assert_array_equal(batch["id"], [zlib.crc32(f"{number}.png".encode()) for number in numbers])
         assert batch["mask"].all()
 
 
@@ -309,9 +307,7 @@ def test_home_is_resolved(tmp_path, monkeypatch, data_dir):
         loader.open_split("imagenet2012", "train", data_dir=data_dir)
 
 
-@pytest.mark.parametrize(
-    "split", ["trian", "train[:0]", "train[900:]", "train[a]", "train[", "", "test[:x%]"]
-)
+@pytest.mark.parametrize("split", ["trian", "train[:0]", "train[900:]", "train[a]", "train[", "", "test[:x%]"])
 def test_a_split_that_does_not_exist(data_dir, split):
     with pytest.raises(
         UserError,
@@ -336,9 +332,7 @@ def test_imagenet_that_is_not_prepared(tmp_path):
 
 @pytest.mark.parametrize("name", ["photo", "imagenet", "no/such:1.0.0", "", "a b"])
 def test_an_unknown_data_set(data_dir, name):
-    with pytest.raises(
-        UserError, match=r"there are imagenet2012, imagenette, photos; .*prepare folder"
-    ) as error:
+    with pytest.raises(UserError, match=r"there are imagenet2012, imagenette, photos; .*prepare folder") as error:
         loader.open_split(name, "train", data_dir=data_dir)
     assert "\n" not in str(error.value)
     if name == "photo":

@@ -172,9 +172,7 @@ def test_evaluation_keeps_to_the_run_it_evaluates(finished, data_dir, capsys, tm
 
 def test_a_workdir_belongs_to_one_config(finished, data_dir):
     done = run(command(finished[0], data_dir, seed=1), code=2)
-    assert done.stderr.splitlines()[-1].startswith(
-        f"bjax: --workdir={finished[0]}: holds a run with another config"
-    )
+    assert done.stderr.splitlines()[-1].startswith(f"bjax: --workdir={finished[0]}: holds a run with another config")
     assert "seed: 0 → 1" in done.stderr
 
 
@@ -276,9 +274,7 @@ def in_process(spec, workdir, *more, **overrides):
 
 
 def test_the_default_config_trains_on_imagenets_tars(tmp_path):
-    tars = test_prepare.write_tars(
-        tmp_path / "tars", test_prepare.train_images(), test_prepare.validation_images()
-    )
+    tars = test_prepare.write_tars(tmp_path / "tars", test_prepare.train_images(), test_prepare.validation_images())
     prepare(test_prepare.builder(tars, tmp_path / "data"))
     assert in_process("vit_mask.py", tmp_path / "run", **TINY, **{"data.data_dir": tmp_path / "data"}) == 0
     results, rows = read(tmp_path / "run")
@@ -288,9 +284,7 @@ def test_the_default_config_trains_on_imagenets_tars(tmp_path):
 
 
 def test_a_corrupt_image_stops_the_run_or_is_counted(tmp_path, capsys, monkeypatch):
-    tars = test_prepare.write_tars(
-        tmp_path / "tars", test_prepare.train_images(), test_prepare.validation_images()
-    )
+    tars = test_prepare.write_tars(tmp_path / "tars", test_prepare.train_images(), test_prepare.validation_images())
     prepare(test_prepare.builder(tars, tmp_path / "data"))
     victim = loader.open_split("imagenet2012", "validation", data_dir=tmp_path / "data")[3]["file_name"]
     intact = loader.Source.__getitem__
@@ -412,15 +406,11 @@ def test_a_checkpoint_of_nans_has_no_results(evaluated_twice, tmp_path, capsys):
     capsys.readouterr()
     assert in_process("vit_mask.py:demo", tmp_path / "run", "--mode=eval", **options) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(
-        "bjax: config.eval.sharp: the loss of 224 of 224 images of photos test is not a finite"
-    )
+    assert said.startswith("bjax: config.eval.sharp: the loss of 224 of 224 images of photos test is not a finite")
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
-def test_what_training_leaves_out_is_counted_across_restarts(
-    evaluated_twice, tmp_path, data_dir, monkeypatch, capsys
-):
+def test_what_training_leaves_out_is_counted_across_restarts(evaluated_twice, tmp_path, data_dir, monkeypatch, capsys):
     _, options = evaluated_twice
     options = {**options, "data.on_corrupt": "skip", "eval_only": "sharp"}
     intact = loader.Source.__getitem__

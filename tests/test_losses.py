@@ -28,9 +28,7 @@ def test_cross_entropy_of_bfloat16_logits_is_float32():
 
 def marked(batch=4, size=16, classes=4):
     """Images whose every pixel is the image's number, so that a mixture can be read off."""
-    images = jnp.broadcast_to(
-        jnp.arange(batch, dtype=jnp.float32)[:, None, None, None], (batch, size, size, 3)
-    )
+    images = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.float32)[:, None, None, None], (batch, size, size, 3))
     return images, jnp.eye(classes)[:batch]
 
 
@@ -80,9 +78,7 @@ def test_the_loss_of_parameters_counts_only_those_of_the_own_kind():
     others = exact + (1 - own)
     np.testing.assert_allclose(losses.blur_parameters(others, kind, drawn), 0, atol=1e-6)
     # PyTorch's huber_loss(delta=1): 0.5 up to an error of 1, so 0.5 · number of outputs here
-    np.testing.assert_allclose(
-        losses.blur_parameters(exact + own, kind, drawn), [0, 0.5, 1.5, 0.5], atol=1e-5
-    )
+    np.testing.assert_allclose(losses.blur_parameters(exact + own, kind, drawn), [0, 0.5, 1.5, 0.5], atol=1e-5)
     decoded = losses.decode_parameters(jnp.asarray(exact))
     expected = np.stack([drawn.sigma, drawn.length, drawn.angle % np.pi, drawn.radius], axis=1)
     np.testing.assert_allclose(decoded, expected, rtol=1e-5)

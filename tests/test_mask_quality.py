@@ -37,11 +37,7 @@ def test_counts_are_those_of_a_loop_on_any_number_of_devices(sigma, size):
         image, sigma_map = varying.regions(region_key, image, sigma, kernel_size=size)
         sigma_map = np.asarray(sigma_map[0])
         blurred = np.array(
-            [
-                (sigma_map[y : y + 8, x : x + 8] > 0).mean() >= 0.5
-                for y in range(0, 32, 8)
-                for x in range(0, 48, 8)
-            ]
+            [(sigma_map[y : y + 8, x : x + 8] > 0).mean() >= 0.5 for y in range(0, 32, 8) for x in range(0, 48, 8)]
         )
         for row, mask in zip(expected, MASKS, strict=True):
             dropped = ~np.asarray(tokens.select(mask_key, image, mask, 8).keep[0])

@@ -63,9 +63,7 @@ def test_crops_of_one_photograph_are_not_taken_for_independent():
     assert row["top1_95_photographs"] == pytest.approx([max(0, t.low), min(1, t.high)])
     assert row["top1_95"] == pytest.approx(stats.wilson(40, 64))
     assert row["n_photographs"] == 4 and row["photographs"]["b"] == {"hits": 4, "n": 16}
-    assert row["top5_95_photographs"] == pytest.approx(
-        row["top5_95"]
-    )  # all right: never narrower than Wilson's
+    assert row["top5_95_photographs"] == pytest.approx(row["top5_95"])  # all right: never narrower than Wilson's
     assert "hits" not in row
     json.dumps(row, allow_nan=False)
     one = summarise(crops((12,)))
@@ -154,9 +152,7 @@ def test_strengths_and_estimates_of_each_kind():
         length=np.float32([0, 0, 0, 8, 16, 0]),
         angle=np.float32([0, 0, 0, 0.1, 3.0, 0]),
         radius=np.float32([0, 0, 0, 0, 0, 4]),
-        estimates=np.float32(
-            [[9] * 4, [1, 0, 0, 0], [2, 0, 0, 0], [0, 9, 3.1, 0], [0, 13, 0.1, 0], [0, 0, 0, 4]]
-        ),
+        estimates=np.float32([[9] * 4, [1, 0, 0, 0], [2, 0, 0, 0], [0, 9, 3.1, 0], [0, 13, 0.1, 0], [0, 0, 0, 4]]),
     )
     blur = sample.BlurSpec(dict.fromkeys(sample.KINDS, 0.25), sigma=(1, 3), length=(7, 17), radius=4)
     result = summarise(given, blur)
@@ -203,9 +199,7 @@ def test_log_drops_what_the_killed_run_wrote_after_its_checkpoint(tmp_path):
 def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(
-        b'{"step": 1, "loss": 2.0}\n'
-        + 30 * b"\0"
-        + b'\n[1]\n{"step": 2, "loss": NaN}\n{"step": 3, "sharp/n": 4}\n'
+        b'{"step": 1, "loss": 2.0}\n' + 30 * b"\0" + b'\n[1]\n{"step": 2, "loss": NaN}\n{"step": 3, "sharp/n": 4}\n'
     )
     log = Log(tmp_path, 20, writes=True)
     log.close()

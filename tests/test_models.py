@@ -294,9 +294,7 @@ def test_gather_is_attend(vit, keep):
 
 
 def test_a_full_budget_needs_no_mask(vit):
-    keep = jax.random.permutation(
-        jax.random.key(0), jnp.tile(jnp.arange(36) < 12, (8, 1)), axis=1, independent=True
-    )
+    keep = jax.random.permutation(jax.random.key(0), jnp.tile(jnp.arange(36) < 12, (8, 1)), axis=1, independent=True)
     indices = jnp.argsort(~keep, axis=1)[:, :12]
     expected = logits(vit, "attend", keep)
     np.testing.assert_allclose(logits(vit, "gather", keep, indices, full=True), expected, rtol=0, atol=1e-5)
@@ -339,9 +337,7 @@ def test_a_position_embedding_of_another_width_is_called_that(vit):
     _, variables, images = vit
     model = build("vit", num_classes=5, variant="Ti/8", depth=2, width=64, heads=2)
     for shown in (images, images[:, :40]):
-        with pytest.raises(
-            ValueError, match="the position embedding is 48 wide, the model 64: these variables"
-        ):
+        with pytest.raises(ValueError, match="the position embedding is 48 wide, the model 64: these variables"):
             model.apply(variables, shown)
 
 
@@ -393,9 +389,7 @@ def test_depth_of_the_drop_path_grows_linearly():
     np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3])
 
 
-@pytest.mark.parametrize(
-    ("shape", "less"), [((4, 2, 2, 3), 0.0625), ((32, 2, 2, 3), 0.0078), ((256, 7, 7, 3), 8e-5)]
-)
+@pytest.mark.parametrize(("shape", "less"), [((4, 2, 2, 3), 0.0625), ((32, 2, 2, 3), 0.0078), ((256, 7, 7, 3), 8e-5)])
 def test_the_running_variance_is_the_biased_one_where_torchs_is_not(shape, less):
     torch = pytest.importorskip("torch")
     images = np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)

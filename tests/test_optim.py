@@ -67,8 +67,6 @@ def test_sgd_is_torchs():
 
 def test_clipping_limits_the_norm():
     params = {"kernel": jnp.zeros(2)}
-    tx = optim.build(
-        config(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip=1.0, schedule="constant"), 10
-    )
+    tx = optim.build(config(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, clip=1.0, schedule="constant"), 10)
     updates, _ = tx.update({"kernel": jnp.array([3.0, 4.0])}, tx.init(params), params)
     np.testing.assert_allclose(updates["kernel"], [-0.6, -0.8], rtol=1e-5)

@@ -51,9 +51,7 @@ def test_at_least_14_photographs_to_learn_and_4_unseen(examples):
     assert not names["unseen"] & names["train"]
     assert len(names["detailed"]) == 10
     assert names["detailed"] < names["train"]
-    scenes = Counter(
-        name.removesuffix("_left").removesuffix("_right") for name in names["train"] | names["unseen"]
-    )
+    scenes = Counter(name.removesuffix("_left").removesuffix("_right") for name in names["train"] | names["unseen"])
     assert set(scenes.values()) == {1}  # scikit-image has a motorcycle twice
 
 
@@ -134,12 +132,9 @@ def test_regions_cover_the_photograph_but_for_the_gap(shape):
 def run(code, data_dir):
     """Starts a process of its own that opens photos in data_dir, after running code."""
     code += (
-        "\nfrom bjax.data import loader"
-        f"\nprint(len(loader.open_split('photos', 'train', data_dir={str(data_dir)!r})))"
+        f"\nfrom bjax.data import loader\nprint(len(loader.open_split('photos', 'train', data_dir={str(data_dir)!r})))"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_prepared_data_set_is_not_prepared_again(data_dir, monkeypatch):

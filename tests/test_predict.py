@@ -226,9 +226,7 @@ def test_what_must_not_be_read_is_named_and_the_rest_goes_on(tiny_run, tmp_path,
     assert len(errors) == 6
     assert errors[0] == "bjax: /dev/zero: not a regular file"
     assert re.search(r"huge.png: .*4290250000 pixels", errors[1])
-    assert re.search(
-        r"large.jpg: 1,099,511,627,776 bytes: image files are read up to 1,073,741,824$", errors[2]
-    )
+    assert re.search(r"large.jpg: 1,099,511,627,776 bytes: image files are read up to 1,073,741,824$", errors[2])
     assert errors[3].endswith("link.jpg: no such file")
     assert errors[4] == errors[5] == f"bjax: {tmp_path}/pipe.jpg: not a regular file"
 
@@ -357,9 +355,7 @@ def test_the_type_of_blur_is_the_mean_over_detailed_crops(tiny_run, tmp_path):
     assert prediction.crops.shape == (16, 32, 32, 3)
     np.testing.assert_array_equal(prediction.crops, decode.detailed_crops(photo, 32, 16))
     each = predictor.of_crops([crop[None] for crop in prediction.crops])
-    np.testing.assert_allclose(
-        prediction.probabilities, np.mean([p.probabilities for p in each], axis=0), atol=1e-6
-    )
+    np.testing.assert_allclose(prediction.probabilities, np.mean([p.probabilities for p in each], axis=0), atol=1e-6)
     assert np.std([p.probabilities for p in each], axis=0).max() > 1e-3
     assert prediction.sharpness == pytest.approx(np.mean([p.sharpness for p in each]), rel=1e-6)
     # Nothing is rescaled: half the photograph has other pixels, a corner of it the same.
@@ -425,10 +421,7 @@ def test_images_that_patches_do_not_fill_are_scored_where_they_do(tiny_run):
             return images.mean((1, 2))
 
     model = Mean(
-        **{
-            f: getattr(run.model, f)
-            for f in ("num_classes", "patch_size", "width", "depth", "heads", "mlp_dim")
-        }
+        **{f: getattr(run.model, f) for f in ("num_classes", "patch_size", "width", "depth", "heads", "mlp_dim")}
     )
     odd = dataclasses.replace(run, config=config, model=model, variables={}, classes=("r", "g", "b"))
     photo = np.asarray(Image.open(PHOTOS / "chelsea.png").convert("RGB"))

@@ -49,9 +49,7 @@ def tar(files, mode="w"):
 
 
 def train_images():
-    return {
-        name: {f"{name}_{k}.JPEG": picture(10 * c + k) for k in range(5)} for c, name in enumerate(CLASSES)
-    }
+    return {name: {f"{name}_{k}.JPEG": picture(10 * c + k) for k in range(5)} for c, name in enumerate(CLASSES)}
 
 
 def validation_images():
@@ -131,9 +129,7 @@ def test_imagenet_is_read_by_plain_tfds(prepared):
     assert len(images) == 15
     example = images["n01530575_3.JPEG"]
     assert example["label"] == 10
-    np.testing.assert_array_equal(
-        example["image"], decode.decode(train_images()["n01530575"]["n01530575_3.JPEG"])
-    )
+    np.testing.assert_array_equal(example["image"], decode.decode(train_images()["n01530575"]["n01530575_3.JPEG"]))
 
 
 def test_imagenet_parts_mix_the_classes(prepared):
@@ -173,9 +169,7 @@ def test_a_missing_class_is_refused(tmp_path):
 
 
 def test_an_unknown_class_is_refused(tmp_path):
-    tars = write_tars(
-        tmp_path / "tars", train_images() | {"n99999999": {"a.JPEG": picture(0)}}, validation_images()
-    )
+    tars = write_tars(tmp_path / "tars", train_images() | {"n99999999": {"a.JPEG": picture(0)}}, validation_images())
     refuse(tars, tmp_path / "data", r"ILSVRC2012_img_train\.tar holds n99999999, no classes of ImageNet")
 
 
@@ -191,9 +185,7 @@ def test_a_missing_validation_image_is_refused_before_anything_is_written(tmp_pa
     del validation["ILSVRC2012_val_00000002.JPEG"]
     tars = write_tars(tmp_path / "tars", train_images(), validation)
     monkeypatch.setattr(imagenet, "intact", None)  # which would raise
-    refuse(
-        tars, tmp_path / "data", r"ILSVRC2012_img_val\.tar lacks ILSVRC2012_val_00000002\.JPEG of 7 images"
-    )
+    refuse(tars, tmp_path / "data", r"ILSVRC2012_img_val\.tar lacks ILSVRC2012_val_00000002\.JPEG of 7 images")
 
 
 def test_an_unknown_validation_image_is_refused(tmp_path):
@@ -237,9 +229,7 @@ def test_corrupt_images_are_refused_by_name(corrupt_tars, tmp_path):
         r"n02105855_4\.JPEG \(empty file\); .* --on_corrupt=skip"
     )
     refuse(corrupt_tars, tmp_path / "data", message)
-    message = (
-        r"ILSVRC2012_img_val\.tar holds 1 corrupt images: ILSVRC2012_val_00000005\.JPEG \(no image format"
-    )
+    message = r"ILSVRC2012_img_val\.tar holds 1 corrupt images: ILSVRC2012_val_00000005\.JPEG \(no image format"
     refuse(corrupt_tars, tmp_path / "data", message, splits=("validation",))
 
 
@@ -340,9 +330,7 @@ def test_folder(tmp_path, capsys):
     for split in ("train", "validation", "test"):
         source_split = loader.open_split("pets", split, data_dir=tmp_path / "data")
         assert source_split.class_names == ("cat", "dog")
-        assert next(loader.eval_batches(source_split, Data(image_size=24, resize=32), batch_size=4))[
-            "mask"
-        ].any()
+        assert next(loader.eval_batches(source_split, Data(image_size=24, resize=32), batch_size=4))["mask"].any()
 
 
 def test_folder_prepared_again(tmp_path, capsys):
@@ -446,9 +434,7 @@ def test_a_damaged_data_set_is_named(tmp_path, replaced):
 
 
 def test_an_empty_tfds_data_dir_is_none(monkeypatch):
-    monkeypatch.setattr(
-        tfds.core.constants, "DATA_DIR", ""
-    )  # as TFDS reads TFDS_DATA_DIR= in the environment
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", "")  # as TFDS reads TFDS_DATA_DIR= in the environment
     assert builders.data_root() == os.path.expanduser("~/tensorflow_datasets")
     assert builders.data_root("~/data") == os.path.expanduser("~/data")
 
@@ -523,9 +509,7 @@ def test_folder_that_cannot_be_read(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuses)  # root may read everything
     assert main(["folder", "pets", f"--source={source}", f"--data_dir={tmp_path / 'data'}"]) == 2
-    assert re.fullmatch(
-        r"bjax: --source=.* cannot be read: .* Permission denied: .*deeper'\n", capsys.readouterr().err
-    )
+    assert re.fullmatch(r"bjax: --source=.* cannot be read: .* Permission denied: .*deeper'\n", capsys.readouterr().err)
 
 
 def test_folder_with_a_corrupt_image_left_out(tmp_path, capsys):
@@ -535,9 +519,7 @@ def test_folder_with_a_corrupt_image_left_out(tmp_path, capsys):
     assert "Left out 1 corrupt images: dog/3.jpg (truncated" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "name", ["Pets", "my pets", "1st", "", "a/b", "photos", "imagenet2012", "imagenette"]
-)
+@pytest.mark.parametrize("name", ["Pets", "my pets", "1st", "", "a/b", "photos", "imagenet2012", "imagenette"])
 def test_folder_name(tmp_path, capsys, name):
     source = write_tree(tmp_path / "pets", TREE)
     assert main(["folder", name, f"--source={source}", f"--data_dir={tmp_path / 'data'}"]) == 2
@@ -615,9 +597,7 @@ def test_imagenette_downloaded_by_hand(tmp_path, monkeypatch):
 
 
 def test_imagenette_that_is_incomplete(tmp_path, monkeypatch):
-    write_tree(
-        tmp_path, {"downloads/manual/imagenette2-320.tgz": imagenette_archive(monkeypatch, {"train": 21})}
-    )
+    write_tree(tmp_path, {"downloads/manual/imagenette2-320.tgz": imagenette_archive(monkeypatch, {"train": 21})})
     with pytest.raises(UserError, match=r"imagenette2-320\.tgz holds 20 images instead of 21; get it again"):
         loader.open_split("imagenette", "train", data_dir=tmp_path)
 
@@ -625,9 +605,7 @@ def test_imagenette_that_is_incomplete(tmp_path, monkeypatch):
 def test_imagenette_that_is_another_file(tmp_path, monkeypatch):
     imagenette_archive(monkeypatch, {"train": 20, "validation": 10})
     write_tree(tmp_path, {"downloads/manual/imagenette2-320.tgz": b"another file"})
-    with pytest.raises(
-        UserError, match=r"^imagenette: imagenette2-320\.tgz .* not the published file .* remove it"
-    ):
+    with pytest.raises(UserError, match=r"^imagenette: imagenette2-320\.tgz .* not the published file .* remove it"):
         loader.open_split("imagenette", "train", data_dir=tmp_path)
 
 

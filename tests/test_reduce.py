@@ -65,11 +65,7 @@ def vit_loop(model, params, image):
     sizes = np.ones(len(x))
     for i in range(model.depth):
         block = p[f"block_{i}"]
-        q, k, v = (
-            dense(norm(x, block["norm1"]), "qkv", block)
-            .reshape(len(x), 3, model.heads, -1)
-            .transpose(1, 2, 0, 3)
-        )
+        q, k, v = dense(norm(x, block["norm1"]), "qkv", block).reshape(len(x), 3, model.heads, -1).transpose(1, 2, 0, 3)
         attention = softmax(q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1]) + np.log(sizes))
         x = x + dense((attention @ v).transpose(1, 0, 2).reshape(x.shape), "out", block)
         if model.evit_keep < 1 and i in model.evit_layers:
@@ -162,9 +158,7 @@ def test_evit_keeps_the_attentive_tokens_and_the_sum_of_the_others(seed, tokens,
     x = rng.normal(size=(3, tokens, 4)).astype(np.float32)
     attention = rng.random((3, tokens - 1), dtype=np.float32)
     ours = np.asarray(reduce.keep_attentive(jnp.asarray(x), jnp.asarray(attention), keep))
-    np.testing.assert_allclose(
-        ours, [evit_loop(a, b, keep) for a, b in zip(x, attention, strict=True)], atol=1e-5
-    )
+    np.testing.assert_allclose(ours, [evit_loop(a, b, keep) for a, b in zip(x, attention, strict=True)], atol=1e-5)
     assert ours.shape[1] == reduce.tokens_after(tokens, keep, 0)
 
 
@@ -180,9 +174,7 @@ def test_tome_merges_the_most_similar_pairs(seed, tokens, r):
         np.testing.assert_allclose(ours[i], theirs, atol=1e-5)
         np.testing.assert_array_equal(new_sizes[i], their_sizes)
     assert ours.shape[1] == reduce.tokens_after(tokens, 1.0, r)
-    np.testing.assert_allclose(
-        ours[:, 0], x[:, 0], rtol=1e-6
-    )  # the class token: times its size, divided by it
+    np.testing.assert_allclose(ours[:, 0], x[:, 0], rtol=1e-6)  # the class token: times its size, divided by it
     np.testing.assert_allclose(new_sizes.sum(axis=1), sizes.sum(axis=1))
 
 

@@ -82,9 +82,7 @@ def table(text, after):
 
 def cells(text, *start):
     """The row of a Markdown table that begins with `start`."""
-    rows = [
-        [c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
-    ]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     (row,) = [row for row in rows if row[: len(start)] == list(start)]
     return row
 
@@ -285,9 +283,7 @@ def test_conditions_of_one_label_are_told_apart(tmp_path):
     text = written(run, out=tmp_path / "out")
     header, (row,) = table(text, "## Model × training blur × test condition")
     label = "σ = 1–2: below 100 dropped"
-    labels = [
-        f"{label}, scope {s}, fill {f}" for s, f in (("image", "black"), ("image", "mean"), ("patch", "mean"))
-    ]
+    labels = [f"{label}, scope {s}, fill {f}" for s, f in (("image", "black"), ("image", "mean"), ("patch", "mean"))]
     assert header[3:-1] == [*labels, "σ = 1–2"]
     assert [cell[:4] for cell in row[3:7]] == ["10.0", "50.0", "90.0", "10.0"]
     _, rows = table(text, "### Table 5. Top-1 of the ViT with patches removed")
@@ -309,9 +305,7 @@ def test_a_mask_on_two_splits_has_two_columns(tmp_path):
     top1 = {"half": 0.1, "other": 0.9, "zeroed": 0.3, "painted": 0.5, "whole": 0.7, "whole_other": 0.8}
     found = {"half": half, "other": other, "zeroed": zeroed, "painted": painted, "whole": whole}
     found["whole_other"] = {**whole, "split": "train"}
-    run = made_up.run(
-        tmp_path / "run", "configs/vit_mask.py", top1=lambda name, _: top1[name], n=1000, eval_only=found
-    )
+    run = made_up.run(tmp_path / "run", "configs/vit_mask.py", top1=lambda name, _: top1[name], n=1000, eval_only=found)
     text = written(run, out=tmp_path / "out")
     header, rows = table(text, "## Selection or deletion: top-1 accuracy at matched keep rates")
     assert header == ["kept", "patches that stay", "σ = 1–2, split validation", "σ = 1–2, split train"]
@@ -331,9 +325,7 @@ def test_no_figure_or_curve_takes_one_of_several(tmp_path, monkeypatch):
         figures, "lines", lambda panels, *args, **more: drawn.append(panels) or lines(panels, *args, **more)
     )
     sharp = made_up.conditions()["sharp"]
-    fixed = {"sharp": sharp} | {
-        f"s{sigma}": made_up.gaussian(sharp, sigma, sigma) for sigma in (1.0, 2.0, 3.0)
-    }
+    fixed = {"sharp": sharp} | {f"s{sigma}": made_up.gaussian(sharp, sigma, sigma) for sigma in (1.0, 2.0, 3.0)}
     short = made_up.gaussian(sharp, 3.0, 3.0)
     fixed["s3.0"]["blur"]["kernel_size"] = 33
     corrupted = {**sharp, "corruption": "glass_blur", "severity": 1}
@@ -550,9 +542,7 @@ def test_imagenet_c_gives_the_corruption_errors_of_the_benchmark(tmp_path):
 
 
 def test_a_corruption_that_lacks_a_severity_has_no_mean(tmp_path):
-    made_up.run(
-        tmp_path / "run", "configs/resnet50.py", eval_only=corrupted(BLURS[:1], (1, 2, 3, 5)), top1=0.5
-    )
+    made_up.run(tmp_path / "run", "configs/resnet50.py", eval_only=corrupted(BLURS[:1], (1, 2, 3, 5)), top1=0.5)
     _, rows = table(written(tmp_path / "run", out=tmp_path / "out"), "## ImageNet-C: error against severity")
     assert [row[4:] for row in rows] == [["50.0", "50.0", "50.0", "", "50.0", "", "", "1"]]
 
@@ -589,9 +579,7 @@ def test_abstention_has_what_the_results_have(tmp_path):
         return {"coverage": {"share": share, "confidence": values, "sharpness": [x - 0.1 for x in values]}}
 
     made_up.run(tmp_path / "run", "configs/resnet50.py", top1=0.5, n=1000, more=coverage)
-    header, rows = table(
-        written(tmp_path / "run", out=tmp_path / "out"), "## Abstention: accuracy against coverage"
-    )
+    header, rows = table(written(tmp_path / "run", out=tmp_path / "out"), "## Abstention: accuracy against coverage")
     assert header[4:10:3] == ["top-1 %, by confidence: 80 %", "top-1 %, by sharpness: 80 %"]
     expected = ["50.0 (46.9–53.1)", "60.0", "75.0", "90.0", "50.0", "65.0", "80.0", "1"]
     assert [row[2:] for row in rows] == [["sharp", *expected]]
@@ -707,9 +695,7 @@ def test_facts_tell_where_a_run_was_made(tmp_path):
         "8 × H200, 2 processes",
         "51a10b6aa012+",
     ]
-    assert "python 3.11.2\njax 0.10.2" in text.replace(
-        "jax 0.10.2\npython 3.11.2", "python 3.11.2\njax 0.10.2"
-    )
+    assert "python 3.11.2\njax 0.10.2" in text.replace("jax 0.10.2\npython 3.11.2", "python 3.11.2\njax 0.10.2")
     assert "optim.lr = 0.001\n" in text and "eval.blurred = test: σ = 1–2\n" in text
 
 
@@ -838,9 +824,7 @@ def add_gallery(run, number=3):
     content = {"conditions": np.array(names)}
     for name in names:
         score = np.float32(10 ** rng.uniform(0, 3.5, (number, 4, 4)))
-        kept = {"sharp": score > 0, "blurred_drop_below": score >= 100, "blurred_drop_above": score <= 100}[
-            name
-        ]
+        kept = {"sharp": score > 0, "blurred_drop_below": score >= 100, "blurred_drop_above": score <= 100}[name]
         content |= {
             f"{name}/image": rng.integers(0, 255, (number, 64, 64, 3), np.uint8),
             f"{name}/kept": kept,
@@ -873,12 +857,8 @@ def test_the_line_of_a_threshold_is_on_the_map_of_its_own_measure(tmp_path, monk
     """A run of before the measure was stored has the Laplacian's scores, whatever its masks went by."""
     drawn = {}
     gallery = figures.gallery
-    monkeypatch.setattr(
-        figures, "gallery", lambda *args: drawn.setdefault(len(drawn), args[4:]) and gallery(*args)
-    )
-    own = {
-        k: made_up.conditions("configs/vit_mask.py")[k] for k in ("blurred_drop_below", "blurred_drop_above")
-    }
+    monkeypatch.setattr(figures, "gallery", lambda *args: drawn.setdefault(len(drawn), args[4:]) and gallery(*args))
+    own = {k: made_up.conditions("configs/vit_mask.py")[k] for k in ("blurred_drop_below", "blurred_drop_above")}
     own["blurred_drop_below"]["mask"] |= {"selector": "tenengrad", "threshold": 2000.0}
     run = add_gallery(made_up.run(tmp_path / "run", "configs/vit_mask.py:demo", eval_only=own))
     if stored:
@@ -914,9 +894,7 @@ def test_many_galleries_are_shown_in_part(tmp_path):
     runs = []
     for i in range(6):
         runs.append(
-            made_up.run(
-                tmp_path / f"r{i}", "configs/vit_mask.py:demo", [("optim.lr", f"{i + 1}e-4")], top1=0.5
-            )
+            made_up.run(tmp_path / f"r{i}", "configs/vit_mask.py:demo", [("optim.lr", f"{i + 1}e-4")], top1=0.5)
         )
         add_gallery(runs[-1], 1)
     text = written(*runs, out=tmp_path / "out")

@@ -23,9 +23,7 @@ def compiled():
 def test_data_parallel_training_reduces_the_gradient_once_and_gathers_nothing(compiled):
     found = compiled[1]["collectives"]
     assert set(found) == {"all-reduce"}
-    assert (
-        found["all-reduce"]["calls"] == 2
-    )  # the number of images that count, before; gradient and metrics, after
+    assert found["all-reduce"]["calls"] == 2  # the number of images that count, before; gradient and metrics, after
     # Within 0.1 %: the class token's gradient is a row of the position embedding's, sent once.
     assert found["all-reduce"]["bytes"] == pytest.approx(4 * compiled[1]["parameters"], rel=1e-3)
 
@@ -40,9 +38,7 @@ def test_fsdp_gathers_the_weights_once_and_moves_no_activations(compiled):
     found = compiled[8]["collectives"]
     assert set(found) == {"all-gather", "all-reduce"}
     weights = 4 * compiled[8]["parameters"]
-    assert (
-        0.98 * weights < found["all-gather"]["bytes"] <= weights
-    )  # biases and norms are whole on every device
+    assert 0.98 * weights < found["all-gather"]["bytes"] <= weights  # biases and norms are whole on every device
     assert found["all-reduce"]["bytes"] == pytest.approx(weights, rel=1e-3)
 
 
@@ -119,9 +115,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
     }
     assert scaling.collectives(hlo) == found
     # A loop of unknown length: at least once what is in it.
-    hlo = hlo.replace("conditional(%i", "while(%i").replace(
-        "branch_computations={%sometimes, %add}", "body=%unknown"
-    )
+    hlo = hlo.replace("conditional(%i", "while(%i").replace("branch_computations={%sometimes, %add}", "body=%unknown")
     del found["collective-permute"]
     found["all-reduce"] = {"calls": 7 + 3, "arrays": 13 + 6, "bytes": 124 + 60, "at_least": 3}
     assert scaling.collectives(hlo) == found

@@ -67,9 +67,7 @@ def test_grey_is_cv2s_for_every_colour():
 
 def test_grey_rounds_half_to_even_before_weighting():
     images = np.random.default_rng(1).random((1, 40, 40, 3), dtype=np.float32)
-    np.testing.assert_array_equal(
-        sharpness.grey_levels(images), cv2_greys(np.rint(images * 255).astype(np.uint8))
-    )
+    np.testing.assert_array_equal(sharpness.grey_levels(images), cv2_greys(np.rint(images * 255).astype(np.uint8)))
     half = np.full((1, 1, 1, 3), 0.5, np.float32)  # 127.5 levels
     assert int(sharpness.grey_levels(half)[0, 0, 0]) == 128
     assert sharpness.grey_levels(jnp.asarray(half, jnp.bfloat16)).shape == (1, 1, 1)
@@ -111,9 +109,7 @@ def test_the_largest_sums_are_exact():
 def test_the_scopes_differ_at_patch_borders_only():
     image, patch = (np.asarray(sharpness.laplacian_variance(IMAGES, 16, scope=s)) for s in ("image", "patch"))
     assert (image != patch).any()
-    whole, same = (
-        np.asarray(sharpness.laplacian_variance(IMAGES[:, :, :48], 48, scope=s)) for s in ("image", "patch")
-    )
+    whole, same = (np.asarray(sharpness.laplacian_variance(IMAGES[:, :, :48], 48, scope=s)) for s in ("image", "patch"))
     np.testing.assert_array_equal(whole, same)
 
 
@@ -132,8 +128,7 @@ def test_the_other_measures_are_cv2s(scope):
 def test_every_measure_falls_with_blur(name):
     photo = skimage.data.astronaut()[None, :256, :256] / np.float32(255)
     scores = [
-        float(np.median(sharpness.MEASURES[name](blur.gaussian(photo, sigma), 32)))
-        for sigma in (0.0, 0.7, 1.5, 3.0)
+        float(np.median(sharpness.MEASURES[name](blur.gaussian(photo, sigma), 32))) for sigma in (0.0, 0.7, 1.5, 3.0)
     ]
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == 4
@@ -200,9 +195,7 @@ def photos(tmp_path):
 def test_command_prints_and_plots(photos, capsys):
     pytest.importorskip("matplotlib")
     out = photos / "plots" / "scores.png"
-    assert (
-        thresholds.main([str(photos), "--size=64", "--sigma", "2", "--keep_rate", "0.5", f"--out={out}"]) == 0
-    )
+    assert thresholds.main([str(photos), "--size=64", "--sigma", "2", "--keep_rate", "0.5", f"--out={out}"]) == 0
     printed = capsys.readouterr().out
     assert "laplacian of 32 patches of 16 px, 2 photographs" in printed
     assert "sharp 50.0%" in printed

@@ -35,9 +35,7 @@ def command(*arguments, devices=1):
 def wait(condition, what, log, seconds=200):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, (
-            f"{what}; {log.read_text()[-3000:] if log.exists() else 'no output'}"
-        )
+        assert time.monotonic() < deadline, f"{what}; {log.read_text()[-3000:] if log.exists() else 'no output'}"
         time.sleep(0.05)
 
 
@@ -46,9 +44,7 @@ def test_the_batch_script_is_requeued_twice_and_ends_exactly_as_undisturbed(tmp_
 
     workdir, out = tmp_path / "run", tmp_path / "out"
     size = ["--ntasks-per-node=2", "--gres=none", "--cpus-per-task=1", "--time=10", f"--output={out}"]
-    job = command(
-        "sbatch", "--parsable", *size, "launch/slurm.sh", *flags(workdir, data_dir), devices=2
-    ).strip()
+    job = command("sbatch", "--parsable", *size, "launch/slurm.sh", *flags(workdir, data_dir), devices=2).strip()
 
     def said(text, times):
         return lambda: out.exists() and out.read_text().count(text) >= times

@@ -97,9 +97,7 @@ def test_the_interval_over_photographs_holds_the_truth_as_often_as_the_docs_say(
             assert abs(again - share) < 4.5 * math.sqrt(share * (1 - share) / repetitions) + 0.001, cell
     over = {cell: share for cell, (share, _) in printed.items()}
     assert all(0.9 <= share <= 0.98 for (number, mean, _), share in over.items() if mean == 0.5)
-    assert all(
-        0.9 <= share <= 0.98 for (number, mean, _), share in over.items() if mean == 0.8 and number >= 14
-    )
+    assert all(0.9 <= share <= 0.98 for (number, mean, _), share in over.items() if mean == 0.8 and number >= 14)
 
 
 def test_what_is_called_covered_is_what_the_docs_show():

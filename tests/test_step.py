@@ -58,9 +58,7 @@ def run(mesh, batches, *, model=MODEL, blur=MIX, mask=MaskSpec(), tx=SGD, **obje
     plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, ((".*", "fsdp"),))
     current = jax.jit(init, out_shardings=plan)(jax.random.key(0))
     update = jax.jit(
-        functools.partial(
-            train_step, model=model, tx=tx, inputs=inputs(blur, mask), objective=objective, mesh=mesh
-        ),
+        functools.partial(train_step, model=model, tx=tx, inputs=inputs(blur, mask), objective=objective, mesh=mesh),
         donate_argnums=1,
         out_shardings=(plan, None),
     )
@@ -95,9 +93,7 @@ def close(a, b, tolerance):
 @given(seed=st.integers(0, 2**31), k=st.integers(1, 7), ties=st.booleans())
 def test_hits_are_those_of_top_k(seed, k, ties):
     rng = np.random.default_rng(seed)
-    logits = (
-        rng.integers(0, 3, (5, 7)).astype(np.float32) if ties else rng.normal(size=(5, 7)).astype(np.float32)
-    )
+    logits = rng.integers(0, 3, (5, 7)).astype(np.float32) if ties else rng.normal(size=(5, 7)).astype(np.float32)
     labels = rng.integers(0, 7, 5)
     best = np.asarray(jax.lax.top_k(logits, k)[1])
     expected = (best == labels[:, None]).any(axis=1)
@@ -290,9 +286,7 @@ def test_inputs_are_normalised_and_erased_in_the_documented_order():
     mean, std = np.array(MEAN), np.array(STD)
     for fill, dropped in (("black", -mean / std), ("mean", np.zeros(3))):
         mask = MaskSpec("zero_pixels", selector="centre", keep_rate=0.25, fill=fill)
-        out, kept = jax.jit(functools.partial(normalise, inputs=inputs(mask=mask), mesh=one_device()))(
-            keys, images
-        )
+        out, kept = jax.jit(functools.partial(normalise, inputs=inputs(mask=mask), mesh=one_device()))(keys, images)
         keep = np.asarray(kept.keep)[0].reshape(2, 2).repeat(8, 0).repeat(8, 1)
         np.testing.assert_allclose(out[0][keep], np.broadcast_to((0.25 - mean) / std, (64, 3)), atol=1e-6)
         np.testing.assert_allclose(out[0][~keep], np.broadcast_to(dropped, (192, 3)), atol=1e-6)

@@ -24,9 +24,7 @@ ctypes.CDLL(None).sleep(100)
 
 def ended(program, timeout=30):
     since = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     return done.returncode, done.stdout, done.stderr, time.monotonic() - since
 
 
@@ -34,19 +32,14 @@ def ended(program, timeout=30):
 def test_a_process_with_nothing_to_save_ends_at_once_wherever_it_is(number):
     code, out, err, seconds = ended(BUSY.format(before="", number=int(number)))
     assert (code, err) == (75, "")
-    assert (
-        out
-        == "bjax: told to stop, with nothing to save since its last checkpoint; the same command goes on\n"
-    )
+    assert out == "bjax: told to stop, with nothing to save since its last checkpoint; the same command goes on\n"
     assert seconds < 20
 
 
 def test_the_first_step_is_given_some_time():
     program = BUSY.format(before="stop.defer(0.5)", number=int(signal.SIGTERM))
     assert ended(program)[0] == 75
-    program = BUSY.replace("ctypes", "time").replace(
-        "time.CDLL(None).sleep(100)", "time.sleep(0.1); stop.defer()"
-    )
+    program = BUSY.replace("ctypes", "time").replace("time.CDLL(None).sleep(100)", "time.sleep(0.1); stop.defer()")
     program += "time.sleep(1)\nprint('saves', stop.told.is_set())"
     assert ended(program.format(before="stop.defer(0.5)", number=int(signal.SIGTERM)))[:2] == (
         0,

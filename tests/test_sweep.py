@@ -35,9 +35,7 @@ def printed(capsys, *more, **options):
 
 
 def test_grids_and_seeds_multiply(capsys):
-    commands = printed(
-        capsys, "--grid", "optim.lr=1e-3,1e-4", "--grid", "blur.sigma=(1,2),(2,4)", "--seeds=3"
-    )
+    commands = printed(capsys, "--grid", "optim.lr=1e-3,1e-4", "--grid", "blur.sigma=(1,2),(2,4)", "--seeds=3")
     assert len(commands) == 12
     assert commands[-1][-3:] == ["--config.optim.lr=1e-4", "--config.blur.sigma=(2,4)", "--config.seed=2"]
     assert len({c[4] for c in commands}) == 12
@@ -61,9 +59,7 @@ def test_a_run_directory_depends_on_the_resolved_config_alone(capsys):
 
 def test_vit_mask_names_its_own_sweep(capsys):
     commands = printed(capsys, config=f"{ROOT / 'configs' / 'vit_mask.py'}:demo")
-    points = {
-        tuple(c for c in command if "mask.drop=" in c or ".mask.threshold=" in c) for command in commands
-    }
+    points = {tuple(c for c in command if "mask.drop=" in c or ".mask.threshold=" in c) for command in commands}
     assert len(points) == len(commands) == 6
     assert "--config.eval.blurred_drop_below_random.mask.threshold=50.0" in commands[0]
 
@@ -183,9 +179,7 @@ GRID = ("--grid", "optim.lr=1e-3,1e-4", "--seeds=2")
 POINTS = [{"optim.lr": lr, "seed": seed} for lr in ("1e-3", "1e-4") for seed in "01"]
 
 
-def test_a_sweep_of_an_earlier_version_is_found_again_whatever_its_folders_are_called(
-    tmp_path, capsys, monkeypatch
-):
+def test_a_sweep_of_an_earlier_version_is_found_again_whatever_its_folders_are_called(tmp_path, capsys, monkeypatch):
     made_up.sweep(tmp_path, f"{VIT}:demo", POINTS)
     first, second, third, fourth = sorted(p.parent for p in tmp_path.glob("*/config.json"))
     for folder in (first, second, third):

@@ -58,9 +58,7 @@ def test_threshold_and_budget_keep_the_patches_a_loop_would_keep(seed, quantile,
 
 @pytest.mark.parametrize("selector", tokens.CONTROLS)
 @pytest.mark.parametrize("drop", ["below", "above"])
-@pytest.mark.parametrize(
-    "limits", [{"threshold": 500.0}, {"keep_rate": 0.4}, {"threshold": 500.0, "keep_rate": 0.4}]
-)
+@pytest.mark.parametrize("limits", [{"threshold": 500.0}, {"keep_rate": 0.4}, {"threshold": 500.0, "keep_rate": 0.4}])
 def test_controls_keep_as_many_patches_of_each_image(selector, drop, limits):
     images = photos_like(1, batch=16)
     own = kept(images, drop=drop, **limits)
@@ -129,9 +127,7 @@ def test_erase_paints_exactly_the_dropped_patches(fill):
     erased = np.asarray(tokens.erase(images, chosen, PATCH, jnp.asarray(fill)))
     keep = np.asarray(chosen.keep).reshape(3, 4, 6)
     for b, y, x in np.ndindex(3, 32, 48):
-        expected = (
-            images[b, y, x] if keep[b, y // PATCH, x // PATCH] else np.broadcast_to(np.float32(fill), 3)
-        )
+        expected = images[b, y, x] if keep[b, y // PATCH, x // PATCH] else np.broadcast_to(np.float32(fill), 3)
         np.testing.assert_array_equal(erased[b, y, x], expected)
 
 

@@ -113,21 +113,15 @@ def test_googlenet_training_outputs():
     import torch
 
     theirs, tensors = peers.with_random_weights(
-        lambda: zoo.googlenet(
-            num_classes=7, init_weights=False, dropout=0, dropout_aux=0, transform_input=True
-        )
+        lambda: zoo.googlenet(num_classes=7, init_weights=False, dropout=0, dropout_aux=0, transform_input=True)
     )
     model = models.build("googlenet", num_classes=7, dropout=0.0, aux_dropout=0.0)
     images = peers.random_images(123, batch=4)
-    apply = jax.jit(
-        lambda variables, images: model.apply(variables, images, train=True, mutable="batch_stats")
-    )
+    apply = jax.jit(lambda variables, images: model.apply(variables, images, train=True, mutable="batch_stats"))
     (logits, aux), updates = apply(weights.convert("googlenet", tensors), images)
     with torch.no_grad():
         expected = theirs.train()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    for ours, torchs in zip(
-        (logits, *aux), (expected.logits, expected.aux_logits1, expected.aux_logits2), strict=True
-    ):
+    for ours, torchs in zip((logits, *aux), (expected.logits, expected.aux_logits1, expected.aux_logits2), strict=True):
         np.testing.assert_allclose(ours, torchs.numpy(), rtol=0, atol=1e-4)
     # PyTorch's new variances are unbiased, Flax's are not; the means must agree.
     running = {key: value.numpy() for key, value in theirs.state_dict().items()}
@@ -261,18 +255,13 @@ def test_vision_transformer_file_in_bfloat16_and_with_pre_logits(tmp_path):
     exact, coarse = (weights.load("vit", tmp_path / file) for file in ("f32.npz", "bf16.npz"))
     assert equal(coarse, jax.tree.map(lambda a: a.astype(ml_dtypes.bfloat16).astype(np.float32), exact))
 
-    np.savez(
-        tmp_path / "21k.npz", **tensors | {"pre_logits/kernel": np.eye(48), "pre_logits/bias": np.ones(48)}
-    )
+    np.savez(tmp_path / "21k.npz", **tensors | {"pre_logits/kernel": np.eye(48), "pre_logits/bias": np.ones(48)})
     variables = weights.load("vit", tmp_path / "21k.npz")
     assert variables["params"]["pre_logits"]["bias"].dtype == np.float32
     like = golden_model("vit", num_classes=3)[1]
     with pytest.raises(UserError, match="pre_logits/kernel"):
         weights.load("vit", tmp_path / "21k.npz", like=like)
-    assert (
-        weights.load("vit", tmp_path / "21k.npz", like=like, new_head=True)["params"].keys()
-        == like["params"].keys()
-    )
+    assert weights.load("vit", tmp_path / "21k.npz", like=like, new_head=True)["params"].keys() == like["params"].keys()
 
 
 @pytest.mark.parametrize(
@@ -458,9 +447,7 @@ def test_pth_that_is_no_state_dict_or_cut_off_is_refused(tmp_path):
         data = path.read_bytes()
         for cut in (30, 300, len(data) // 2, len(data) - 10):
             path.write_bytes(data[:-cut])
-            with pytest.raises(
-                UserError, match=r"some\.pth: (not a readable PyTorch file|refused)"
-            ) as caught:
+            with pytest.raises(UserError, match=r"some\.pth: (not a readable PyTorch file|refused)") as caught:
                 weights.read(path)
             assert "\n" not in str(caught.value)
 

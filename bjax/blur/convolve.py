@@ -168,9 +168,7 @@ def _flat(images: Images) -> Flat:
     return images.reshape(*images.shape[:2], -1)
 
 
-def _pad(
-    images: Flat, axis: int, radius: int, step: int = 1, border: str = "reflect"
-) -> Float32[Array, "b _ _"]:
+def _pad(images: Flat, axis: int, radius: int, step: int = 1, border: str = "reflect") -> Float32[Array, "b _ _"]:
     """Padded along one axis, whose pixels are `step` numbers apart.
 
     Only the border is gathered; the image itself is copied whole. The barriers, here and between passes,
@@ -197,9 +195,7 @@ def _separable(images: Flat, taps: Float32[Array, "b k"], channels: int, border:
     return sum(taps[:, i] * padded[:, :, i * channels : i * channels + width] for i in range(size))
 
 
-def _dense(
-    padded: Float32[Array, "b h+2*r (w+2*r)*c"], kernels: Float32[Array, "b k k"], channels: int
-) -> Flat:
+def _dense(padded: Float32[Array, "b h+2*r (w+2*r)*c"], kernels: Float32[Array, "b k k"], channels: int) -> Flat:
     """By shift and add, a row of taps at a time."""
     size = kernels.shape[1]
     height, width = padded.shape[1] - size + 1, padded.shape[2] - (size - 1) * channels
@@ -243,9 +239,7 @@ def _sparse(
 
 
 @_sparse.defjvp
-def _sparse_jvp(
-    channels: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
+def _sparse_jvp(channels: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     # Bilinear; the loop of dynamic length has no transpose, the dense form has. A tap of 0 can have a
     # gradient too.
     (padded, kernel), (d_padded, d_kernel) = primals, tangents

@@ -185,9 +185,7 @@ def _glass(key: Key[Array, ""], image: Image, sigma: float, reach: int, rounds: 
     return _gaussian(image, sigma)
 
 
-def shuffle(
-    image: UInt8[Array, "h w c"], offsets: Int32[Array, "h w 2"], reach: int
-) -> UInt8[Array, "h w c"]:
+def shuffle(image: UInt8[Array, "h w c"], offsets: Int32[Array, "h w 2"], reach: int) -> UInt8[Array, "h w c"]:
     """One round of the glass blur's pixel "swaps", by offsets (dy, dx).
 
     The original walks from the bottom right, over rows and columns in [reach + 1, size - reach], and swaps

@@ -132,9 +132,7 @@ def dataset_info(
         "file_name": tfds.features.Text(),
     }
     features = tfds.features.FeaturesDict(features)
-    return tfds.core.DatasetInfo(
-        builder=builder, features=features, supervised_keys=("image", "label"), **more
-    )
+    return tfds.core.DatasetInfo(builder=builder, features=features, supervised_keys=("image", "label"), **more)
 
 
 def intact(

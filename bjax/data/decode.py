@@ -300,9 +300,7 @@ def _resize(
     return np.asarray(image.resize((width, height), resample))
 
 
-def _resize_center(
-    image: np.ndarray, height: int, width: int, size: int, resample: Image.Resampling
-) -> np.ndarray:
+def _resize_center(image: np.ndarray, height: int, width: int, size: int, resample: Image.Resampling) -> np.ndarray:
     """The central square of what `_resize` makes, to within rounding."""
     box = []
     for side, resized in zip(image.shape[1::-1], (width, height), strict=True):

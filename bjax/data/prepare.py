@@ -67,9 +67,7 @@ def _parser() -> Parser:
     imagenet = datasets.add_parser("imagenet2012", parents=[common, checked])
     imagenet.set_defaults(builder=Imagenet2012)
     imagenet.add_argument("--manual_dir", required=True, help="folder of the official tars")
-    imagenet.add_argument(
-        "--splits", type=_splits, default="train,validation", help="train, validation or both"
-    )
+    imagenet.add_argument("--splits", type=_splits, default="train,validation", help="train, validation or both")
     folder = datasets.add_parser("folder", parents=[common, checked])
     folder.set_defaults(builder=Folder)
     folder.add_argument("name", help="what to call the data set: data.name in a config")

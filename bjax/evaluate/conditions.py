@@ -86,13 +86,9 @@ def _answers(exp: Experiment, source: Source, asked: dict) -> tuple[dict, dict[s
     for name, stream in streams.items():
         answers[name].append(stream.finish())
     bar.close()
-    merged = {
-        name: {k: np.concatenate([a[k] for a in parts]) for k in parts[0]} for name, parts in answers.items()
-    }
+    merged = {name: {k: np.concatenate([a[k] for a in parts]) for k in parts[0]} for name, parts in answers.items()}
     if not merged[IMAGES]["mask"].any():
-        raise UserError(
-            f"{source.name} {source.split}: none of its {source.num_examples} images could be decoded"
-        )
+        raise UserError(f"{source.name} {source.split}: none of its {source.num_examples} images could be decoded")
     return _images(source, merged.pop(IMAGES)), merged
 
 

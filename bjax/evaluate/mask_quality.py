@@ -45,9 +45,7 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict]:
 
 
 @functools.partial(jax.jit, static_argnames=("masks", "patch_size", "mesh", "kernel_size"))
-def count(
-    key: jax.Array, batch: Batch, sigma: jax.Array, *, masks: tuple, patch_size: int, mesh, kernel_size: int
-):
+def count(key: jax.Array, batch: Batch, sigma: jax.Array, *, masks: tuple, patch_size: int, mesh, kernel_size: int):
     """float32[masks, 4]: patches dropped and blurred, dropped, blurred, all, over the images that count."""
 
     def local(keys, images, sigma):

@@ -59,9 +59,7 @@ class GoogLeNet(nn.Module):
             ),
         )
         dense = partial(nn.Dense, kernel_init=kernel_init)
-        aux_head = partial(
-            AuxHead, self.num_classes, self.aux_dropout, conv, dense, dtype=self.dtype, train=train
-        )
+        aux_head = partial(AuxHead, self.num_classes, self.aux_dropout, conv, dense, dtype=self.dtype, train=train)
         with_aux = self.aux_heads and (train or self.is_initializing())
         aux_logits = []
 

@@ -94,9 +94,7 @@ def imagenet_c(runs: list[Run]) -> list:
         "and zoom. Gaussian blur is one of the benchmark's extras, without AlexNet's error."
     )
     if not comparable or any(run.config["data"]["name"] != "imagenet2012" for run, *_ in series):
-        caption += (
-            " AlexNet's errors are those on ImageNet's thousand classes: on other images there is no CE."
-        )
+        caption += " AlexNet's errors are those on ImageNet's thousand classes: on other images there is no CE."
     panels = {}
     for name in dict.fromkeys(row.corruption[0] for row in shown):
         drawn = []
@@ -185,9 +183,7 @@ def _panels(series: list, grid: tuple[float, ...], metric: str) -> figures.Panel
         if name in panel:
             name = f"{name} (run {run.number})"
         panel[name] = _line(name, rows, grid, metric)
-    return {
-        k: part for title, panel in panels.items() for k, part in _parts(title, [*panel.values()]).items()
-    }
+    return {k: part for title, panel in panels.items() for k, part in _parts(title, [*panel.values()]).items()}
 
 
 def _parts(title: str, drawn: list[figures.Line | None]) -> figures.Panels:
@@ -199,9 +195,7 @@ def _parts(title: str, drawn: list[figures.Line | None]) -> figures.Panels:
     }
 
 
-def _figures(
-    name: str, panels: figures.Panels, axes: tuple, caption: str, alt: str, **options
-) -> list[Figure]:
+def _figures(name: str, panels: figures.Panels, axes: tuple, caption: str, alt: str, **options) -> list[Figure]:
     """As many panels in each as a figure has room for; the lines of a figure are few enough to tell apart.
 
     axes: what is along x and y. options: of `figures.lines`.

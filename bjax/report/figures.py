@@ -92,9 +92,7 @@ def _draw(panel, line: Line, style) -> None:
             panel.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, alpha=0.7)
 
 
-def heat_maps(
-    maps: dict[str, np.ndarray], rows: list[str], columns: list[str], row_key: str, column_key: str
-):
+def heat_maps(maps: dict[str, np.ndarray], rows: list[str], columns: list[str], row_key: str, column_key: str):
     """A grid of numbers (per cent, NaN where there is none) for every title, on one scale of grey."""
     size = (1.3, 0.9 + 0.62 * len(columns)), (0.7, 0.95 + 0.42 * len(rows))
     figure, axes = _figure(maps, *size, (column_key, row_key), least=(4.0, 2.2))
@@ -170,9 +168,7 @@ def _edges(inside) -> list[tuple[list[float], list[float]]]:
     return sides + [([c - 0.5, c + 0.5], [r + 0.5, r + 0.5]) for r, c in below]
 
 
-def _figure(
-    titles, width: tuple, height: tuple, labels: tuple, *, fontsize=10, least=(0.0, 0.0), share_x=True
-):
+def _figure(titles, width: tuple, height: tuple, labels: tuple, *, fontsize=10, least=(0.0, 0.0), share_x=True):
     """A figure with a panel for every title, at most three beside each other, and its grid of axes.
 
     width, height: in inches, around the panels and of each. labels: below and beside all. least: size of the figure.

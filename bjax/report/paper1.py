@@ -108,9 +108,7 @@ FROM_SCRATCH = (
 Lines = Iterator[tuple[str, str, dict[str, tuple[Run, Row]]]]  # model, images, {column: what stands there}
 
 
-def _beside(
-    runs: list[Run], number: int, metric: str, lines_of: Callable, titles: dict[str, str], about: str
-) -> list:
+def _beside(runs: list[Run], number: int, metric: str, lines_of: Callable, titles: dict[str, str], about: str) -> list:
     """Tables 1 to 4: a line for every one of a model's runs, an empty one for a model without.
 
     titles: of the columns. Of one that the paper lacks, our control, there is our number alone.

@@ -93,8 +93,7 @@ def strengths(run: Run) -> list:
     axes = "strength of the blur, pixels", "recognised as their kind, %"
     drawing = figures.lines(panels, *axes, share_x=False, top=102)
     caption = (
-        "Share of the images of a kind that are recognised, by the strength drawn; "
-        f"{intervals.kinds(binned, 'bars')}"
+        f"Share of the images of a kind that are recognised, by the strength drawn; {intervals.kinds(binned, 'bars')}"
     )
     if doubted := sum(map(intervals.doubtful, binned)):
         told = [f"{row.name}: {intervals.values(row)}" for row in rows[: intervals.SHOWN]]

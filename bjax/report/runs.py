@@ -200,9 +200,7 @@ def firsts(rows: list[Row], key: Callable) -> dict:
     return {k: alike[0] for k, alike in grouped(rows, key).items()}
 
 
-def told_apart(
-    rows: list[Row], text: Callable[[Row], str], compared=lambda key: True
-) -> Callable[[Row], str]:
+def told_apart(rows: list[Row], text: Callable[[Row], str], compared=lambda key: True) -> Callable[[Row], str]:
     """`text` of a row, with the fields in which rows of equal text differ: "sharp: below 100 dropped, fill mean".
 
     Rows that still have the same words have conditions of one effect, and so the same numbers. compared: whether a

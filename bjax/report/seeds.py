@@ -107,9 +107,7 @@ def _merge_rows(rows: dict[int, Row]) -> Row:
         }
     curves = [r.get("coverage") for r in results]
     if all(curves) and len({(*c, *c["share"]) for c in curves}) == 1:
-        merged["coverage"] = {
-            k: [fmean(x) for x in zip(*(c[k] for c in curves), strict=True)] for k in curves[0]
-        }
+        merged["coverage"] = {k: [fmean(x) for x in zip(*(c[k] for c in curves), strict=True)] for k in curves[0]}
     if all("confusion" in r for r in results):
         merged["confusion"] = np.sum([r["confusion"] for r in results], axis=0).tolist()
     for kind in dict.fromkeys(kind for r in results for kind in r.get("by_strength", {})):

@@ -25,11 +25,7 @@ class Progress:
         self.terminal = shown and sys.stderr.isatty()
         self.shown = shown
         self.total, self.step, self.what = total, start, what
-        self.bar = (
-            tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True)
-            if self.terminal
-            else None
-        )
+        self.bar = tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True) if self.terminal else None
 
     def advance(self) -> None:
         self.step += 1
@@ -56,9 +52,7 @@ def parameter_table(params: dict, shardings: dict) -> str:
     for name, module in params.items():
         leaves = jax.tree.leaves(module)
         places = jax.tree.leaves(shardings[name])
-        held = sum(
-            math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(leaves, places, strict=True)
-        )
+        held = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(leaves, places, strict=True))
         row = [len(leaves), sum(x.size for x in leaves), sum(x.size * x.dtype.itemsize for x in leaves), held]
         total = np.add(total, row)
         rows.append((name, row))

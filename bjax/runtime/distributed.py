@@ -81,14 +81,10 @@ def find(environ: Mapping[str, str]) -> dict | None:
         missing = [name for name, value in given.items() if not value]
         if missing:
             there = next(name for name, value in given.items() if value)
-            raise UserError(
-                f"{there} is set, but {' and '.join(missing)} not; set all three or --distributed=off"
-            )
+            raise UserError(f"{there} is set, but {' and '.join(missing)} not; set all three or --distributed=off")
         address, count, index = given.values()
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
-            raise UserError(
-                f"JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={count}: expected numbers 0 <= ID < NUM"
-            )
+            raise UserError(f"JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={count}: expected numbers 0 <= ID < NUM")
         if not address.rpartition(":")[2].isdigit():
             raise UserError(f"JAX_COORDINATOR_ADDRESS={address}: expected HOST:PORT of process 0")
         local = environ.get("OMPI_COMM_WORLD_LOCAL_RANK")
@@ -125,9 +121,7 @@ def find(environ: Mapping[str, str]) -> dict | None:
     return None
 
 
-_asked = [
-    lambda: False
-]  # signals are sent to a process, so what listens to them belongs to the process as well
+_asked = [lambda: False]  # signals are sent to a process, so what listens to them belongs to the process as well
 
 
 def stopping() -> bool:

@@ -43,9 +43,7 @@ def plan(tree, mesh: Mesh, rules) -> object:
         matching = [(pattern, strategy) for pattern, strategy in rules if re.search(pattern, name)]
         unused.difference_update(pattern for pattern, _ in matching)
         if not matching:
-            raise UserError(
-                f"config.mesh.rules: no pattern matches {name}; end the rules with ('.*', 'replicate')"
-            )
+            raise UserError(f"config.mesh.rules: no pattern matches {name}; end the rules with ('.*', 'replicate')")
         return NamedSharding(mesh, _split(x.shape, mesh.shape["fsdp"]) if matching[0][1] == "fsdp" else P())
 
     shardings = jax.tree_util.tree_map_with_path(place, tree)

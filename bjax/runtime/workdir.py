@@ -79,11 +79,7 @@ def refused(error: BaseException, workdir: Path) -> str | None:
         inside = str(workdir) in told or str(workdir.absolute()) in told
         if number in FULL or (number and inside):
             file = getattr(e, "filename", None)
-            way = (
-                "make room"
-                if number in FULL
-                else "see that it is a folder that may be written, or name another"
-            )
+            way = "make room" if number in FULL else "see that it is a folder that may be written, or name another"
             return (
                 f"--workdir={workdir}: {os.strerror(number)}{f' ({file})' if file else ''}; {way}; the same command "
                 "goes on from its last checkpoint"
@@ -109,9 +105,7 @@ def check_same_run(workdir: Path, config, note) -> None:
                 )
         changed = [d for d in configs.differences(run, config) if not _is_of(d, FREE)]
         if changed:
-            raise UserError(
-                f"--workdir={workdir}: holds a run with another config ({'; '.join(changed)}); use another"
-            )
+            raise UserError(f"--workdir={workdir}: holds a run with another config ({'; '.join(changed)}); use another")
 
 
 def as_trained(workdir: Path, config, note) -> ml_collections.ConfigDict:
@@ -208,9 +202,7 @@ def _row(line: bytes) -> dict | None:
     except ValueError:
         return None
     whole = isinstance(row, dict) and isinstance(row.get("step"), int)
-    return (
-        row if whole and all(isinstance(x, int | float) and math.isfinite(x) for x in row.values()) else None
-    )
+    return row if whole and all(isinstance(x, int | float) and math.isfinite(x) for x in row.values()) else None
 
 
 class Log:

@@ -14,9 +14,7 @@ def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -
     return _blend(images, lam), _blend(targets, lam)
 
 
-def cutmix(
-    key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
-) -> tuple[jax.Array, jax.Array]:
+def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
     """A box of the shifted batch pasted into the batch, its area share 1−λ with λ ~ Beta(alpha, alpha) before clipping.
 
     Box and label shares as in Yun et al. 2019 and torchvision's CutMix: the box is cut at the border and the labels

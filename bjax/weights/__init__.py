@@ -28,9 +28,7 @@ from bjax.weights import mapping
 logger = logging.getLogger(__name__)
 
 
-def load(
-    name: str, path, *, like=None, new_head: bool = False, note: Callable[[str], None] = logger.info
-) -> dict:
+def load(name: str, path, *, like=None, new_head: bool = False, note: Callable[[str], None] = logger.info) -> dict:
     """`convert` of the tensors in the file at `path`; its errors name the file."""
     tensors = read(path)
     note(f"{path}: {len(tensors)} tensors, {sum(tensor.size for tensor in tensors.values()):,} numbers")

@@ -33,9 +33,7 @@ def main():
         ),
         "vgg19_bn": (vgg, 75, 1.25),
         "googlenet": (
-            lambda: models.googlenet(
-                num_classes=5, init_weights=False, transform_input=True, aux_logits=True
-            ),
+            lambda: models.googlenet(num_classes=5, init_weights=False, transform_input=True, aux_logits=True),
             75,
             1.25,
         ),
