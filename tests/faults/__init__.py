@@ -1,0 +1,1 @@
+"""What can happen to a run, done to one of seconds; the short part is tests/test_faults.py."""
