@@ -69,6 +69,8 @@ def _in(workdir: Path, args: argparse.Namespace, overrides: list[tuple[str, str]
         config = configs.load(args.config, overrides)
     elif (workdir / "config.json").is_file():
         config = configs.reload(workdir / "config.json", overrides)
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"--workdir={workdir}: its config.json is missing; name its --config")
     else:
         raise UserError("--config: missing; for example --config=configs/vit_mask.py:demo")
     experiment.build(config, num_classes=2)  # finds mistakes before any data or device is touched

@@ -109,10 +109,14 @@ def _classes(config, workdir: Path) -> tuple[str, ...]:
     path = workdir / "classes.json"
     if path.is_file():
         try:
-            return tuple(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
-            way = "delete it, the dataset has the names too"
-            raise UserError(f"{path}: is no JSON ({error}); {way}") from None
+            names = json.loads(path.read_text())
+            if not (names and isinstance(names, list) and all(isinstance(name, str) for name in names)):
+                raise ValueError("no list of names")
+            return tuple(names)
+        except ValueError as error:
+            raise UserError(
+                f"{path}: is no JSON of names ({error}); delete it, the dataset has the names too"
+            ) from None
     data = config.data
     try:
         return loader.open_split(data.name, data.train, data_dir=data.data_dir).class_names

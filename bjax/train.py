@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import errno
 import math
 import time
 from collections.abc import Callable
@@ -176,6 +177,9 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         manager.wait_until_finished()
         if corrupt and main_process:
             print(f"{source.name} {source.split}: {corrupt} times an image could not be decoded and was left out")
+
+        if main_process and not (workdir / "config.json").exists():  # Orbax makes a folder that is gone anew
+            raise FileNotFoundError(errno.ENOENT, "", str(workdir / "config.json"))
 
         # --- results; a run that was finished before is only evaluated
         if results is None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -67,8 +66,8 @@ def leave_results(
     main_process = jax.process_index() == 0
     if main_process:
         path = workdir / "results.json"
-        if keep_others and path.exists():
-            results = json.loads(path.read_text()) | results
+        if keep_others:
+            results = workdirs.results(path) | results
         workdirs.write(path, results)
         print(f"{table(results)}\nwritten to {path}", flush=True)
     for add_on in ADD_ONS if add_ons else ():

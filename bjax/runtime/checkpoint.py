@@ -37,7 +37,15 @@ logging.getLogger("absl").addFilter(lambda x: not (x.exc_info and "orbax" in x.p
 # Of a save that failed, TensorStore's threads and asyncio tell what nobody waits for any more.
 logging.getLogger("asyncio").addFilter(lambda x: "never retrieved" not in x.getMessage())
 warnings.filterwarnings("ignore", "coroutine 'async_serialize.* was never awaited", RuntimeWarning)
-ABANDONED = "Event loop is closed"
+_before = sys.unraisablehook
+
+
+def _unraisable(x) -> None:
+    if not (x.exc_type is RuntimeError and str(x.exc_value) == "Event loop is closed"):
+        _before(x)
+
+
+sys.unraisablehook = _unraisable
 
 
 class _Handler(ocp.CompositeCheckpointHandler):
@@ -89,7 +97,6 @@ class Manager:
         self.removals: list[Future] = []
         if read_only:
             return
-        sys.excepthook = _not_of_a_failed_save
         self.size = 0  # of what is saved, bytes on the disk
         self.handler = _Handler(**{ITEM: ocp.StandardCheckpointHandler()})
         self.checkpointer = ocp.AsyncCheckpointer(self.handler)
@@ -271,11 +278,6 @@ def _put_aside(folder: Path) -> Path:
     free = next(path for path in map(folder.with_name, names) if not path.exists())
     os.replace(folder, free)
     return free
-
-
-def _not_of_a_failed_save(kind, error, traceback) -> None:
-    if not (kind is RuntimeError and str(error) == ABANDONED):
-        sys.__excepthook__(kind, error, traceback)
 
 
 def _say(line: str) -> None:

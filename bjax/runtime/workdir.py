@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
@@ -68,23 +69,25 @@ def refused(error: BaseException, workdir: Path) -> str | None:
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
         chain.append(before)
-    for e in reversed(chain):
-        told = " ".join(str(e).split())
-        # TensorStore, which writes checkpoints, has the number in its text.
-        number = (
-            e.errno
-            if isinstance(e, OSError)
-            else next(map(int, re.findall(r"(?:OS error |os_error_code=')(\d+)", told)), None)
-        )
-        inside = str(workdir) in told or str(workdir.absolute()) in told
-        if number in FULL or (number and inside):
+    texts = [" ".join(str(e).split()) for e in chain]
+    inside = [str(workdir) in text or str(workdir.absolute()) in text for text in texts]
+    # TensorStore, which writes checkpoints, has the number in its text.
+    numbers = [next(map(int, re.findall(r"(?:OS error |os_error_code=')(\d+)", text)), None) for text in texts]
+    for e, within, number in reversed(list(zip(chain, inside, numbers, strict=True))):
+        number = e.errno if isinstance(e, OSError) else number
+        if number in FULL or (number and within):
             file = getattr(e, "filename", None)
-            way = "make room" if number in FULL else "see that it is a folder that may be written, or name another"
-            return (
-                f"--workdir={workdir}: {os.strerror(number)}{f' ({file})' if file else ''}; {way}; the same command "
-                "goes on from its last checkpoint"
-            )
-    return None
+            break
+    else:
+        # Orbax finds its files gone in many ways.
+        if not any(inside) or (workdir / "config.json").exists():
+            return None
+        number, file = errno.ENOENT, None
+    way = "make room" if number in FULL else "see that it is a folder that may be written, or name another"
+    return (
+        f"--workdir={workdir}: {os.strerror(number)}{f' ({file})' if file else ''}; {way}; the same command goes on "
+        "from its last checkpoint"
+    )
 
 
 def write_classes(workdir: Path, names: tuple[str, ...]) -> None:
@@ -162,18 +165,33 @@ def session(workdir: Path, mode: str, *, writes: bool):
 
 
 def _sessions(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
+    content = _whole(path, lambda content: isinstance(content["sessions"], list))
+    return content["sessions"] if content else []
+
+
+def results(path: Path) -> dict[str, dict]:
+    """The rows of results.json; none where it is missing or, as is then told, damaged."""
+
+    def good(content) -> bool:
+        return isinstance(content, dict) and all({"n", "top1"} <= set(row) for row in content.values())
+
+    return _whole(path, good) or {}
+
+
+def _whole(path: Path, good: Callable[[object], bool]):
+    """What the JSON file holds; None where it is missing, or damaged: then it is put aside as NAME.damaged."""
     try:
-        sessions = json.loads(path.read_bytes())["sessions"]
-        if isinstance(sessions, list):
-            return sessions
-    except (ValueError, KeyError, TypeError):
+        content = json.loads(path.read_text())
+        if good(content):
+            return content
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError):
         pass
-    aside = path.with_name("run.json.damaged")
+    aside = path.with_name(f"{path.name}.damaged")
     os.replace(path, aside)
     print(f"bjax: {path}: damaged; kept as {aside.name}, and begun anew", file=sys.stderr, flush=True)
-    return []
+    return None
 
 
 def _versions() -> dict[str, str]:
@@ -229,11 +247,11 @@ class Log:
         rows = [row for row in rows if row is not None and row["step"] <= start_step]
         self.evaluated = {row["step"]: row for row in rows if any("/" in key for key in row)}
         write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-        self.file = path.open("a", buffering=1)
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
             self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self.file = path.open("a", buffering=1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.writes:

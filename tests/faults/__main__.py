@@ -40,9 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     print(page)
     if args.out:
         args.out.write_text(page)
-    return int(
-        any(word.isupper() and len(word) > 2 for c in counts.values() for o in c for word in o.split())
-    )
+    return int(any(word.isupper() and len(word) > 2 for c in counts.values() for o in c for word in o.split()))
 
 
 def _undisturbed(place: Place) -> tuple[tuple, float]:
@@ -89,9 +87,7 @@ class _disk:
     def __enter__(self) -> Path | None:
         self.path.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(self.path)]
-        self.mounted = (
-            bool(shutil.which("mount")) and not subprocess.run(command, capture_output=True).returncode
-        )
+        self.mounted = bool(shutil.which("mount")) and not subprocess.run(command, capture_output=True).returncode
         return self.path if self.mounted else None
 
     def __exit__(self, *_) -> None:
@@ -100,14 +96,8 @@ class _disk:
 
 
 def _page(counts: dict, args) -> str:
-    asked = " ".join(
-        f"--{k}={getattr(args, k)}" for k in ("kills", "damages", "signals", "two", "full", "seed")
-    )
-    rows = [
-        f"| {kind} | {outcome} | {number} |"
-        for kind, c in counts.items()
-        for outcome, number in c.most_common()
-    ]
+    asked = " ".join(f"--{k}={getattr(args, k)}" for k in ("kills", "damages", "signals", "two", "full", "seed"))
+    rows = [f"| {kind} | {outcome} | {number} |" for kind, c in counts.items() for outcome, number in c.most_common()]
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS if name != "bjax")
     return "\n".join(
         [

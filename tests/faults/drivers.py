@@ -122,9 +122,7 @@ def stop(place: Place, reference: tuple, rng: random.Random, phase: str, number:
     verdict = _verdict(workdir, reference, code, err)
     if verdict:
         return verdict
-    return (
-        "75, saved" if saved == min(rows, STEPS) and saved else "75, no step done" if not rows else "75, LOST"
-    )
+    return "75, saved" if saved == min(rows, STEPS) and saved else "75, no step done" if not rows else "75, LOST"
 
 
 def two(place: Place, reference: tuple, rng: random.Random) -> str:
