@@ -98,6 +98,7 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
             print(f"goes on from step {start} of {total_steps}", flush=True)
 
         # --- the loop
+        distributed.defer(COMPILES)
         batches = experiment.train_batches(exp, start, total_steps)
         log = stack.enter_context(contextlib.closing(Log(workdir, start, writes=main_process)))
         bar = stack.enter_context(contextlib.closing(Progress(total_steps, start, "train", shown=main_process)))
@@ -121,7 +122,6 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         # A process that ended in an evaluation had saved the step, but not what the evaluation found.
         if start and due(start) and not _main_process_says(start in log.evaluated):
             results = evaluate_at(start)
-        distributed.defer(COMPILES)
         for step, batch in enumerate(batches, start + 1):
             state, values = update(step_key, state, sharding.put(batch, mesh))
             distributed.defer()  # there is a step to save
