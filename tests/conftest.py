@@ -13,6 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay on one worker, so that what they share is made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def shared_dir(tmp_path_factory) -> Path:
     """One folder for all test processes of this run (pytest-xdist gives each worker a folder beside the others)."""
@@ -35,6 +42,20 @@ def compilation_cache(shared_dir):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = path
     jax.config.update("jax_compilation_cache_dir", path)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Here and in subprocesses XLA tries less hard: for tests of what a run does, where compiling takes the time.
+
+    Tests of numbers go without: they see the programs that users get.
+    """
+    name = "jax_disable_most_optimizations"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(name.upper(), "1")
+        jax.config.update(name, True)
+        yield
+        jax.config.update(name, False)
 
 
 @pytest.fixture(scope="session")

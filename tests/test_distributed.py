@@ -19,6 +19,7 @@ from bjax.errors import UserError
 from bjax.main import main
 from bjax.runtime import distributed
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[1]
 STEPS = 30
 TINY = {
@@ -172,6 +173,7 @@ def assert_same_run(workdir, reference):
     assert results(workdir)["sharp"]["loss"] == pytest.approx(results(reference)["sharp"]["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_one_two_and_four_processes_train_alike(one, two, data_dir, tmp_path, shared_dir):
     assert_same_run(two, one)
     run(4, flags(tmp_path / "run", data_dir), ids=tmp_path / "ids")
@@ -182,6 +184,7 @@ def test_one_two_and_four_processes_train_alike(one, two, data_dir, tmp_path, sh
     assert ids_of_steps(tmp_path / "ids", 4) == expected
 
 
+@pytest.mark.slow
 def test_only_process_0_speaks(two):
     first, second = json.loads((two / "said.json").read_text())
     assert "4 cpu devices, 2 processes" in first
@@ -189,6 +192,7 @@ def test_only_process_0_speaks(two):
     assert [line for line in second.splitlines() if "[Gloo]" not in line] == []  # Gloo's own are below Python
 
 
+@pytest.mark.slow
 def test_a_run_told_to_stop_is_saved_by_two_processes_and_goes_on_with_one_or_four(one, data_dir, tmp_path):
     workdir = tmp_path / "stopped"
     with Job(2, flags(workdir, data_dir)) as job:
@@ -210,6 +214,7 @@ def test_a_run_told_to_stop_is_saved_by_two_processes_and_goes_on_with_one_or_fo
     assert_same_run(workdir, one)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_the_next_job_goes_on_exactly(two, data_dir, tmp_path):
     workdir = tmp_path / "killed"
     with Job(2, flags(workdir, data_dir), timeout=10) as job:

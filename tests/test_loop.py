@@ -27,6 +27,7 @@ from bjax.main import main
 from bjax.runtime import checkpoint, manifest
 from bjax.specs import Data
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[1]
 # Small enough for seconds; everything else is the demo as it is.
 SMALL = {
@@ -455,6 +456,7 @@ def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
         "model.name": "resnet18",
         "init_from": file,
         "data.data_dir": data_dir,
+        "data.image_size": 32,
         "bn_adapt_batches": 1,
         "eval_only": "sharp",
     }
@@ -463,7 +465,7 @@ def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
 
     source = loader.open_split("photos", "test", data_dir=data_dir)
     hits, loss = 0, 0.0
-    for batch in loader.eval_batches(source, Data(image_size=64, resize=0), batch_size=32):
+    for batch in loader.eval_batches(source, Data(image_size=32, resize=0), batch_size=32):
         images = (batch["image"] / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
         logits = torch.tensor(peers.run(peer, images.astype(np.float32)))
         labels = torch.tensor(batch["label"]).long()
@@ -502,6 +504,7 @@ def test_a_weight_file_starts_a_run(tmp_path, data_dir, capsys):
         "model.name": "resnet18",
         "init_from": file,
         "data.data_dir": data_dir,
+        "data.image_size": 32,
         "steps": 1,
         "batch_size": 8,
         "optim.lr": 0,
@@ -536,6 +539,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_recipe_takes_its_first_steps(config, tmp_path, data_dir):
     options = {
