@@ -242,8 +242,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    name: str = one_of("adamw", "sgd")  # sgd: momentum below
-    nesterov: bool = plain(False, added=True)  # sgd: looks ahead by one step of the momentum
+    name: str = one_of("adamw", "sgd")  # sgd: Nesterov off, momentum below
     lr: float = number(1e-3, low=0)  # peak learning rate, for batch_size as given
     momentum: float = number(0.9, low=0, high=1)  # sgd
     b1: float = number(0.9, low=0, below=1)  # adamw

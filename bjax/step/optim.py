@@ -30,7 +30,7 @@ def build(config, total_steps: int) -> optax.GradientTransformation:
     if config.name == "sgd":
         # torch's L2: decay enters the momentum
         decay = optax.add_decayed_weights(config.weight_decay, mask)
-        steps = [decay, optax.sgd(rate, config.momentum, nesterov=config.nesterov)]
+        steps = [decay, optax.sgd(rate, momentum=config.momentum)]
     else:
         steps = [optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=mask)]
     if config.clip:
