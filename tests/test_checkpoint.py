@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from bjax import models
+from bjax import manifest, models
 from bjax.errors import UserError
-from bjax.runtime import checkpoint, manifest, sharding
+from bjax.runtime import checkpoint, sharding
 from bjax.step import state
 
 

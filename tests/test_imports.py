@@ -45,11 +45,11 @@ ALLOWED = {
     "tokens": {"sharpness", "specs"},
     "blur": {"specs"},
     "sharpness": frozenset(),
-    "runtime": {"config", "specs", "options"},
+    "runtime": {"config", "specs", "options", "manifest"},
     "config": {"specs", "options"},
     "specs": {"options"},
-    "data": {"specs"},
-    **dict.fromkeys(("errors", "options", "stats", "models"), frozenset()),
+    "data": {"specs", "manifest"},
+    **dict.fromkeys(("errors", "options", "stats", "models", "manifest"), frozenset()),
 }
 # Of the report: each can be read, changed and left out alone; what they share lies below them.
 SECTIONS = ("paper1", "matrix", "sweeps", "curves", "masks", "paper2", "facts")

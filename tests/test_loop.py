@@ -18,13 +18,13 @@ import skimage
 import test_prepare
 
 from bjax import config as configs
-from bjax import export, predict
+from bjax import export, manifest, predict
 from bjax.data import loader
 from bjax.data.builder import prepare
 from bjax.errors import UserError
 from bjax.evaluate import conditions
 from bjax.main import main
-from bjax.runtime import checkpoint, manifest
+from bjax.runtime import checkpoint
 from bjax.specs import Data
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

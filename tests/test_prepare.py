@@ -423,13 +423,13 @@ def test_a_damaged_data_set_is_named(tmp_path, replaced):
     home = tmp_path / "data" / "pets" / "1.0.0"
     file = home / "pets-train.array_record-00002-of-00003"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"data set pets in .* missing or damaged \(.*--overwrite"):
+    with pytest.raises(UserError, match=rf"data set pets in .*: {file.name} is damaged: 1,000 bytes .*--overwrite"):
         loader.open_split("pets", "train", data_dir=tmp_path / "data")
     file.unlink()
-    with pytest.raises(UserError, match=r"data set pets in .* missing or damaged \(.*--overwrite"):
+    with pytest.raises(UserError, match=rf"data set pets in .*: {file.name} is missing; .*--overwrite"):
         loader.open_split("pets", "train", data_dir=tmp_path / "data")
     (home / "dataset_info.json").write_bytes(bytes(100))
-    with pytest.raises(UserError, match=r"data set pets in .* dataset_info.json is damaged \("):
+    with pytest.raises(UserError, match=r"data set pets in .* dataset_info.json is damaged; "):
         loader.open_split("pets", "train", data_dir=tmp_path / "data")
 
 

@@ -7,10 +7,12 @@ import collections
 import concurrent.futures
 import contextlib
 import io
+import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import filelock
 import tensorflow_datasets as tfds
@@ -18,10 +20,12 @@ import tqdm
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from bjax import manifest
 from bjax.data import decode
 from bjax.errors import UserError
 
 LISTED = 10
+SIZES = "sizes.json"  # of a data set: {shard: bytes}
 
 
 class ReproducibleWriter(tfds.core.ExampleWriter):
@@ -77,6 +81,7 @@ def prepare(builder: tfds.core.DatasetBuilder, *, overwrite: bool = False) -> bo
                 tfds.core.utils.temporary_assignment(builder, "_data_dir", os.fspath(new)),
             ):
                 builder.download_and_prepare()
+            _seal(new)
             builder.info.update_data_dir(builder.data_dir)
             if target.exists():
                 target.rename(old)
@@ -102,6 +107,13 @@ def finish_swaps(folder: epath.Path) -> None:
         target = folder / old.name.removeprefix("replaced_")
         with _lock(target):
             _finish_swap(target)
+
+
+def _seal(folder: epath.Path) -> None:
+    """Leaves what `bjax.data.prepared` checks a data set by."""
+    shards = {file.name: file.stat().length for file in sorted(folder.glob("*.array_record-*"))}
+    (folder / SIZES).write_text(json.dumps(shards, indent=0))
+    manifest.write(Path(folder), leave_out=shards)
 
 
 def _new(target: epath.Path) -> epath.Path:

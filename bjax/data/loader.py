@@ -16,22 +16,18 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from google.protobuf import json_format
 from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.proto import tf_example_pb2
 
-from bjax.data import decode
-from bjax.data.builder import cores, data_root, finish_swaps, prepare
-from bjax.data.imagenette import Imagenette
-from bjax.data.photos import Photos
-from bjax.errors import UserError, nearest
+from bjax.data import decode, prepared
+from bjax.data.builder import cores, data_root
+from bjax.errors import UserError
 from bjax.specs import Data
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
-ON_FIRST_USE = {"photos": Photos, "imagenette": Imagenette}
 CROP = re.compile(r"(.+)_[^_/]+_y\d+_x\d+")  # PHOTOGRAPH_SPLIT_yTOP_xLEFT: how photos names its crops
 
 
@@ -53,6 +49,7 @@ class Source:
     records: Any = dataclasses.field(repr=False)
     starts: tuple[int, ...] = (0,)  # where each part of a split such as "train+test" begins
     labelled: bool = False  # reading a record without a label (-1) is an error
+    files: tuple[tuple[epath.Path, int], ...] = ()  # that the records lie in, in their order, and how many in each
 
     def __len__(self):
         return len(self.records)
@@ -62,12 +59,23 @@ class Source:
         return len(self.records)
 
     def __getitem__(self, index):
-        feature = tf_example_pb2.Example.FromString(self.records[index]).features.feature
+        try:
+            feature = tf_example_pb2.Example.FromString(self.records[index]).features.feature
+        except RuntimeError as error:
+            ends = itertools.accumulate(number for _, number in self.files)
+            file = next(file for (file, _), end in zip(self.files, ends, strict=True) if index < end)
+            raise prepared.damaged_shard(self.name, file, error) from None
         file_name = feature["file_name"].bytes_list.value[0].decode()
+        label = feature["label"].int64_list.value[0]
+        if not -1 <= label < self.num_classes:
+            raise UserError(
+                f"data set {self.name}, {self.split}: {file_name} has the label {label}, but there are "
+                f"{self.num_classes} classes; {prepared.AGAIN}"
+            )
         named = feature["source"].bytes_list.value if "source" in feature else ()
         return {
             "image": feature["image"].bytes_list.value[0],
-            "label": feature["label"].int64_list.value[0],
+            "label": label,
             "file_name": file_name,
             "photograph": b"".join(named).decode() or photograph_of(file_name),
         }
@@ -116,19 +124,7 @@ def open_split(name: str, split: str, *, data_dir: str | os.PathLike | None = No
     The files are open from now on: a data set that is written anew meanwhile is read on as it was. Raises UserError
     where there is no such data set or split, or its files are damaged.
     """
-    data_dir = data_root(data_dir)
-    try:
-        if name in ON_FIRST_USE:
-            builder = ON_FIRST_USE[name](data_dir=data_dir)
-            prepare(builder)
-            builder = tfds.builder_from_directory(builder.data_dir)
-        else:
-            builder = _prepared(name, data_dir)
-    except json_format.ParseError as error:
-        raise UserError(
-            f"data set {name} in {data_dir}: its dataset_info.json is damaged ({error}); remove its folder "
-            "and prepare it again"
-        ) from None
+    builder = prepared.find(name, data_root(data_dir))
     info, place = builder.info, f"data set {name} in {builder.data_dir}"
     if missing := {"image", "label", "file_name"} - set(info.features):
         raise UserError(f"{place} has no feature {', '.join(sorted(missing))}")
@@ -147,16 +143,17 @@ def open_split(name: str, split: str, *, data_dir: str | os.PathLike | None = No
             f"data set {name}: split {split!r} names nothing; there are {', '.join(info.splits)}, and parts such as "
             "train[:20%] (config.data.train, config.eval.NAME.split, or the argument eval_split= of the config)"
         ) from error
-    try:
-        # TFDS opens a file at its first record.
-        parts = info.splits[split].file_instructions
-        for first in itertools.accumulate((part.take for part in parts[:-1]), initial=0):
-            records[first]
-    except RuntimeError as error:
-        way = "prepare it again with --overwrite"
-        raise UserError(f"{place}: a file is missing or damaged ({error}); {way}") from None
+    files, sizes = [], prepared.sizes(epath.Path(builder.data_dir))
+    for part in info.splits[split].file_instructions:
+        file, first = epath.Path(part.filename), sum(take for _, take in files)
+        prepared.check_shard(name, file, sizes.get(file.name), part.examples_in_shard)
+        try:
+            records[first]  # TFDS opens a file at its first record
+        except RuntimeError as error:
+            raise prepared.damaged_shard(name, file, error) from None
+        files.append((file, part.take))
     names = tuple(info.features["label"].names)
-    return Source(name, split, len(names), names, records, _starts(split, info.splits))
+    return Source(name, split, len(names), names, records, _starts(split, info.splits), files=tuple(files))
 
 
 def with_labels(source: Source, key: str) -> Source:
@@ -177,28 +174,6 @@ def _starts(split: str, splits) -> tuple[int, ...]:
     ends = [splits[part.splitname].num_examples if part.to is None else part.to for part in parts]
     lengths = [end - (part.from_ or 0) for part, end in zip(parts, ends, strict=True)]
     return tuple(sum(lengths[:i]) for i, length in enumerate(lengths) if length)
-
-
-def _prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    folder = epath.Path(data_dir)
-    for _ in range(2):
-        try:
-            return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
-        except ValueError:  # TFDS's DatasetNotFoundError, or a name that cannot be one
-            finish_swaps(folder / re.split("[/:]", name)[0])
-    if name == "imagenet2012":
-        raise UserError(
-            f"data set imagenet2012 is not in {folder}: prepare it with python -m bjax.data.prepare "
-            "imagenet2012 --manual_dir=…, or train on the embedded photographs (--config=…:demo) or on a "
-            "small download (--config=…:imagenette)"
-        )
-    files = [*folder.glob("*/*/dataset_info.json"), *folder.glob("*/*/*/dataset_info.json")]
-    prepared = {path.relative_to(folder).parts[0] for path in files}
-    known = sorted({*ON_FIRST_USE, "imagenet2012", *prepared})
-    raise UserError(
-        f"unknown data set {name!r}{nearest(name, known)}: there are {', '.join(known)}; "
-        f"python -m bjax.data.prepare folder {name} --source=… makes one from a folder of images"
-    )
 
 
 def train_batches(

@@ -13,12 +13,13 @@ import sys
 
 import tensorflow_datasets as tfds
 
+from bjax.data import prepared
 from bjax.data.builder import data_root, prepare, some
 from bjax.data.folder import Folder
 from bjax.data.imagenet import Imagenet2012
 from bjax.data.imagenette import Imagenette
 from bjax.data.photos import Photos
-from bjax.errors import Parser, as_command, new_folder
+from bjax.errors import Parser, UserError, as_command, new_folder
 
 
 @as_command
@@ -27,6 +28,12 @@ def main(argv: list[str]) -> int | None:
     args = vars(_parser().parse_args(argv))
     dataset, builder, overwrite = (args.pop(name) for name in ("dataset", "builder", "overwrite"))
     args["data_dir"] = data_root(args["data_dir"])
+    name = args.get("name", dataset)
+    home = prepared.home(args["data_dir"], name, builder)
+    if (home / "dataset_info.json").exists() and (fault := prepared.fault_of(home)):
+        if not overwrite:
+            raise UserError(f"data set {name} in {home}: {fault}; --overwrite writes it anew")
+        (home / "dataset_info.json").unlink()  # or TFDS would read it, and what it leads to
     try:
         builder = builder(**args)
         written = prepare(builder, overwrite=overwrite)

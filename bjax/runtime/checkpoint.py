@@ -24,8 +24,9 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from bjax import manifest
 from bjax.errors import UserError
-from bjax.runtime import distributed, manifest
+from bjax.runtime import distributed
 
 ITEM, NOTES, METADATA = "default", "notes.json", "_CHECKPOINT_METADATA"
 # Orbax changes them after the manifest is written; but for whether there is a manifest, nothing is read from them.
