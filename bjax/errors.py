@@ -29,6 +29,11 @@ def closest(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str |
     return next(iter(difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)), None)
 
 
+def shown(name: object) -> str:
+    """A file's name as a line of UTF-8: what is neither, or would move a terminal's cursor, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose complaints are UserErrors; a flag must be given whole."""
 

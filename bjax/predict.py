@@ -23,9 +23,11 @@ No condition's blur is applied: a photograph brings its own. A condition contrib
 random mask leaves out the same places of every photograph; a bucket mask keeps what attend keeps.
 """
 
+import contextlib
 import itertools
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +36,7 @@ from tqdm import tqdm
 
 from bjax import experiment
 from bjax.data import decode
-from bjax.errors import Parser, as_command, new_folder
+from bjax.errors import Parser, UserError, as_command, new_folder, shown
 from bjax.predictor import Prediction, Predictor, Run, load, look, probabilities, read
 from bjax.report import overlay
 from bjax.runtime.console import Progress, columns
@@ -42,14 +44,18 @@ from bjax.runtime.console import Progress, columns
 __all__ = ["Prediction", "Predictor", "Run", "load", "look", "predict", "probabilities", "read"]
 
 BATCH = 32
+MEMORY = 22 * 2 * 89_478_485  # bytes for photographs that are read at a time: of the largest alone
 
 
 def predict(predictor: Predictor, paths: list[Path]) -> Iterator[tuple[Path, Prediction | None, str | None]]:
     """(path, prediction, None) for every photograph, or (path, None, cause) where it cannot be read."""
 
+    room = _Room(MEMORY)
+
     def crops(path):
         try:
-            return predictor.crops(path), None
+            with room.taken(decode.memory(path)):
+                return predictor.crops(path), None
         except (ValueError, OSError) as error:
             return None, " ".join(str(error).split())
 
@@ -61,6 +67,27 @@ def predict(predictor: Predictor, paths: list[Path]) -> Iterator[tuple[Path, Pre
             predictions = iter(predictor.of_crops(good) if good else ())
             for path, (crop, cause) in zip(group, cut, strict=True):
                 yield path, None if crop is None else next(predictions), cause
+
+
+class _Room:
+    """So much of something that threads share; who asks for more than there is gets all of it, alone."""
+
+    def __init__(self, size: int):
+        self.size = self.free = size
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        amount = min(amount, self.size)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= amount)
+            self.free -= amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += amount
+                self.changed.notify_all()
 
 
 @as_command
@@ -78,13 +105,13 @@ def main(argv: list[str]) -> int:
     for path, prediction, cause in predict(predictor, paths):
         bar.advance()
         if prediction is None:
-            tqdm.write(f"bjax: {path}: {cause}", file=sys.stderr)  # above the bar, not through it
+            tqdm.write(f"bjax: {shown(path)}: {cause}", file=sys.stderr)  # above the bar, not through it
             broken += 1
             continue
         file = None
         if args.out:
             file = _free(args.out, path.stem, drawn)
-            overlay.draw(
+            picture = overlay.draw(
                 prediction.crops,
                 prediction.scores,
                 prediction.keep,
@@ -92,9 +119,14 @@ def main(argv: list[str]) -> int:
                 title="{}  {:.1%}".format(*prediction.top(1)[0]),
                 caption=_caption(path, prediction),
                 threshold=run.inputs.mask.threshold,
-            ).save(file)
+            )
+            try:
+                picture.save(file)
+            except OSError as error:
+                raise UserError(f"--out={args.out}: {shown(file.name)} cannot be written: {error.strerror}") from None
         if args.json:
-            tqdm.write(json.dumps(_record(path, prediction, file), ensure_ascii=False))
+            # A name that is no UTF-8 is escaped; Python's json reads it back to what os.fsencode takes.
+            tqdm.write(json.dumps(_record(path, prediction, file), ensure_ascii=not str(path).isprintable()))
         else:
             rows += _rows(path, prediction)
     bar.close()
@@ -107,7 +139,7 @@ def main(argv: list[str]) -> int:
 
 def _rows(path: Path, prediction: Prediction) -> list[tuple[str, ...]]:
     """A row for each of the most probable classes; what is said of the photograph stands in the first."""
-    of_photo = (str(path), _number(prediction.sharpness), f"{100 * prediction.kept:.1f}")
+    of_photo = (shown(path), _number(prediction.sharpness), f"{100 * prediction.kept:.1f}")
     top = prediction.top(5)
     estimates = [f"{k} {v:.1f} {'°' if k == 'angle' else 'px'}" for k, v in prediction.estimates.items()]
     if estimates:
@@ -130,7 +162,7 @@ def _record(path: Path, prediction: Prediction, drawn: Path | None) -> dict:
 
 def _caption(path: Path, prediction: Prediction) -> str:
     crops = f", {len(prediction.crops)} crops" if len(prediction.crops) > 1 else ""
-    return f"{path.name}: sharpness {_number(prediction.sharpness)}, kept {prediction.kept:.1%}{crops}"
+    return f"{shown(path.name)}: sharpness {_number(prediction.sharpness)}, kept {prediction.kept:.1%}{crops}"
 
 
 def _number(x: float | None) -> str:

@@ -16,22 +16,23 @@ from PIL import Image, ImageOps
 
 from bjax import blur
 from bjax.data import decode
-from bjax.errors import Parser, UserError, as_command
+from bjax.errors import Parser, UserError, as_command, shown
 from bjax.sharpness import MEASURES, threshold
-from bjax.specs import gaussian_size
+from bjax.specs import LARGEST_SIDE, gaussian_size
 
 
 @as_command
 def main(argv: list[str]) -> int | None:
-    """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
+    """Runs the command; returns the exit code: 0; 1: a photograph could not be read; 2: a user's mistake."""
     flags = _parser().parse_args(argv)
     try:
-        scores = _score_photos(flags)
+        scores, broken = _score_photos(flags)
         _print_scores(scores, flags)
         if flags.out:
             _plot_scores(scores, flags)
     except ValueError as error:  # what the measures, thresholds and blurs refuse is a flag's value
         raise UserError(str(error)) from error
+    return 1 if broken else 0
 
 
 def _parser() -> Parser:
@@ -49,32 +50,37 @@ def _parser() -> Parser:
     return parser
 
 
-def _score_photos(flags: argparse.Namespace) -> dict[str, np.ndarray]:
-    """`{"sharp": scores, "σ = 1": scores, …}` of all patches of all photographs."""
-    if flags.size < 1:
-        raise UserError(f"--size={flags.size}: must be at least 1")
+def _score_photos(flags: argparse.Namespace) -> tuple[dict[str, np.ndarray], int]:
+    """`{"sharp": scores, "σ = 1": scores, …}` of all patches of all photographs, and how many could not be read."""
+    if not 1 <= flags.size <= LARGEST_SIDE:
+        raise UserError(f"--size={flags.size}: must be at least 1, and at most {LARGEST_SIDE:,}")
     conditions = {"sharp": None, **{f"σ = {sigma:g}": sigma for sigma in flags.sigma}}
     # Before photographs are read, so that a wrong σ is told at once.
     sizes = {sigma: gaussian_size(sigma) for sigma in flags.sigma}
-    images = []
-    for path in decode.find(flags.photos):
+    score, paths, broken = MEASURES[flags.measure], decode.find(flags.photos), 0
+    scores = {name: [] for name in conditions}
+    for path in paths:
         try:
             photo = decode.decode(decode.read(path))
         except (ValueError, OSError) as error:
-            raise UserError(f"{path}: cannot be read as a photograph ({error})") from None
+            cause = f"{shown(path)}: cannot be read as a photograph ({error})"
+            if len(paths) == 1:
+                raise UserError(cause) from None
+            print(f"bjax: {cause}", file=sys.stderr)
+            broken += 1
+            continue
         square = (flags.size, flags.size)
         photo = ImageOps.fit(Image.fromarray(photo), square, Image.Resampling.BICUBIC)
-        images.append(np.asarray(photo, np.float32) / 255)
-    score = MEASURES[flags.measure]
-    scores = {name: [] for name in conditions}
-    for image in images:
+        image = np.asarray(photo, np.float32) / 255
         for name, sigma in conditions.items():
             batch = jnp.asarray(image[None])
             # Quantised, as a blurred photograph in a file would be: the measures see 8-bit levels.
             if sigma is not None:
                 batch = blur.gaussian(batch, sigma, kernel_size=sizes[sigma], quantize=True)
             scores[name].append(np.asarray(score(batch, flags.patch_size, scope=flags.scope)).ravel())
-    return {name: np.concatenate(values) for name, values in scores.items()}
+    if broken == len(paths):
+        raise UserError(f"none of the {broken} photographs can be read")
+    return {name: np.concatenate(values) for name, values in scores.items()}, broken
 
 
 def _print_scores(scores: dict[str, np.ndarray], flags: argparse.Namespace) -> None:

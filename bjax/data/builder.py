@@ -22,7 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from bjax import manifest
 from bjax.data import decode
-from bjax.errors import UserError
+from bjax.errors import UserError, shown
 
 LISTED = 10
 SIZES = "sizes.json"  # of a data set: {shard: bytes}
@@ -222,7 +222,7 @@ def cores() -> int:
 
 def some(names: Sequence[str]) -> str:
     """A list of names for an error's one line: the first ten, and how many more there are."""
-    names = [name.encode(errors="backslashreplace").decode() for name in names]  # a file's need be no UTF-8
+    names = [shown(name) for name in names]
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 

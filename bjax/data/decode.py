@@ -12,12 +12,13 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bjax.errors import UserError
+from bjax.errors import UserError, shown
 
 # Of all that Pillow knows. MPO, a camera's several JPEGs in one file, comes with JPEG. Among the others is EPS, which
 # Pillow hands to Ghostscript, whatever the file is called.
@@ -33,21 +34,29 @@ Range = tuple[float, float]  # low and high
 def find(paths: Iterable[Path]) -> list[Path]:
     """The files among `paths`, and the photographs in the folders among them, at any depth, sorted by path.
 
-    Raises UserError for a path that does not exist and for a folder without photographs.
+    Links to folders are not followed. Raises UserError for a path that does not exist, a folder that cannot be read and
+    one without photographs.
     """
     photos = []
     for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
-        if path.is_dir():
+        try:
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                photos.append(path)
+                continue
             # What is no regular file is kept: whoever reads it is told.
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
-            if not inside:
-                raise UserError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
-            photos += inside
-        else:
-            photos.append(path)
+            inside = [Path(folder, file) for folder, _, files in os.walk(path, onerror=_fail) for file in files]
+        except FileNotFoundError:
+            raise UserError(f"{shown(path)}: no such file or folder") from None
+        except OSError as error:
+            raise UserError(f"{shown(error.filename)}: {error.strerror}") from None
+        if not (inside := sorted(file for file in inside if file.suffix.lower() in SUFFIXES)):
+            raise UserError(f"{shown(path)}: no {', '.join(SUFFIXES)} file in this folder")
+        photos += inside
     return photos
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def read(path: str | os.PathLike) -> bytes:
@@ -64,8 +73,22 @@ def read(path: str | os.PathLike) -> bytes:
         raise ValueError("not a regular file")
     if status.st_size > LARGEST_FILE:
         raise ValueError(f"{status.st_size:,} bytes: image files are read up to {LARGEST_FILE:,}")
+    if not status.st_size:  # /proc has such files that never end
+        return b""
     with open(path, "rb") as file:
         return file.read(LARGEST_FILE)
+
+
+def memory(path: str | os.PathLike) -> int:
+    """Bytes that reading and decoding an image file take, about, by what its header says; 0 where it is not read."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= LARGEST_FILE:
+            return 0
+        with open(path, "rb") as file, opened(file) as image:
+            return status.st_size + image.width * image.height * (22 if image.format == "WEBP" else 14)
+    except (OSError, ValueError):
+        return 0
 
 
 def decode(data: bytes, *, exif_rotate: bool = False) -> np.ndarray:
@@ -107,9 +130,10 @@ def decode(data: bytes, *, exif_rotate: bool = False) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def opened(data: bytes) -> Iterator[Image.Image]:
-    """The bytes of an image file as a Pillow image whose pixels are not decoded yet; errors are those of `decode`."""
-    with _one_error(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+def opened(file: bytes | BinaryIO) -> Iterator[Image.Image]:
+    """An image file, or its bytes, as a Pillow image whose pixels are not decoded yet; errors are those of `decode`."""
+    file = io.BytesIO(file) if isinstance(file, bytes) else file
+    with _one_error(), Image.open(file, formats=FORMATS) as image:
         # Pillow unpacks these in Python: a thousand bytes can keep it busy for half a minute.
         if any(codec == "bmp_rle" for codec, *_ in image.tile):
             raise ValueError("run-length encoded BMP, which no photograph is")
@@ -313,7 +337,7 @@ def _resize_center(image: np.ndarray, height: int, width: int, size: int, resamp
 
 def _cut(image: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
     """The square from there, extended by reflection where the image is smaller; after cutting, which bounds it."""
-    image = image[top : top + size, left : left + size]
+    image = image[top : top + size, left : left + size].copy()  # a view would keep the whole image in memory
     missing = [size - side for side in image.shape[:2]]
     if not any(missing):
         return image
