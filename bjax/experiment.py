@@ -27,7 +27,7 @@ from bjax.data import loader
 from bjax.data.loader import Source
 from bjax.errors import UserError, nearest
 from bjax.models.vit import TOKEN_OPTIONS
-from bjax.runtime import checkpoint, distributed, sharding
+from bjax.runtime import checkpoint, distributed, memory, sharding
 from bjax.specs import CORRUPTIONS, Data
 from bjax.step import losses, optim, state
 from bjax.step.inputs import Inputs
@@ -276,6 +276,7 @@ def variables_of(exp: Experiment, workdir: Path) -> tuple[str, dict]:
     """
     _, _, shapes, plan = state_of(exp, 1)
     if checkpoint.exists(workdir / "checkpoints"):
+        memory.check_state(exp.config, exp.mesh, shapes, memory.RESTORED)
         with checkpoint.manager(workdir / "checkpoints", read_only=True) as manager:
             restored = checkpoint.restore(manager, shapes, plan)
         return f"{workdir}, step {int(restored.step)}", restored.variables
@@ -284,6 +285,7 @@ def variables_of(exp: Experiment, workdir: Path) -> tuple[str, dict]:
             f"--workdir={workdir}: holds a training without a checkpoint yet; go on with it, or name an empty "
             f"--workdir to evaluate {exp.config.init_from}"
         )
+    memory.check_state(exp.config, exp.mesh, shapes, memory.WEIGHTS)
     variables = weights_of(exp.config, shapes)
     return exp.config.init_from, jax.device_put(variables, {k: getattr(plan, k) for k in variables})
 

@@ -10,10 +10,10 @@ RUN was evaluated with. Photographs are JPEG, PNG or WebP files (TIFF, BMP, PPM 
 turned upright as their EXIF data says, and then treated as evaluation treats the dataset's: scaled and cropped to the
 size that the model sees. Transparency is dropped, of 16 bits the upper 8 are seen, of an animation the first frame.
 
-A photograph is read whole, several at a time in threads, each in some 14 bytes of memory a pixel (WebP: 22). Those of
-more than 178,956,970 pixels (2 × `PIL.Image.MAX_IMAGE_PIXELS`) are refused by what their header says, before memory is
-taken; so are files above 1 GiB, damaged ones, and what is no regular file. Each of these is a line on stderr, the
-others go on, and the exit code is 1.
+A photograph is read whole, in some 14 bytes of memory a pixel (WebP: 22), and several at a time in threads, as long as
+they take no more together than the largest alone, 3.9 GB. Those of more than 178,956,970 pixels (2 ×
+`PIL.Image.MAX_IMAGE_PIXELS`) are refused by what their header says, before memory is taken; so are files above 1 GiB,
+damaged ones, and what is no regular file. Each of these is a line on stderr, the others go on, and the exit code is 1.
 
 Where the run tells blur types apart, nothing is scaled, since that would change the blur. A photograph is seen in up to
 16 crops, those with the most detail (`bjax.data.decode.detailed_crops`), and probabilities are averaged. Photographs

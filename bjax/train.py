@@ -18,7 +18,7 @@ from bjax.errors import UserError, nearest
 from bjax.evaluate import bn_adapt, leave_results
 from bjax.evaluate.conditions import evaluate
 from bjax.experiment import Experiment
-from bjax.runtime import checkpoint, distributed, lock, sharding
+from bjax.runtime import checkpoint, distributed, lock, memory, sharding
 from bjax.runtime.console import Progress, parameter_table
 from bjax.runtime.workdir import Log, check_same_run, session, write_classes, write_text
 from bjax.step import optim
@@ -40,6 +40,7 @@ def run(config, workdir: Path) -> dict[str, dict]:
     # --- what the run consists of; every user's mistake shows up here, before anything is computed
     main_process = jax.process_index() == 0
     exp = experiment.build(config)
+    memory.check_batches(config, "batch_size", "eval_batch_size")
     source = exp.source
     if config.batch_size > source.num_examples:
         raise UserError(
@@ -60,6 +61,7 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
     # --- state, born sharded
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     tx, init, shapes, plan = experiment.state_of(exp, total_steps)
+    memory.check_state(config, mesh, shapes, memory.TRAINING)
     bn_adapt.check(exp, shapes.batch_stats)
     score = _score(exp)
     # Read before anything is built on the devices, and only where the run starts.

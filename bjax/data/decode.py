@@ -29,6 +29,9 @@ MOST_SCANS = 100  # of a JPEG, usually 1 or some 10; each goes over all pixels, 
 # What begins a segment of a JPEG, or ends its image: no byte of compressed data (ff 00), restart or filler.
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 Range = tuple[float, float]  # low and high
+# Bytes of the pieces in which Pillow takes memory for pixels: glibc gives those above 32 MiB back to the system, and
+# keeps smaller ones for the thread that had them: gigabytes, of large photographs.
+Image.core.set_block_size(2**26)
 
 
 def find(paths: Iterable[Path]) -> list[Path]:

@@ -13,7 +13,7 @@ from bjax.errors import UserError
 from bjax.evaluate import bn_adapt, conditions, gallery, mask_quality, speed
 from bjax.evaluate.summary import table
 from bjax.experiment import Experiment
-from bjax.runtime import checkpoint, distributed, lock
+from bjax.runtime import checkpoint, distributed, lock, memory
 from bjax.runtime import workdir as workdirs
 
 # Each has run(exp, variables) -> {file: content}, {} where not asked for.
@@ -37,6 +37,7 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
             "--config.init_from=FILE"
         )
     exp = experiment.build(config)
+    memory.check_batches(config, "eval_batch_size")
     if adapt:
         twins = {f"{k}_bn_adapt": dataclasses.replace(c, bn_adapt=True) for k, c in exp.conditions.items()}
         exp = dataclasses.replace(exp, conditions=exp.conditions | twins)

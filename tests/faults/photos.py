@@ -133,7 +133,7 @@ def write_corpus(folder: Path, number: int, seed: int, large: int) -> list[Path]
     rng = random.Random(seed)
     for i in range(number):
         name = rng.choice(sorted(good))
-        files[f"mutant {i} {name}"] = _mutant(good[name], rng)
+        files[f"mutant {i}{Path(name).suffix}"] = _mutant(good[name], rng)
     if large:
         first = io.BytesIO()
         Image.new("RGB", (13377, 13377), "teal").save(first, "PNG", compress_level=1)
