@@ -10,11 +10,12 @@ import copy
 import functools
 import importlib.util
 import json
-import math
 import operator
 import re
+import sys
 import traceback
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -297,7 +298,8 @@ def _read(what: str, text: str, old: object, kind: type, *, none: bool) -> objec
 
 def _number(what: str, text: str) -> float:
     value = _literal(text)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= sys.float_info.max:
         raise UserError(f"{what}: expected a number, got {text!r}")
     return value
 
@@ -305,8 +307,9 @@ def _number(what: str, text: str) -> float:
 def _literal(text: str) -> object:
     """`text` as a Python literal, or itself where it is none: S/16 stays a string."""
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"):  # of Python source that nobody meant to write
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three: {[]: 1} and ((((…
         return text
 
 

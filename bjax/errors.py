@@ -102,7 +102,7 @@ def command(
         finally:
             sys.stdout.flush()  # Python would do it at its end, and complain there of a closed pipe
     except UserError as error:
-        print(f"{name()}: {error}", file=sys.stderr)
+        print(f"{name()}: {shown(error)}", file=sys.stderr)  # one line, whatever the text that it repeats
         return 2
     except KeyboardInterrupt as error:
         print(f"{name()}: {str(error) or 'interrupted'}", file=sys.stderr)

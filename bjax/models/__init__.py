@@ -40,6 +40,43 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def _whole(x: object, most: int = 2**17) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and 1 <= x <= most
+
+
+def _rate(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < 1
+
+
+def _tuple_of(x: object, good: Callable[[object], bool]) -> bool:
+    return isinstance(x, tuple | list) and 0 < len(x) <= 32 and all(map(good, x))
+
+
+# What every option must be, wherever a model has it: (whether it is, in words). The ViT's bounds are its own.
+_YES_NO = (lambda x: isinstance(x, bool), "True or False")
+_WIDTH = (_whole, "a whole number of at least 1")
+_SHARE = (_rate, "a rate in [0, 1)")
+_NUMBER = (lambda x: isinstance(x, int | float) and not isinstance(x, bool) and x == x, "a number")
+_LAYERS = (lambda x: _tuple_of(x, lambda n: _whole(n, 1000)), "whole numbers of at least 1, such as (3, 4, 6, 3)")
+_CHANNELS = (lambda x: _tuple_of(x, lambda stage: _tuple_of(stage, _whole)), "a tuple a stage, such as ((64,), (128,))")
+_OF_VIT = {
+    "variant": (lambda x: isinstance(x, str), "a size, then /patch size, as in S/16"),
+    "representation_size": (lambda x: x is None or _whole(x), "None, or a whole number of at least 1"),
+    "evit_keep": _NUMBER,
+    "evit_layers": (
+        lambda x: x is None or isinstance(x, int) or (isinstance(x, tuple | list) and all(type(n) is int for n in x)),
+        "layers from 0 on, such as (3, 6, 9)",
+    ),
+    "tome_r": (lambda x: _NUMBER[0](x) and x <= 2**31, "a whole number"),
+}
+_EXPECTED = {
+    **dict.fromkeys(("bottleneck", "batch_norm", "aux_heads", "transform_input", "tanh_gelu"), _YES_NO),
+    **dict.fromkeys(("hidden", "growth"), _WIDTH),
+    **dict.fromkeys(("dropout", "aux_dropout", "drop_path"), _SHARE),
+    **_OF_VIT,
+}
+
+
 def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, **options) -> nn.Module:
     """The model called `name`, not yet initialised.
 
@@ -48,7 +85,8 @@ def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, **options) -
     dtype: type of the computation, `float32` or `bfloat16`; parameters and logits are float32 in both.
     **options: the keyword arguments of that model's constructor, such as `variant="S/16"` of the ViT.
 
-    Raises UserError for a name or an option that is unknown; the line lists what there is, and the nearest.
+    Raises UserError for a name or an option that is unknown, where the line lists what there is, and for an option's
+    value that is not of its kind.
     """
     if name not in MODELS:
         raise _unknown("model", name, MODELS)
@@ -57,6 +95,12 @@ def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, **options) -
     for option in options:
         if option not in allowed:
             raise _unknown(f"option of model {name!r}", option, sorted(allowed))
+    expected = _EXPECTED | ({} if name == "vit" else {"width": _WIDTH})
+    expected["stages"] = _CHANNELS if name.startswith("vgg") else _LAYERS
+    for option, value in options.items():
+        good, words = expected.get(option, (lambda x: True, ""))
+        if not good(value):
+            raise UserError(f"{option}={value!r}: expected {words}")
     return constructor(num_classes=num_classes, dtype=dtype, **options)
 
 

@@ -133,7 +133,8 @@ def _read_npz(path):
         # NumPy has no bfloat16 and returns such arrays as two raw bytes.
         return array.view(jax.numpy.bfloat16) if array.dtype == "V2" else array
 
-    with _readable(path, "npz file of arrays"), np.load(path, allow_pickle=False) as file:
+    # Opened here: np.load leaves a file open that is none of its own.
+    with _readable(path, "npz file of arrays"), path.open("rb") as data, np.load(data, allow_pickle=False) as file:
         return _tensors(path, file.files, array)
 
 
