@@ -17,6 +17,8 @@ from bjax.errors import UserError
 from bjax.evaluate import bucket, conditions, speed
 from bjax.runtime import sharding
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def load(*overrides):
     return configs.load("configs/vit_mask.py:demo,grid=true", list(overrides))
