@@ -131,4 +131,6 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    stop.ended()
+    sys.exit(code)

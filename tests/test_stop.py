@@ -55,6 +55,21 @@ def test_nothing_slow_is_imported_before_it_listens():
     assert code[:3] == ["from bjax.runtime import stop", 'if __name__ == "__main__":', "    stop.listen()"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc's on_exit")
+def test_a_request_in_the_last_moment_changes_no_exit_code():
+    # What libraries do at the end of a process: here `raise(exit code)`, after Python is gone.
+    program = """
+import ctypes, sys
+from bjax.runtime import stop
+stop.listen()
+{}
+ctypes.CDLL(None).on_exit(ctypes.CDLL(None)["raise"], None)
+sys.exit(15)
+"""
+    assert ended(program.format("stop.ended()"))[0] == 15
+    assert ended(program.format(""))[0] == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_training_that_is_told_saves_its_step(number, tmp_path, data_dir):
     values = {**TINY, "steps": 3000, "log_every": 1, "data.data_dir": data_dir}

@@ -54,6 +54,16 @@ def heard() -> Iterator[None]:
         told.clear()
 
 
+def ended() -> None:
+    """From here on a request changes nothing: the exit code is known, and what is left is to leave.
+
+    Python gives a signal that it handled back to the system before the libraries' own ends, which take their time; and
+    srun tells all processes of a job to end as soon as the first of them has ended with 75.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _note(*_) -> None:
     told.set()
 
