@@ -22,6 +22,7 @@ def reference(place):
     return left(place.folder / "undisturbed")
 
 
+@pytest.mark.slow
 def test_damage_leads_to_the_same_bytes(place, reference, monkeypatch):
     half, rng = drivers.stopped_half_way(place), random.Random(1)
     # The tests have eight devices, and the undisturbed run had one.
@@ -33,6 +34,7 @@ def test_damage_leads_to_the_same_bytes(place, reference, monkeypatch):
     assert any("recovered" in outcome for outcome in outcomes)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_one_line(place, reference):
     with faults._disk(place.folder / "disk") as disk:
         if disk is None:
