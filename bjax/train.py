@@ -34,8 +34,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
     """Trains (or goes on with) the run of `config` in `workdir`, evaluates it, and returns what results.json holds.
 
     Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers. A step is
-    saved before it is evaluated. On SIGTERM or SIGUSR1 it saves a checkpoint after the step at hand, or
-    leaves the evaluation at hand, and raises `distributed.Stopped`.
+    saved before it is evaluated. On SIGTERM or SIGUSR1 it saves a checkpoint after the step at hand, or leaves the
+    evaluation at hand, and raises `distributed.Stopped`.
     """
     # --- what the run consists of; every user's mistake shows up here, before anything is computed
     main_process = jax.process_index() == 0
@@ -204,6 +204,8 @@ def _score(exp: Experiment) -> Callable[[dict[str, float]], float]:
 
     Raises UserError for a metric that no row has.
     """
+    if not exp.conditions and not exp.config.checkpoint_best:
+        return lambda row: math.nan
     metric = exp.config.checkpoint_best or f"{next(iter(exp.conditions))}/top1"
     condition, _, name = metric.rpartition("/")
     if condition not in exp.conditions or name not in SIGNS:

@@ -333,11 +333,12 @@ def evaluated_twice(tmp_path_factory, data_dir):
     return workdir, options
 
 
+def fails(*_, **__):
+    raise UserError("no evaluation today")
+
+
 def test_a_failing_evaluation_costs_no_step(evaluated_twice, tmp_path, monkeypatch, capsys):
     undisturbed, options = evaluated_twice
-
-    def fails(*_, **__):
-        raise UserError("no evaluation today")
 
     with monkeypatch.context() as patched:
         patched.setattr(conditions, "eval_step", fails)
@@ -354,11 +355,61 @@ def test_a_failing_evaluation_costs_no_step(evaluated_twice, tmp_path, monkeypat
     assert [row["step"] for row in rows] == [3, 4, 6, 7, 7]
 
 
+def test_the_newest_every_few_and_the_best_checkpoints_stay(evaluated_twice, tmp_path, capsys):
+    _, options = evaluated_twice
+    options = options | {"steps": 6, "eval_every": 1, "eval_only": "sharp", "optim.lr": 0.3, "optim.warmup": 0}
+    options |= {"checkpoint_keep": 1, "checkpoint_keep_every": 4, "checkpoint_keep_best": 2}
+    assert in_process("vit_mask.py:demo", tmp_path / "wrong", **options, checkpoint_best="sharp/los") == 2
+    assert "checkpoint_best=sharp/los: expected CONDITION/METRIC (did you mean sharp/loss?)" in capsys.readouterr().err
+    assert in_process("vit_mask.py:demo", tmp_path, **options, checkpoint_best="sharp/loss") == 0
+    losses = {row["step"]: row["sharp/loss"] for row in read(tmp_path)[1] if "sharp/loss" in row}
+    best = sorted(losses, key=losses.get)[:2]
+    assert set(best) != {4, 6}  # or this test could not tell
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {4, 6, *best}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_what_it_came_from(evaluated_twice, tmp_path, capsys):
+    _, options = evaluated_twice
+    options = options | {"optim.lr": 1e30, "optim.warmup": 0, "log_every": 7, "checkpoint_every": 1}
+    assert in_process("vit_mask.py:demo", tmp_path, **options) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    left = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert f" at step {left['step']}; try a lower --config.optim.lr than 1e+30" in said
+    assert len(left["image_ids"]) == options["batch_size"]
+    # No step with such a number in it took the place of one without.
+    assert left["from_step"] == left["step"] - 1 == max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert "nan" in left["metrics"].values() or "inf" in left["metrics"].values()
+
+
+def test_a_deterministic_run_sets_what_gpus_need_and_has_the_same_results(
+    evaluated_twice, tmp_path, monkeypatch, capsys
+):
+    undisturbed, options = evaluated_twice
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # put back afterwards
+    assert in_process("vit_mask.py:demo", tmp_path, **options, deterministic="true") == 0
+    assert "deterministic: the same bits on devices of the same kind" in capsys.readouterr().out
+    assert "--xla_gpu_exclude_nondeterministic_ops=true" in os.environ["XLA_FLAGS"]
+    assert read(tmp_path)[0] == read(undisturbed)[0]
+
+
+def test_a_run_without_conditions_trains(evaluated_twice, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from configs import common, vit_mask\n"
+        "def get_config(arg=''):\n"
+        "    config = vit_mask.get_config(arg)\n"
+        "    config.eval = common.default().eval.copy_and_resolve_references()\n"
+        "    for name in list(config.eval):\n"
+        "        del config.eval[name]\n"
+        "    return config\n"
+    )
+    flags = [f"--config.{k}={v}" for k, v in evaluated_twice[1].items() if k != "eval_only"]
+    assert main([f"--config={own}:demo", f"--workdir={tmp_path / 'run'}", *flags]) == 0
+    assert read(tmp_path / "run")[0] == {}
+
+
 def test_a_row_of_another_length_than_its_window_says_so(evaluated_twice, tmp_path, monkeypatch):
     _, options = evaluated_twice
-
-    def fails(*_, **__):
-        raise UserError("no evaluation today")
 
     with monkeypatch.context() as patched:
         patched.setattr(conditions, "eval_step", fails)
@@ -425,9 +476,6 @@ def test_what_training_leaves_out_is_counted_across_restarts(evaluated_twice, tm
     data = Data(image_size=16, on_corrupt="skip", scale=(0.25, 1.0))
     batches = loader.train_batches(source, data, seed=0, batch_size=8, steps=(0, 7))
     left_out = np.cumsum([(~batch["mask"]).sum() for batch in batches])
-
-    def fails(*_, **__):
-        raise UserError("no evaluation today")
 
     with monkeypatch.context() as patched:
         patched.setattr(conditions, "eval_step", fails)

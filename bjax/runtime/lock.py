@@ -30,7 +30,7 @@ def hold(workdir: Path) -> Iterator[None]:
 
     Raises UserError, naming the holder, where another process has it.
     """
-    made = not workdir.exists()
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / NAME
     fd = _taken(path)
@@ -47,8 +47,8 @@ def hold(workdir: Path) -> Iterator[None]:
         # Still held: whoever opened the file before it goes finds out by `_taken`.
         with contextlib.suppress(OSError):
             path.unlink()
-            if made:
-                workdir.rmdir()  # only where it is empty
+            for folder in made:
+                folder.rmdir()  # only where it is empty
         os.close(fd)
 
 

@@ -1,6 +1,6 @@
 """Whether a run can fit into the memory that there is, asked before any of it is taken.
 
-Only what is certain is counted: the arrays of a run's state, and the batches that wait on the host. A run that is let
+Counted are the arrays of a run's state, and the images of as many batches as may wait on the host. A run that is let
 through may still lack memory for what its layers leave behind.
 """
 
@@ -29,7 +29,7 @@ def check_batches(config: ConfigDict, *keys: str) -> None:
     keys: "batch_size", "eval_batch_size": those of the batches that will be read.
     """
     limit, data, processes = of_host(), config.data, jax.process_count()
-    waiting = data.prefetch or data.threads
+    waiting = data.prefetch
     for key in keys:
         image = 3 * data.image_size**2
         if (need := waiting * config[key] // processes * image) <= limit:

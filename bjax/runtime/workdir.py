@@ -1,7 +1,8 @@
 """A run's folder: how its files are written, what was done in it, and whose run it holds.
 
-config.json, classes.json, run.json, metrics.jsonl, results.json, checkpoints/, and what was asked for beside them
-(speed.json, mask_quality.json, gallery.npz, tensorboard/). Whoever writes says so: of several processes one does.
+config.json, classes.json, run.json, metrics.jsonl, results.json, checkpoints/, .lock while it is worked on, what was
+asked for beside them (speed.json, mask_quality.json, gallery.npz, tensorboard/) and what went wrong (nonfinite.json,
+NAME.damaged). Whoever writes says so: of several processes one does.
 """
 
 import contextlib

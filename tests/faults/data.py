@@ -21,26 +21,14 @@ from pathlib import Path
 
 from bjax.data import loader
 from bjax.main import main as bjax
+from tests.faults.tiny import OPTIONS as TINY
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("bit", "cut", "zeros", "empty", "delete")
 OLD = ("sizes.json", "manifest.sha256")  # what an old one lacks
 REFUSED, HARMLESS = "refused in a line that names the file", "harmless: the same results"
 NAMES = "the same results under other names of classes, which nothing but sums could tell"
-OPTIONS = {
-    "model.options.variant": "Ti/8",
-    "model.options.depth": 1,
-    "model.options.width": 32,
-    "model.options.heads": 2,
-    "data.image_size": 16,
-    "data.threads": 2,
-    "batch_size": 672,
-    "steps": 1,
-    "optim.warmup": 0,
-    "eval_only": "sharp",
-    "eval_batch_size": 224,
-    "gallery": 0,
-}
+OPTIONS = TINY | {"batch_size": 672, "steps": 1, "optim.warmup": 0, "eval.sharp.split": "test", "eval_batch_size": 224}
 
 
 def datasets(
