@@ -6,6 +6,8 @@ from pathlib import Path
 # Before JAX starts: tests of sharding need devices, and one machine has only one CPU device by default.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the tests' time is compilation: XLA tries less hard, here and in subprocesses, where `optimized` is not used.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import pytest
@@ -38,24 +40,26 @@ def data_dir(shared_dir) -> str:
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(shared_dir):
     """Programs that several tests or their subprocesses need are compiled once per run."""
-    path = str(shared_dir / "compiled")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = path
-    jax.config.update("jax_compilation_cache_dir", path)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    options = {
+        "jax_compilation_cache_dir": str(shared_dir / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    for name, value in options.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """Here and in subprocesses XLA tries less hard: for tests of what a run does, where compiling takes the time.
-
-    Tests of numbers go without: they see the programs that users get.
-    """
+def optimized():
+    """Programs as users get them: for tests of numbers against somebody else's."""
     name = "jax_disable_most_optimizations"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv(name.upper(), "1")
-        jax.config.update(name, True)
-        yield
+        patched.delenv(name.upper())
+        jax.clear_caches()  # They do not tell one from the other.
         jax.config.update(name, False)
+        yield
+    jax.config.update(name, True)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ def test_benchmark_names_unknown_and_missing_peers(monkeypatch, capsys, peers, m
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_figure_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import figure_blur

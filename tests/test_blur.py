@@ -19,6 +19,8 @@ from bjax import blur
 from bjax.blur import convolve, psf, sample, varying
 from bjax.specs import gaussian_size
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 REFLECT = cv2.BORDER_REFLECT_101
 GAUSSIAN = jax.jit(blur.gaussian, static_argnames=("kernel_size", "quantize", "impl"))
 MOTION = jax.jit(blur.motion, static_argnames="kernel_size")

@@ -17,8 +17,6 @@ from bjax.evaluate import bn_adapt
 from bjax.models.layers import MOMENTUM
 from bjax.specs import Data
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 DEMO = str(Path(__file__).parents[1] / "configs" / "resnet50.py") + ":demo"
 
 

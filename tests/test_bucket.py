@@ -22,8 +22,6 @@ from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
 from bjax.tokens import MaskSpec
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PATCH, BATCH = 8, 8
 MODEL = models.build("vit", num_classes=3, variant="Ti/8", depth=2, width=16, heads=2)
 GRIDS = ((2, 2), (3, 4))  # rows and columns of patches

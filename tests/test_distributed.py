@@ -19,7 +19,6 @@ from bjax.errors import UserError
 from bjax.main import main
 from bjax.runtime import distributed
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[1]
 STEPS = 30
 TINY = {

@@ -19,7 +19,6 @@ from bjax import experiment, export, predict
 from bjax.blur import sample
 from bjax.tokens import MaskSpec
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[1]
 PHOTOS = Path(skimage.__file__).parent / "data"
 

@@ -20,8 +20,6 @@ from bjax.runtime import sharding
 from bjax.runtime.workdir import write
 from bjax.step.eval_step import eval_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = ("sharp", "blurred", "blurred_drop_below", "blurred_drop_above_random", "blurred_keep_half")
 
 

@@ -17,8 +17,6 @@ from bjax.errors import UserError
 from bjax.evaluate import bucket, conditions, speed
 from bjax.runtime import sharding
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def load(*overrides):
     return configs.load("configs/vit_mask.py:demo,grid=true", list(overrides))
@@ -64,6 +62,7 @@ def run(tmp_path_factory, data_dir):
     return config, workdir, evaluated(config, workdir)
 
 
+@pytest.mark.slow
 def test_every_condition_has_results_and_speed(run):
     config, workdir, results = run
     assert json.loads((workdir / "results.json").read_text()) == results
@@ -87,6 +86,7 @@ def test_every_condition_has_results_and_speed(run):
     assert all(set(row) == set(config.mask_quality.masks) for row in quality.values())
 
 
+@pytest.mark.slow
 def test_a_bucket_has_the_results_of_attend(run):
     _, _, results = run
     bucket, attend = results["bucket"], results["attend"]
@@ -97,6 +97,7 @@ def test_a_bucket_has_the_results_of_attend(run):
     assert bucket["loss"] == pytest.approx(attend["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_results_repeat_bit_for_bit_and_make_a_report(run, tmp_path):
     pytest.importorskip("matplotlib")
     config, workdir, results = run
@@ -109,9 +110,8 @@ def test_results_repeat_bit_for_bit_and_make_a_report(run, tmp_path):
     assert len(list(tmp_path.glob("*_accuracy_*.png"))) == 2
 
 
-def test_a_bucket_needs_one_process(run, monkeypatch):
-    config, _, _ = run
-    exp = experiment.build(config, 14)
+def test_a_bucket_needs_one_process(data_dir, monkeypatch):
+    exp = experiment.build(small(data_dir), 14)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     condition = exp.conditions["bucket"]
     with pytest.raises(UserError, match=r"mask\.mode=bucket: evaluates in one process"):
@@ -127,8 +127,8 @@ def test_a_bucket_needs_one_process(run, monkeypatch):
         )
 
 
-def test_several_processes_are_refused_a_bucket_before_training(run, monkeypatch):
-    config, _, _ = run
+def test_several_processes_are_refused_a_bucket_before_training(data_dir, monkeypatch):
+    config = small(data_dir)
     experiment.build(config)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"config\.eval\.bucket\.mask\.mode=bucket: evaluates in one process"):

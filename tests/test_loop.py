@@ -27,7 +27,6 @@ from bjax.main import main
 from bjax.runtime import checkpoint
 from bjax.specs import Data
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[1]
 # Small enough for seconds; everything else is the demo as it is.
 SMALL = {
@@ -116,6 +115,7 @@ def test_evaluation_alone_repeats_the_results(finished, data_dir, tmp_path):
             np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{name} {key}")
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_with_the_same_results(finished, tmp_path, data_dir):
     workdir = tmp_path / "killed"
     log = workdir / "metrics.jsonl"
@@ -274,6 +274,7 @@ def in_process(spec, workdir, *more, **overrides):
     return main([f"--config={ROOT / 'configs' / spec}", f"--workdir={workdir}", *more, *flags])
 
 
+@pytest.mark.slow
 def test_the_default_config_trains_on_imagenets_tars(tmp_path):
     tars = test_prepare.write_tars(tmp_path / "tars", test_prepare.train_images(), test_prepare.validation_images())
     prepare(test_prepare.builder(tars, tmp_path / "data"))
@@ -493,6 +494,7 @@ def test_a_refused_command_is_no_session(evaluated_twice, tmp_path):
     assert (workdir / "run.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
     torchvision = peers.torchvision_models()
     import torch
@@ -541,6 +543,7 @@ def test_a_weight_file_is_evaluated_without_training(tmp_path, data_dir):
     assert in_process("resnet50.py:demo", tmp_path / "run", "--mode=eval", **options, task="blur_type") == 2
 
 
+@pytest.mark.slow
 def test_a_weight_file_starts_a_run(tmp_path, data_dir, capsys):
     torchvision = peers.torchvision_models()
     import torch

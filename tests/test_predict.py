@@ -32,8 +32,6 @@ from bjax.step import optim, state
 from bjax.step.eval_step import prepare
 from bjax.step.inputs import apply
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PHOTOS = Path(skimage.__file__).parent / "data"
 OUTSIDE = ("chelsea.png", "gravel.png", "ihc.png", "motorcycle_right.png")  # no training split has them
 MASKED = ("blurred_drop_below", "blurred_keep_half")

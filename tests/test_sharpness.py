@@ -15,6 +15,8 @@ from PIL import Image
 
 from bjax import blur, sharpness, thresholds
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 ROOT = Path(__file__).parents[1]
 LEVELS = np.random.default_rng(0).integers(0, 256, (2, 48, 96, 3), dtype=np.uint8)
 LEVELS[1] = cv2.GaussianBlur(LEVELS[1], (0, 0), 3)  # small responses too

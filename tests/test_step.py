@@ -25,8 +25,6 @@ from bjax.step.losses import Objective, hits
 from bjax.step.train_step import train_step
 from bjax.tokens import MaskSpec
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CLASSES, SIZE = 4, 16
 MODEL = models.build("vit", num_classes=CLASSES, variant="Ti/8", depth=2, width=64, heads=2)
 SHARP = BlurSpec({"sharp": 1.0})

@@ -110,6 +110,7 @@ def test_a_mistake_is_one_line(more, message, capsys, tmp_path):
     assert message in said[0]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_skipped_and_failed_ones_named_and_retried(tmp_path, data_dir, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -136,6 +137,7 @@ def test_finished_runs_are_skipped_and_failed_ones_named_and_retried(tmp_path, d
     assert "holds a sweep of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_told_to_stop_stops_its_runs_and_goes_on(tmp_path, data_dir):
     options = {**TINY, "steps": 1000, "data.data_dir": data_dir}
     command = [

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from bjax import sharpness, tokens
 from bjax.tokens import MaskSpec
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 PATCH = 8
 
 
