@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from bjax.runtime import workdir
+from bjax.runtime.workdir import to_json
+from bjax.sums import replace
 
 
 def save(path: Path, numbers) -> None:
     """Writes `numbers` as JSON, into a folder that need not be there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    workdir.write(path, numbers)
+    replace(path, to_json(numbers).encode())

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bjax import options, specs
+from bjax import options, specs, sums
 from bjax.errors import UserError, closest, nearest
 
 Note = Callable[[str], None] | None  # what is told a line, for people
@@ -74,7 +74,7 @@ def read(path: Path, note: Note = None) -> ConfigDict:
 def read_plain(path: Path, note: Note = None) -> dict:
     """What `read` reads, as the nested dictionaries and lists of JSON; for many of them, it is much faster."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(sums.read(path))
         if not isinstance(config, dict):
             raise ValueError("no JSON object")
     except ValueError as e:

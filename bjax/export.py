@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from bjax import predictor
 from bjax.errors import Parser, UserError, as_command, new_file
-from bjax.runtime.workdir import write_text
+from bjax.sums import replace
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int | None:
     temporary.write_bytes(data)
     os.replace(temporary, args.out)
     about = args.out.with_name(args.out.name + ".json")
-    write_text(about, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    replace(about, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
     print(f"{facts['run']}\n{facts['input']}")
     for name, shape in facts["outputs"].items():
         print(f"  -> {name} {shape}")

@@ -13,7 +13,7 @@ from flax import linen as nn
 from PIL import Image
 
 from bjax import config as configs
-from bjax import experiment, sharpness, tokens
+from bjax import experiment, sharpness, sums, tokens
 from bjax.blur import sample
 from bjax.data import decode, loader
 from bjax.errors import UserError, nearest
@@ -109,14 +109,12 @@ def _classes(config, workdir: Path) -> tuple[str, ...]:
     path = workdir / "classes.json"
     if path.is_file():
         try:
-            names = json.loads(path.read_text())
+            names = json.loads(sums.read(path))
             if not (names and isinstance(names, list) and all(isinstance(name, str) for name in names)):
                 raise ValueError("no list of names")
             return tuple(names)
         except ValueError as error:
-            raise UserError(
-                f"{path}: is no JSON of names ({error}); delete it, the dataset has the names too"
-            ) from None
+            raise UserError(f"{path}: damaged ({error}); delete it, the dataset has the names too") from None
     data = config.data
     try:
         return loader.open_split(data.name, data.train, data_dir=data.data_dir).class_names

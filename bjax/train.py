@@ -20,7 +20,7 @@ from bjax.evaluate.conditions import evaluate
 from bjax.experiment import Experiment
 from bjax.runtime import checkpoint, distributed, lock, memory, sharding
 from bjax.runtime.console import Progress, parameter_table
-from bjax.runtime.workdir import Log, check_same_run, session, write_classes, write_text
+from bjax.runtime.workdir import Log, check_same_run, finish, finished, results, session, write_classes, write_text
 from bjax.step import optim
 from bjax.step.state import State, load
 from bjax.step.train_step import compiled
@@ -33,9 +33,9 @@ IN_FLIGHT = 2  # steps handed to the devices ahead of the one whose result is aw
 def run(config, workdir: Path) -> dict[str, dict]:
     """Trains (or goes on with) the run of `config` in `workdir`, evaluates it, and returns what results.json holds.
 
-    Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers. A step is
-    saved before it is evaluated. On SIGTERM or SIGUSR1 it saves a checkpoint after the step at hand, or leaves the
-    evaluation at hand, and raises `distributed.Stopped`.
+    Run again after any interruption it goes on from the newest checkpoint and ends with the same numbers; a run that is
+    finished is left as it is. A step is saved before it is evaluated. On SIGTERM or SIGUSR1 it saves a checkpoint after
+    the step at hand, or leaves the evaluation at hand, and raises `distributed.Stopped`.
     """
     # --- what the run consists of; every user's mistake shows up here, before anything is computed
     main_process = jax.process_index() == 0
@@ -51,7 +51,19 @@ def run(config, workdir: Path) -> dict[str, dict]:
     with contextlib.ExitStack() as stack:
         distributed.by_main(lambda: stack.enter_context(lock.hold(workdir)))
         check_same_run(workdir, config, print if main_process else None)
+        if _main_process_says(main_process and _finished(exp, total_steps, workdir)):
+            if main_process:
+                done = f"finished: step {total_steps} of {total_steps} is done and evaluated"
+                print(f"{done}; {workdir / 'results.json'} has the results, --mode=eval evaluates again", flush=True)
+            return results(workdir / "results.json")
         return _run(exp, total_steps, workdir)
+
+
+def _finished(exp: Experiment, total_steps: int, workdir: Path) -> bool:
+    checkpoints = workdir / "checkpoints"
+    newest = max(checkpoint.steps(checkpoints), default=0)
+    whole = newest == total_steps and checkpoint.is_whole(checkpoints, newest)  # a damaged one is trained again
+    return whole and finished(workdir, exp.config, total_steps)
 
 
 def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
@@ -92,7 +104,7 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
                 state = load(state, weights, plan)
         start = int(state.step)
         # Only now: what fails before leaves the workdir free.
-        stack.enter_context(session(workdir, "train", writes=main_process))
+        about = stack.enter_context(session(workdir, "train", writes=main_process))
         if main_process:
             write_text(workdir / "config.json", to_json(config))
             write_classes(workdir, exp.class_names)
@@ -102,28 +114,32 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         # --- the loop
         distributed.defer(COMPILES)
         batches = experiment.train_batches(exp, start, total_steps)
-        log = stack.enter_context(contextlib.closing(Log(workdir, start, writes=main_process)))
-        bar = stack.enter_context(contextlib.closing(Progress(total_steps, start, "train", shown=main_process)))
         notes = checkpoint.notes(manager)
+        log = Log(workdir, start, writes=main_process, crcs=notes.get("rows") if start else [])
+        stack.enter_context(contextlib.closing(log))
+        bar = stack.enter_context(contextlib.closing(Progress(total_steps, start, "train", shown=main_process)))
         recent, corrupt = notes.get("recent", []), notes.get("corrupt", 0)
         in_flight, ids = collections.deque(), []
         since, last = time.perf_counter(), start
-        results = None
+        evaluated = None
 
         manager.scores = {step: score(row) for step, row in log.evaluated.items()}
+        if log.lost:  # maybe of one that is kept for its score
+            manager.spared = frozenset(manager.steps())
 
         def evaluate_at(step: int) -> dict[str, dict]:
-            evaluated = evaluate(exp, state.variables)
-            log.write(step, _flat(evaluated))
-            manager.scores[step] = score(_flat(evaluated))
-            return evaluated
+            rows = evaluate(exp, state.variables)
+            log.write(step, _flat(rows))
+            log.keep()
+            manager.scores[step] = score(_flat(rows))
+            return rows
 
         def due(step: int) -> bool:
             return step == total_steps or bool(config.eval_every and step % config.eval_every == 0)
 
         # A process that ended in an evaluation had saved the step, but not what the evaluation found.
         if start and due(start) and not _main_process_says(start in log.evaluated):
-            results = evaluate_at(start)
+            evaluated = evaluate_at(start)
         for step, batch in enumerate(batches, start + 1):
             state, values = update(step_key, state, sharding.put(batch, mesh))
             distributed.defer()  # there is a step to save
@@ -165,15 +181,17 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
                 recent, since, last = [], time.perf_counter(), step
             # After its row, which a restored step must have in metrics.jsonl; before the evaluation, which may fail.
             if saves:
-                # A copy: the notes are written in the background, and the list grows.
-                checkpoint.save(manager, step, state, {"recent": list(recent), "corrupt": corrupt})
+                log.keep()
+                # Copies: the notes are written in the background, and the lists grow.
+                notes = {"recent": list(recent), "corrupt": corrupt, "rows": list(log.crcs)}
+                checkpoint.save(manager, step, state, notes)
             if stopping and step < total_steps:
                 manager.wait_until_finished()
                 raise distributed.Stopped(
                     f"told to stop: step {step} of {total_steps} is saved in {workdir}; the same command goes on"
                 )
             if due(step):
-                results = evaluate_at(step)
+                evaluated = evaluate_at(step)
                 since, last = time.perf_counter(), step  # the evaluation's time is not the training's
         bar.close()
         manager.wait_until_finished()
@@ -184,10 +202,12 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
             raise FileNotFoundError(errno.ENOENT, "", str(workdir / "config.json"))
 
         # --- results; a run that was finished before is only evaluated
-        if results is None:
-            results = evaluate(exp, state.variables)
-        leave_results(exp, state.variables, results, workdir)
-    return results
+        if evaluated is None:
+            evaluated = evaluate(exp, state.variables)
+        leave_results(exp, state.variables, evaluated, workdir)
+        if main_process:
+            about["finished"] = finish(workdir, config, total_steps)
+    return evaluated
 
 
 def _on_host(recent: list[dict]) -> list[dict[str, float]]:

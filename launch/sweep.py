@@ -30,6 +30,7 @@ from pathlib import Path
 import filelock
 
 from bjax import config as configs
+from bjax import sums
 from bjax.errors import Parser, UserError, as_command, new_folder
 from bjax.runtime.workdir import write
 from launch import executors
@@ -145,7 +146,7 @@ def mode_of(workdir: Path, config: dict) -> str:
         return "train"
     path = workdir / "run.json"
     try:
-        return json.loads(path.read_text())["sessions"][0]["mode"]
+        return json.loads(sums.read(path))["sessions"][0]["mode"]
     except FileNotFoundError:
         # Killed, or of an earlier version. Only given weights are evaluated without training.
         return "eval" if config.get("init_from") else "train"
@@ -175,7 +176,7 @@ def write_index(out: Path, spec: str, runs: list[Run]) -> None:
 def read_index(path: Path) -> dict:
     """What `write_index` wrote. Raises UserError for a damaged file."""
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(sums.read(path))
         if isinstance(index["config"], str) and isinstance(index["runs"], dict):
             return index
         why = "no index of a sweep"

@@ -1,5 +1,6 @@
 """End to end: the command line on real photographs, killed and resumed, evaluated again, and its mistakes."""
 
+import functools
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from bjax.errors import UserError
 from bjax.evaluate import conditions
 from bjax.main import main
 from bjax.runtime import checkpoint
+from bjax.runtime.workdir import write_text
 from bjax.specs import Data
 
 ROOT = Path(__file__).parents[1]
@@ -155,7 +157,7 @@ def test_evaluation_keeps_to_the_run_it_evaluates(finished, data_dir, capsys, tm
     assert f"evaluates {workdir}, step 30" in capsys.readouterr().out
     after = json.loads((workdir / "results.json").read_text())
     assert list(after) == list(json.loads(before))
-    (workdir / "results.json").write_text(before)
+    write_text(workdir / "results.json", before)
     for flag, word in {
         "--config.init_from=other.pth": "init_from",
         "--config.model.options.heads=1": "model.options.heads: 3 → 1",
@@ -164,7 +166,7 @@ def test_evaluation_keeps_to_the_run_it_evaluates(finished, data_dir, capsys, tm
         assert main([*flags, flag]) == 2
         assert word in capsys.readouterr().err
     assert main([*flags, "--config.optim.ema=0.9", "--config.eval_only=sharp"]) == 0  # of no concern here
-    (workdir / "results.json").write_text(before)
+    write_text(workdir / "results.json", before)
 
     (tmp_path / "config.json").write_text("{")
     assert main([f"--workdir={tmp_path}", "--mode=eval"]) == 2
@@ -420,6 +422,45 @@ def test_a_row_of_another_length_than_its_window_says_so(evaluated_twice, tmp_pa
     assert [(row["step"], row.get("steps")) for row in rows] == [(4, 4), (6, None), (7, None)]
 
 
+def test_a_finished_run_is_left_as_it_is_and_evaluated_where_anything_has_changed(
+    evaluated_twice, tmp_path, monkeypatch, capsys
+):
+    undisturbed, options = evaluated_twice
+    shutil.copytree(undisturbed, tmp_path / "run")
+    again = functools.partial(in_process, "vit_mask.py:demo", tmp_path / "run", **options)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(conditions, "eval_step", fails)
+        assert again() == 0
+        said = capsys.readouterr()
+        assert said.out.startswith("finished: step 7 of 7 is done and evaluated; ") and said.out.count("\n") == 1
+        assert not said.err
+        assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+        # Of another condition there are no results yet, also after a session that was killed in their evaluation.
+        for _ in range(2):
+            assert again("--config.eval.sharp.blur.sigma=1,1.5") == 2
+            assert "no evaluation today" in capsys.readouterr().err
+    assert again("--config.eval.blurred.blur.sigma=2,3") == 0
+    results, _ = read(tmp_path / "run")
+    assert results["sharp"] == read(undisturbed)[0]["sharp"] and results["blurred"] != read(undisturbed)[0]["blurred"]
+    assert again("--config.eval.blurred.blur.sigma=2,3") == 0
+    assert "finished: " in capsys.readouterr().out.splitlines()[-1]
+    # What an evaluation in between has left is of other conditions than the command's.
+    assert again("--mode=eval") == 0
+    assert again("--config.eval.blurred.blur.sigma=2,3") == 0
+    assert "finished: " not in capsys.readouterr().out
+    # A damaged file is told and written again; a damaged checkpoint is trained again.
+    path = tmp_path / "run" / "results.json"
+    results = path.read_bytes()
+    path.write_bytes(results.replace(b"1", b"2", 1))
+    assert again("--config.eval.blurred.blur.sigma=2,3") == 0
+    assert f"{path}: damaged" in capsys.readouterr().err and path.read_bytes() == results
+    next((tmp_path / "run" / "checkpoints" / "7").rglob("d/*")).write_bytes(b"")
+    assert again("--config.eval.blurred.blur.sigma=2,3") == 0
+    assert "goes back to step 6" in capsys.readouterr().err and path.read_bytes() == results
+
+
 def test_sigterm_is_heard_during_an_evaluation(evaluated_twice, tmp_path, monkeypatch, capsys):
     undisturbed, options = evaluated_twice
     real = conditions.eval_step
@@ -630,7 +671,7 @@ def test_a_run_of_an_earlier_version_is_evaluated_predicted_with_exported_and_go
     flags = [f"--config.{key}={value}" for key, value in values.items()]
     config = [f"--config={ROOT}/configs/vit_mask.py:demo", *flags]
     for arguments in (["--mode=eval"], config):
-        path.write_text(old)
+        write_text(path, old)
         (workdir / "results.json").unlink()
         assert main([f"--workdir={workdir}", *arguments]) == 0
         out = capsys.readouterr().out
@@ -639,22 +680,22 @@ def test_a_run_of_an_earlier_version_is_evaluated_predicted_with_exported_and_go
         assert json.loads((workdir / "results.json").read_text())["sharp"]["top1"] == results["sharp"]["top1"]
         assert not configs.differences(configs.read(path), configs.read(tiny_run / "config.json"))
     # What the run did not have is not taken from the command.
-    path.write_text(old)
+    write_text(path, old)
     assert main([f"--workdir={workdir}", *config, "--config.init_new_head=true"]) == 2
     assert "init_new_head: False → True" in capsys.readouterr().err
     assert path.read_text() == old
 
     # Of an option that is gone: what did nothing is forgotten; with what did something the run is evaluated alone.
-    path.write_text(json.dumps(json.loads(old) | {"dead_leaves": 0.0, "dead_leaves_steps": 0}))
+    write_text(path, json.dumps(json.loads(old) | {"dead_leaves": 0.0, "dead_leaves_steps": 0}))
     assert main([f"--workdir={workdir}", *config]) == 0
     assert "dead_leaves" not in path.read_text()
-    path.write_text(json.dumps(json.loads(old) | {"dead_leaves": 0.5, "dead_leaves_steps": 0}))
+    write_text(path, json.dumps(json.loads(old) | {"dead_leaves": 0.5, "dead_leaves_steps": 0}))
     assert main([f"--workdir={workdir}", "--mode=eval"]) == 0
     capsys.readouterr()
     for arguments in ([], config):
         assert main([f"--workdir={workdir}", *arguments]) == 2
         assert "its run has dead_leaves=0.5, which is gone" in capsys.readouterr().err
-    path.write_text(old)
+    write_text(path, old)
 
     photo = str(Path(skimage.__file__).parent / "data" / "chelsea.png")
     assert predict.main([photo, f"--workdir={workdir}", "--json"]) == 0

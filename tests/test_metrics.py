@@ -252,4 +252,4 @@ def test_files_are_written_whole(tmp_path):
     write_text(path, "a")
     write_text(path, "b")
     assert path.read_text() == "b"
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["results.json", "sums.sha256"]

@@ -28,6 +28,7 @@ from bjax.errors import UserError
 from bjax.evaluate.summary import PARAMETERS
 from bjax.report import overlay
 from bjax.runtime import checkpoint, sharding
+from bjax.runtime.workdir import write_text
 from bjax.step import optim, state
 from bjax.step.eval_step import prepare
 from bjax.step.inputs import apply
@@ -288,16 +289,16 @@ def test_class_names_come_from_the_run_then_from_the_dataset(tiny_run, tmp_path)
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     assert predict.read(run).classes == tuple(Path(file).stem for file in TRAIN)
-    (run / "classes.json").write_text(json.dumps([f"class {i}" for i in range(14)]))
+    write_text(run / "classes.json", json.dumps([f"class {i}" for i in range(14)]))
     assert predict.read(run).classes[13] == "class 13"
     (run / "classes.json").write_text("[")
-    with pytest.raises(UserError, match=r"classes.json: is no JSON"):
+    with pytest.raises(UserError, match=r"classes.json: damaged"):
         predict.read(run)
     (run / "classes.json").unlink()
     assert predict.read(run).classes[0] == "astronaut"
     config = configs.read(run / "config.json")
     config.data.name = "gone"
-    (run / "config.json").write_text(configs.to_json(config))
+    write_text(run / "config.json", configs.to_json(config))
     with pytest.raises(UserError, match=r"classes.json: missing, and the dataset.*unknown data set 'gone'"):
         predict.read(run)
 
@@ -317,7 +318,7 @@ def test_a_bucket_keeps_what_attend_keeps(tiny_run, tmp_path):
     found = {}
     for mode in ("attend", "bucket"):
         config.eval.blurred_drop_below.mask.mode = mode
-        (run / "config.json").write_text(configs.to_json(config))
+        write_text(run / "config.json", configs.to_json(config))
         found[mode] = predict.load(run, "blurred_drop_below")(PHOTOS / "coffee.png")
     np.testing.assert_array_equal(found["bucket"].probabilities, found["attend"].probabilities)
     assert 0 < found["bucket"].kept < 1

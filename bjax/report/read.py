@@ -1,6 +1,7 @@
 """Folders -> runs: what finished, and why the rest is left out."""
 
 import base64
+import io
 import json
 import types
 import zipfile
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bjax import stats
+from bjax import stats, sums
 from bjax.config import fill
 from bjax.errors import UserError
 from bjax.report.runs import Row, Run
@@ -127,10 +128,14 @@ def _unfit(result: dict) -> str | None:
 def _json(path: Path):
     """What the file holds; None where there is none. Raises UserError for a damaged one."""
     try:
-        content = json.loads(path.read_text())
+        content = sums.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); {AGAIN}") from None
+    try:
+        content = json.loads(content)
+    except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); {AGAIN}") from None
     if wrong := misfit(content, FILES[path.name]):
         raise UserError(f"{path}: {wrong} is missing or damaged; {AGAIN}")
@@ -140,7 +145,7 @@ def _json(path: Path):
 def _arrays(path: Path) -> dict[str, dict[str, np.ndarray]] | None:
     """gallery.npz by condition."""
     try:
-        with path.open("rb") as stream, np.load(stream) as file:
+        with np.load(io.BytesIO(sums.read(path))) as file:
             arrays = {name: {k: file[f"{name}/{k}"] for k in GALLERY} for name in file["conditions"].tolist()}
             for name, shown in arrays.items():  # runs of before it was stored have the Laplacian's scores
                 shown["measure"] = str(file.get(f"{name}/measure", "laplacian"))

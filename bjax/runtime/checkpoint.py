@@ -92,6 +92,7 @@ class Manager:
     def __init__(self, directory: Path, kept: Kept, read_only: bool):
         self.directory, self.kept, self.read_only = directory, kept, read_only
         self.scores: dict[int, float] = {}  # by which the best are kept
+        self.spared: frozenset[int] = frozenset()  # kept in any case
         self.writes = not read_only and jax.process_index() == 0
         self.restored: int | None = None
         self.unverified = False  # what was restored may be damaged
@@ -122,7 +123,7 @@ class Manager:
     def _prune(self) -> None:
         """Steps go by losing their name, which takes no time; their files go in the background."""
         present = steps(self.directory)
-        for step in set(present) - self.kept.of(present, self.scores) if self.writes else ():
+        for step in set(present) - self.kept.of(present, self.scores) - self.spared if self.writes else ():
             path = self.directory / f"{REMOVED}{step}"
             os.replace(self.directory / str(step), path)
             self.removals.append(self.pool.submit(shutil.rmtree, path))
@@ -155,6 +156,11 @@ def steps(directory: str | Path) -> list[int]:
 def exists(directory: str | Path) -> bool:
     """Whether `directory` holds a finished checkpoint."""
     return bool(steps(directory))
+
+
+def is_whole(directory: str | Path, step: int) -> bool:
+    """Whether `step` is in `directory` as it was saved; not known of steps from before there were manifests."""
+    return manifest.wrong(Path(directory) / str(step)) is None
 
 
 def save(manager: Manager, step: int, state, notes: dict | None = None) -> None:

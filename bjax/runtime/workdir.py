@@ -2,14 +2,18 @@
 
 config.json, classes.json, run.json, metrics.jsonl, results.json, checkpoints/, .lock while it is worked on, what was
 asked for beside them (speed.json, mask_quality.json, gallery.npz, tensorboard/) and what went wrong (nonfinite.json,
-NAME.damaged). Whoever writes says so: of several processes one does.
+NAME.damaged); sums.sha256 has the sums of all but the checkpoints, which have their own. Whoever writes says so: of
+several processes one does.
 """
 
+import collections
 import contextlib
 import datetime
 import errno
+import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import math
 import os
@@ -18,6 +22,7 @@ import re
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +30,7 @@ import ml_collections
 import numpy as np
 
 from bjax import config as configs
-from bjax import options, specs
+from bjax import options, specs, sums
 from bjax.errors import UserError
 
 VERSIONS = ("bjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -35,31 +40,25 @@ WEIGHTS = options.affecting(specs.Run, "weights")  # with others of these a run'
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all, onto the disk: a reader never sees half of it, a power cut leaves none."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # on a full disk it takes the room of what comes next
-        raise
+    """Writes a file of a run, and its sum; see `bjax.sums`."""
+    sums.write(path, text.encode())
 
 
 def write(path: Path, content) -> None:
-    """Writes what JSON can hold, or arrays by name where the file is an .npz, whole or not at all.
+    """Writes what JSON can hold, or arrays by name where the file is an .npz, as `write_text` does.
 
     Raises ValueError for a NaN or an infinity: JSON has none.
     """
     if path.suffix == ".npz":
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez_compressed(temporary, **content)
-        os.replace(temporary, path)
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **content)
+        sums.write(path, stream.getvalue())
     else:
-        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_text(path, to_json(content))
+
+
+def to_json(content) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def refused(error: BaseException, workdir: Path) -> str | None:
@@ -138,12 +137,13 @@ def session(workdir: Path, mode: str, *, writes: bool):
     """Adds to run.json, when it ends, how long this process worked on the run, with which versions and on what.
 
     {"sessions": [{started, seconds, mode, commit, versions, device, processes}]}: one per command that began to work,
-    interrupted ones too; commit is None outside a git checkout. Only the process that `writes` writes. A damaged
-    run.json is put aside as run.json.damaged.
+    interrupted ones too; commit is None outside a git checkout. What is put into the dictionary that it yields comes
+    with it. Only the process that `writes` writes. A damaged run.json is put aside as run.json.damaged.
     """
     started, since = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    more = {}
     try:
-        yield
+        yield more
     finally:
         if writes and workdir.is_dir():
             import jax  # on the devices of the run, which are known by now
@@ -160,6 +160,7 @@ def session(workdir: Path, mode: str, *, writes: bool):
                     "versions": {"python": platform.python_version(), **_versions()},
                     "device": f"{jax.device_count()} × {device}",
                     "processes": jax.process_count(),
+                    **more,
                 }
             )
             write_text(path, json.dumps({"sessions": sessions}, indent=2) + "\n")
@@ -168,6 +169,34 @@ def session(workdir: Path, mode: str, *, writes: bool):
 def _sessions(path: Path) -> list[dict]:
     content = _whole(path, lambda content: isinstance(content["sessions"], list))
     return content["sessions"] if content else []
+
+
+def finish(workdir: Path, config, step: int) -> dict:
+    """What tells in run.json that the training of `config` ended at `step` with what results.json holds now."""
+    objective = hashlib.sha256(configs.to_json(config).encode()).hexdigest()
+    return {"step": step, "config": objective, "results": hashlib.sha256(_bytes(workdir / "results.json")).hexdigest()}
+
+
+def finished(workdir: Path, config, step: int) -> bool:
+    """Whether results.json is of the training of `config` up to `step`; where it is damaged that is told.
+
+    With anything changed in the config the answer is no: what an evaluation is asked for has changed, or may have.
+    """
+    if _bytes(workdir / "config.json") != configs.to_json(config).encode():
+        return False
+    try:
+        sessions = json.loads(sums.read(workdir / "run.json"))["sessions"]
+        ends = [session.get("finished") for session in sessions]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False  # the run is evaluated again, and what is wrong with the file is told when it is written
+    if not any(isinstance(end, dict) and end.get("step") == step for end in ends):
+        return False
+    results(workdir / "results.json")
+    return finish(workdir, config, step) in ends
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def results(path: Path) -> dict[str, dict]:
@@ -181,17 +210,23 @@ def results(path: Path) -> dict[str, dict]:
 
 def _whole(path: Path, good: Callable[[object], bool]):
     """What the JSON file holds; None where it is missing, or damaged: then it is put aside as NAME.damaged."""
+    why = ""
     try:
+        sums.check(path)
+        if not path.exists():
+            return None
         content = json.loads(path.read_text())
         if good(content):
             return content
-    except FileNotFoundError:
-        return None
-    except (ValueError, LookupError, TypeError):
+    except (LookupError, TypeError):
         pass
-    aside = path.with_name(f"{path.name}.damaged")
-    os.replace(path, aside)
-    print(f"bjax: {path}: damaged; kept as {aside.name}, and begun anew", file=sys.stderr, flush=True)
+    except ValueError as error:
+        why = f" ({error})"
+    aside, kept = path.with_name(f"{path.name}.damaged"), ""
+    if path.exists():
+        os.replace(path, aside)
+        kept = f"kept as {aside.name}, and "
+    print(f"bjax: {path}: damaged{why}; {kept}begun anew", file=sys.stderr, flush=True)
     return None
 
 
@@ -227,39 +262,72 @@ def _row(line: bytes) -> dict | None:
 class Log:
     """metrics.jsonl, one object a row, and TensorBoard files where the `tensorboard` extra is installed.
 
-    `start_step`: rows of later steps, left by a run that was killed after its last checkpoint, are dropped; so are
-    lines that are no rows (half a line of a killed process, NULs after a power cut), which are counted on stderr. Only
-    the process that `writes` writes; the others do nothing. evaluated: {step: row} of evaluations.
+    start_step: rows of later steps, left by a run that was killed after its last checkpoint, are dropped.
+    crcs: what `crcs` was when that checkpoint was saved; of these rows, those that are damaged or missing are left out
+    and counted on stderr. None, of a run of before these were saved: lines that are no rows (half a line of a killed
+    process, NULs after a power cut) are. Only the process that `writes` writes; the others do nothing.
+
+    evaluated: {step: row} of evaluations; lost: how many rows were left out; crcs: of the rows so far, CRC-32.
     """
 
-    def __init__(self, workdir: Path, start_step: int, *, writes: bool):
-        self.writes = writes
+    def __init__(self, workdir: Path, start_step: int, *, writes: bool, crcs: list[int] | None = None):
+        self.writes, self.lost = writes, 0
         self.board = None
         self.evaluated: dict[int, dict] = {}
+        self.crcs: list[int] = []
         if not writes:
             return
-        path = workdir / "metrics.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        rows = [_row(line) for line in lines]
-        # A killed process leaves half a line at the end, which is nothing to speak of.
-        damaged = rows[:-1].count(None)
-        if damaged:
-            print(f"bjax: {path}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
-        rows = [row for row in rows if row is not None and row["step"] <= start_step]
-        self.evaluated = {row["step"]: row for row in rows if any("/" in key for key in row)}
-        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        self.path = workdir / "metrics.jsonl"
+        lines = self._whole(crcs, start_step)
+        rows = [(line, row) for line in lines if (row := _row(line)) and row["step"] <= start_step]
+        if self.lost:
+            what = "damaged lines are" if crcs is None else "rows are damaged or missing and"
+            print(f"bjax: {self.path}: {self.lost} {what} left out", file=sys.stderr, flush=True)
+        self.evaluated = {row["step"]: row for _, row in rows if any("/" in key for key in row)}
+        self.crcs = [zlib.crc32(line) for line, _ in rows]
+        kept = b"".join(line for line, _ in rows)
+        sums.write(self.path, kept)
+        self.sum = hashlib.sha256(kept)
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
             self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-        self.file = path.open("a", buffering=1)
+        self.file = self.path.open("ab", buffering=0)
+
+    def _whole(self, crcs: list[int] | None, start_step: int) -> list[bytes]:
+        """The lines of the file that are what was written; counts the others in `lost`."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        if crcs is None:
+            # A killed process leaves half a line at the end, which is nothing to speak of.
+            self.lost = [_row(line) for line in lines[:-1]].count(None)
+            return lines
+        accepted, sum_so_far, known = sums.listed(self.path), hashlib.sha256(), 0
+        for i, line in enumerate(lines, 1):
+            sum_so_far.update(line)
+            known = i if sum_so_far.hexdigest() in accepted else known
+        saved = set(crcs)
+        good = [i < known or zlib.crc32(line) in saved for i, line in enumerate(lines)]
+        self.lost = (collections.Counter(crcs) - collections.Counter(map(zlib.crc32, lines))).total()
+        if accepted and not known:  # then the row of an evaluation after the save may be damaged as well
+            rows = [_row(line) for line, is_good in zip(lines, good, strict=True) if not is_good]
+            self.lost = max(self.lost, sum(row is None or row["step"] <= start_step for row in rows))
+        return [line for line, is_good in zip(lines, good, strict=True) if is_good]
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.writes:
-            self.file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            line = (json.dumps({"step": step, **values}, allow_nan=False) + "\n").encode()
+            self.file.write(line)
+            self.sum.update(line)
+            self.crcs.append(zlib.crc32(line))
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+
+    def keep(self) -> None:
+        """Sees to it that the rows so far are on the disk, and known if they change there."""
+        if self.writes:
+            os.fsync(self.file.fileno())
+            sums.note(self.path, self.sum.hexdigest())
 
     def close(self) -> None:
         if self.writes:
