@@ -104,8 +104,9 @@ def _described(config, num_classes: int) -> Experiment:
             "config.mask.mode=bucket: for evaluation only, its batches follow what the images keep; "
             "train with gather and a keep_rate, or with attend"
         )
-    accumulate, ema = config.optim.accumulate, config.optim.ema
-    objective = Objective(config.task, num_classes, accumulate=accumulate, ema=ema, **config.loss)
+    how = {"accumulate": config.optim.accumulate, "ema": config.optim.ema}
+    how["skip_nonfinite"] = config.nonfinite == "skip"
+    objective = Objective(config.task, num_classes, **how, **config.loss)
     if objective.task == "object" and objective.parameters:
         raise UserError(
             f"config.loss.parameters={objective.parameters:g}: the blur's parameters are learned with "

@@ -302,6 +302,10 @@ class Run:
     dtype: str = one_of("float32", "bfloat16")  # of activations; parameters stay float32
     # the same bits again on GPUs of the same kind and number, by the same versions; slower
     deterministic: bool = plain(False, added=True, affects="nothing")
+    # a step whose loss or gradient is not finite; skip: weights, statistics and optimiser stay, counted as `skipped`
+    nonfinite: str = one_of("stop", "skip", added=True, affects="nothing")
+    # such steps in a row that are skipped; the next one stops the run
+    nonfinite_limit: int = number(10, low=1, added=True, affects="nothing")
     init_from: str = plain("", affects="weights")  # weight file to start from; empty: random weights
     # leave its last layer out, for other classes than the file's
     init_new_head: bool = plain(False, added=True, affects="weights")

@@ -119,6 +119,7 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         stack.enter_context(contextlib.closing(log))
         bar = stack.enter_context(contextlib.closing(Progress(total_steps, start, "train", shown=main_process)))
         recent, corrupt = notes.get("recent", []), notes.get("corrupt", 0)
+        skipped, in_a_row = notes.get("skipped", 0), notes.get("skipped_in_a_row", 0)
         in_flight, ids = collections.deque(), []
         since, last = time.perf_counter(), start
         evaluated = None
@@ -159,31 +160,35 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
             logs = step % config.log_every == 0 or step == total_steps
             if saves or logs:
                 recent = _on_host(recent)
-                nonfinite.check(recent, step, ids, manager, exp, workdir)
+                in_a_row = nonfinite.check(recent, step, ids, manager, exp, workdir, in_a_row)
+                recent = nonfinite.counted(recent)
                 ids.clear()
             if logs:
                 row = _means(recent)
                 corrupt += round(row.pop("corrupt") * len(recent))
+                skipped += round(sum(x.get("skipped", 0) for x in recent))
+                row.pop("skipped", None)
                 if len(recent) != step - (step - 1) // config.log_every * config.log_every:
                     # The checkpoint that it goes on from has no notes, or those of windows of another length.
                     row["steps"] = len(recent)
-                row |= {"lr": float(rate(step - 1)), "epoch": step * config.batch_size / source.num_examples}
+                row |= {"lr": float(rate(step - 1 - skipped)), "epoch": step * config.batch_size / source.num_examples}
                 left = ""
                 if step > last:
                     seconds = (time.perf_counter() - since) / (step - last)
                     row["images_per_second"] = config.batch_size / seconds
                     left = f"  {row['images_per_second']:.0f} img/s"
                     left += "" if bar.terminal else f"  {_clock(seconds * (total_steps - step))} left"
-                if corrupt:
-                    row["corrupt"] = corrupt
+                row |= {name: n for name, n in (("corrupt", corrupt), ("skipped", skipped)) if n}
                 log.write(step, row)
-                bar.line(f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %{left}")
+                told = f"loss {row['loss']:.4f}  top-1 {100 * row['top1']:.1f} %" if "loss" in row else "all skipped"
+                bar.line(f"{told}{left}")
                 recent, since, last = [], time.perf_counter(), step
             # After its row, which a restored step must have in metrics.jsonl; before the evaluation, which may fail.
             if saves:
                 log.keep()
                 # Copies: the notes are written in the background, and the lists grow.
                 notes = {"recent": list(recent), "corrupt": corrupt, "rows": list(log.crcs)}
+                notes |= {"skipped": skipped, "skipped_in_a_row": in_a_row}
                 checkpoint.save(manager, step, state, notes)
             if stopping and step < total_steps:
                 manager.wait_until_finished()
@@ -197,6 +202,8 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         manager.wait_until_finished()
         if corrupt and main_process:
             print(f"{source.name} {source.split}: {corrupt} times an image could not be decoded and was left out")
+        if skipped and main_process:
+            print(f"{skipped} of {total_steps} steps were skipped: their loss or gradient was not finite")
 
         if main_process and not (workdir / "config.json").exists():  # Orbax makes a folder that is gone anew
             raise FileNotFoundError(errno.ENOENT, "", str(workdir / "config.json"))
@@ -215,8 +222,9 @@ def _on_host(recent: list[dict]) -> list[dict[str, float]]:
 
 
 def _means(recent: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each metric over steps, in float64: the same, whether or not a restart lies between them."""
-    return {name: math.fsum(x[name] for x in recent) / len(recent) for name in recent[0]}
+    """The mean of each metric over the steps that have it, in float64: the same with a restart between them."""
+    values = {name: [x[name] for x in recent if name in x] for name in dict.fromkeys(k for x in recent for k in x)}
+    return {name: math.fsum(x) / len(x) for name, x in values.items()}
 
 
 def _score(exp: Experiment) -> Callable[[dict[str, float]], float]:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import conftest
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import peers
@@ -382,6 +383,41 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_it_came_from(evaluated
     # No step with such a number in it took the place of one without.
     assert left["from_step"] == left["step"] - 1 == max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert "nan" in left["metrics"].values() or "inf" in left["metrics"].values()
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_limited(evaluated_twice, tmp_path, monkeypatch, capsys):
+    _, options = evaluated_twice
+    options = options | {"checkpoint_every": 2, "eval_only": "sharp", "optim.ema": 0.5}
+    skip = {"nonfinite": "skip", "nonfinite_limit": 3}
+
+    def poisoned(key, images, targets, objective):  # by what is in the batch, as overflow would be
+        return images, jnp.where(targets[0].argmax() % 3 == 0, jnp.nan, targets)
+
+    monkeypatch.setattr("bjax.step.train_step._mix", poisoned)
+    assert in_process("vit_mask.py:demo", tmp_path / "whole", **options, **skip) == 0
+    assert "of 7 steps were skipped: their loss or gradient was not finite" in capsys.readouterr().out
+    results, rows = read(tmp_path / "whole")
+    skipped = [row["skipped"] for row in rows if "loss" in row]
+    assert 0 < skipped[0] <= skipped[1] < 7  # or this test could not tell
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(conditions, "eval_step", fails)
+        assert in_process("vit_mask.py:demo", tmp_path / "broken", **options, **skip) == 2
+    # A run that stopped goes on, with the same end, when it is told to skip.
+    assert in_process("vit_mask.py:demo", tmp_path / "stopped", **options) == 2
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "is nan at step" in line)
+    assert said.endswith(", or in this one --config.nonfinite=skip")
+    for name in ("broken", "stopped"):
+        assert in_process("vit_mask.py:demo", tmp_path / name, **options, **skip) == 0
+        assert read(tmp_path / name)[0] == results
+        assert without_times(read(tmp_path / name)[1]) == without_times(rows)
+
+    monkeypatch.setattr("bjax.step.train_step._mix", lambda *given: (given[1], given[2] * jnp.nan))
+    assert in_process("vit_mask.py:demo", tmp_path / "limit", **options, **skip) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "the loss is nan at step 4, like the 3 steps before, which were skipped (config.nonfinite_limit=3)" in said
+    assert json.loads((tmp_path / "limit" / "nonfinite.json").read_text())["from_step"] == 3
 
 
 def test_a_deterministic_run_sets_what_gpus_need_and_has_the_same_results(

@@ -21,7 +21,7 @@ from bjax.step import state
 from bjax.step.eval_step import eval_step, prepare
 from bjax.step.inputs import Inputs, see
 from bjax.step.inputs import mask as normalise
-from bjax.step.losses import Objective, hits
+from bjax.step.losses import Objective, cross_entropy, hits
 from bjax.step.train_step import train_step
 from bjax.tokens import MaskSpec
 
@@ -311,3 +311,40 @@ def test_mixing_trains(options):
     assert np.isfinite(losses).all()
     # Not to zero: how much a step mixes decides how low its loss can be.
     assert losses[-10:].mean() < 0.7 * losses[0]
+
+
+def test_a_step_that_is_not_finite_leaves_all_but_its_number(monkeypatch):
+
+    def poisoned(logits, targets):  # by what is in the batch, as overflow would be
+        return jnp.where(targets[0].argmax() == 3, jnp.nan, 1.0) * cross_entropy(logits, targets)
+
+    batches = [batch_of(8, seed) for seed in (0, 1, 2)]
+    for batch, label in zip(batches, (0, 3, 1), strict=True):
+        batch["label"][0] = label
+    model = models.build("resnet18", num_classes=CLASSES, stages=(1, 1), width=8)  # has statistics of the batch by then
+    tx = optax.sgd(optax.linear_schedule(0.1, 0.01, 3), momentum=0.9)  # its counter is a part of the state
+    options = {"model": model, "tx": tx, "ema": 0.5, "blur": SHARP}
+    _, with_two, _ = run(one_device(), [batches[0], batches[2]], **options)
+    monkeypatch.setattr("bjax.step.losses.cross_entropy", poisoned)
+    _, without, _ = run(one_device(), batches, **options)
+    assert not all(np.isfinite(x).all() for x in jax.tree.leaves(without[2]))  # or this test could not tell
+    seen, (first, second, third), _ = run(one_device(), batches, skip_nonfinite=True, **options)
+    assert np.isnan(seen[1]) and np.isfinite(seen[[0, 2]]).all()
+    assert (first.step, second.step, third.step) == (1, 2, 3)
+    jax.tree.map(np.testing.assert_array_equal, second.replace(step=1), first.replace(step=1))
+    close(first, with_two[0], 1e-6)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(third))
+    assert not np.array_equal(*(x.params["fc"]["kernel"] for x in (second, third)))
+
+
+def test_without_skipping_nothing_is_added_to_the_program():
+    batch, mesh = batch_of(8), one_device()
+    texts = []
+    for more in ({}, {"skip_nonfinite": False}, {"skip_nonfinite": True}):
+        objective = Objective("object", CLASSES, **more)
+        options = {"model": MODEL, "tx": SGD, "inputs": inputs(), "objective": objective, "mesh": mesh}
+        init = functools.partial(state.init, model=MODEL, tx=SGD, image_size=SIZE, ema=False)
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        texts.append(str(jax.make_jaxpr(functools.partial(train_step, **options))(jax.random.key(1), shapes, batch)))
+    assert texts[0] == texts[1]
+    assert texts[2].count("is_finite") == texts[0].count("is_finite") + 2

@@ -25,6 +25,8 @@ class Objective:
     parameters: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
+    # Leave weights, statistics and optimiser as they are where the loss or the gradient is not finite.
+    skip_nonfinite: bool = False
 
 
 def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:

@@ -31,7 +31,8 @@ def train_step(
     Rows whose mask is False are blank; they have no loss of their own, but BatchNorm sees them and mixing uses them.
 
     key: the run's key, the same at every step. Returns the new state and float32[] metrics: loss, top1 (both over the
-    images that count), kept (mean share of patches), grad_norm; and corrupt, how many rows do not count.
+    images that count), kept (mean share of patches), grad_norm; corrupt, how many rows do not count; and, where the
+    objective skips steps whose loss or gradient is not finite, skipped: 1 where all but the step's number stays.
     """
     key = jax.random.fold_in(key, state.step)
     draw_keys, mix_key, dropout_key = jax.random.split(key, 3)
@@ -89,7 +90,12 @@ def train_step(
     }
     if kept is not None:
         metrics["kept"] = (weights * kept.keep.mean(axis=1)).sum() / count
-    return State(state.step + 1, params, batch_stats, opt_state, ema), metrics
+    updated = State(state.step + 1, params, batch_stats, opt_state, ema)
+    if objective.skip_nonfinite:
+        finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+        updated = jax.tree.map(functools.partial(jnp.where, finite), updated, state).replace(step=updated.step)
+        metrics["skipped"] = 1 - finite.astype(jnp.float32)
+    return updated, metrics
 
 
 def compiled(plan: State, **options) -> Callable:
