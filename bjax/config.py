@@ -46,8 +46,9 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
     with _one_line(path):
         try:
             config = file.get_config(args)
-        except ValueError as e:  # what the arguments may be, as the file says it
-            raise UserError(f"--config={spec}: {e}") from None
+        except ValueError as e:  # what the arguments or values may be, as the file or what it calls says it
+            told = traceback.extract_tb(e.__traceback__)[-1].name == "parse_arg"  # of the arguments, in no line of it
+            raise UserError(f"--config={spec}{'' if told else _line(e, path)}: {e}") from None
     if not isinstance(config, ConfigDict):
         what = f"get_config returned {type(config).__name__}, not a ConfigDict"
         raise UserError(f"--config={path}: {what}; start from configs.common.default() and return it")
@@ -157,11 +158,16 @@ def _one_line(path: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as e:  # the user's program: anything can come out of it
-        lines = [at.lineno for at in traceback.extract_tb(e.__traceback__) if at.filename == str(Path(path))]
-        line = e.lineno if isinstance(e, SyntaxError) and e.filename == str(Path(path)) else [None, *lines][-1]
         said = " ".join(str(e.msg if isinstance(e, SyntaxError) else e).split())
-        where = f", line {line}" if line else ""
-        raise UserError(f"--config={path}{where}: {type(e).__name__}: {said}") from None
+        raise UserError(f"--config={path}{_line(e, path)}: {type(e).__name__}: {said}") from None
+
+
+def _line(error: BaseException, path: str) -> str:
+    """Where in the file at `path` an error arose, as ", line 3"; empty where it did not."""
+    lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(Path(path))]
+    inside = isinstance(error, SyntaxError) and error.filename == str(Path(path))
+    line = error.lineno if inside else [None, *lines][-1]
+    return f", line {line}" if line else ""
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:

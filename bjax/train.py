@@ -40,7 +40,6 @@ def run(config, workdir: Path) -> dict[str, dict]:
     # --- what the run consists of; every user's mistake shows up here, before anything is computed
     main_process = jax.process_index() == 0
     exp = experiment.build(config)
-    memory.check_batches(config, "batch_size", "eval_batch_size")
     source = exp.source
     if config.batch_size > source.num_examples:
         raise UserError(
@@ -48,6 +47,8 @@ def run(config, workdir: Path) -> dict[str, dict]:
             f"{source.name} {source.split}"
         )
     total_steps = config.steps or math.ceil(config.epochs * source.num_examples / config.batch_size)
+    largest = max((split.num_examples for split in exp.splits.values()), default=0)
+    memory.check_batches(config, batch_size=total_steps * config.batch_size, eval_batch_size=largest)
     with contextlib.ExitStack() as stack:
         distributed.by_main(lambda: stack.enter_context(lock.hold(workdir)))
         check_same_run(workdir, config, print if main_process else None)

@@ -185,6 +185,24 @@ def test_a_step_that_had_a_manifest_is_not_used_without(two_steps, tmp_path, cap
     assert "2: manifest.sha256 is missing; left out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("also", [[checkpoint.METADATA], [checkpoint.NOTES], [checkpoint.METADATA, checkpoint.NOTES]])
+def test_a_step_that_lost_more_than_its_manifest_is_not_taken_for_an_old_one(also, two_steps, tmp_path, capsys):
+    folder, *rest = copied(two_steps, tmp_path)
+    for name in (manifest.NAME, *also):
+        damage(folder / "2" / name, "delete")
+    assert restored(folder, *rest)[0] == 1
+    assert "2: manifest.sha256 is missing; left out" in capsys.readouterr().err
+
+
+def test_a_step_whose_metadata_changed_as_well_is_not_taken_for_an_old_one(two_steps, tmp_path, capsys):
+    folder, *rest = copied(two_steps, tmp_path)
+    damage(folder / "2" / manifest.NAME, "delete")
+    path = folder / "2" / checkpoint.METADATA
+    path.write_text(path.read_text().replace("custom_metadata", "custom_metadatb"))
+    assert restored(folder, *rest)[0] == 1
+    assert "2: manifest.sha256 is missing; left out" in capsys.readouterr().err
+
+
 def test_a_manifest_is_what_sha256sum_reads(two_steps, tmp_path):
     folder, *_ = copied(two_steps, tmp_path)
     command = ["sha256sum", "--check", "--strict", "--quiet", manifest.NAME]

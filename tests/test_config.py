@@ -111,6 +111,15 @@ def test_a_users_config_may_name_a_group_in_several_places(own):
         ("import nothing_of_that_name", ", line 1: ModuleNotFoundError: No module named"),
         ("\nx = 1 / 0", ", line 2: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", ", line 1: SystemExit: 3"),
+        ("import math\ndef get_config(arg=''):\n    math.sqrt(\n        -1)", ", line 3: math domain error"),
+        (
+            "from bjax.specs import MaskSpec\ndef get_config(arg=''):\n    return MaskSpec(mode='attend')",
+            ", line 3: mode=attend: needs a threshold",
+        ),
+        (
+            "from configs import common\ndef get_config(arg='x=1'):\n    return common.parse_arg('x=1', y=2)",
+            ": unknown argument 'x=1'",
+        ),
         ("get_config = 7", ": TypeError: 'int' object is not callable"),
         ("def get_config():\n    return 7", ": TypeError: get_config() takes 0 positional arguments"),
         (

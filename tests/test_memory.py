@@ -50,27 +50,38 @@ def test_a_value_that_fits_is_named_and_fits(host):
     given = config(**{"data.image_size": 64, "batch_size": 1600, "data.prefetch": 4})
     image = 3 * 64 * 64
     host(4 * 1600 * image)
-    memory.check_batches(given, "batch_size", "eval_batch_size")
+    memory.check_batches(given, batch_size=9999, eval_batch_size=9999)
     host(4 * 1600 * image - 1)
     with pytest.raises(UserError, match=r"^config.batch_size=1600: the 4 batches .*; use at most 1592, or") as error:
-        memory.check_batches(given, "eval_batch_size", "batch_size")
+        memory.check_batches(given, eval_batch_size=9999, batch_size=9999)
     given.batch_size = int(re.search(r"at most (\d+)", str(error.value))[1])
-    memory.check_batches(given, "batch_size")
+    memory.check_batches(given, batch_size=9999)
     host(4 * 7 * image)
     with pytest.raises(UserError, match=r"config.data.image_size=64 is too large: use at most 59 with a batch of 8"):
-        memory.check_batches(given, "batch_size")
+        memory.check_batches(given, batch_size=9999)
     given.data.image_size, given.batch_size = 59, 8
-    memory.check_batches(given, "batch_size")
+    memory.check_batches(given, batch_size=9999)
+
+
+def test_batches_that_never_are_there_are_not_counted(host):
+    given = config(**{"data.image_size": 64, "batch_size": 1600, "eval_batch_size": 800, "data.prefetch": 4})
+    image = 3 * 64 * 64
+    host(2 * 1600 * image)
+    memory.check_batches(given, batch_size=3200, eval_batch_size=2401)
+    host(2 * 1600 * image - 1)
+    memory.check_batches(given, eval_batch_size=2400)
+    with pytest.raises(UserError, match=r"^config.batch_size=1600: the 2 batches .*; use at most 792, or"):
+        memory.check_batches(given, batch_size=3200)
 
 
 def test_training_is_refused_before_the_table_of_arrays(data_dir, tmp_path, host, capsys):
     values = TINY | {"data.data_dir": data_dir}
     command = [f"--config={ROOT}/configs/vit_mask.py:demo", *(f"--config.{k}={v}" for k, v in values.items())]
     command += [f"--workdir={tmp_path}"]
-    host(100_000)
+    host(90_000)
     assert main(command) == 2
     said = capsys.readouterr()
-    assert said.err.startswith("bjax: config.batch_size=16: the 16 batches that are read ahead take ")
+    assert said.err.startswith("bjax: config.batch_size=16: the 2 batches that are read ahead take ")
     host(100_000_000)
     assert main([*command, "--config.model.options.width=4096"]) == 2
     said = capsys.readouterr()
@@ -82,7 +93,7 @@ def test_training_is_refused_before_the_table_of_arrays(data_dir, tmp_path, host
 def test_evaluation_is_refused_in_one_line(tiny_run, host, capsys):
     host(100_000)
     assert main([f"--workdir={tiny_run}", "--mode=eval"]) == 2
-    assert capsys.readouterr().err.startswith("bjax: config.eval_batch_size=112: the 16 batches that are read ahead ")
+    assert capsys.readouterr().err.startswith("bjax: config.eval_batch_size=112: the 2 batches that are read ahead ")
     options = ["--config.eval_batch_size=8", "--config.data.prefetch=1"]
     assert main([f"--workdir={tiny_run}", "--mode=eval", *options]) == 2
     assert capsys.readouterr().err.startswith("bjax: config.mesh.fsdp=1: weights take ")

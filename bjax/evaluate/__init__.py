@@ -37,7 +37,8 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
             "--config.init_from=FILE"
         )
     exp = experiment.build(config)
-    memory.check_batches(config, "eval_batch_size")
+    largest = max((split.num_examples for split in exp.splits.values()), default=0)
+    memory.check_batches(config, eval_batch_size=largest)
     if adapt:
         twins = {f"{k}_bn_adapt": dataclasses.replace(c, bn_adapt=True) for k, c in exp.conditions.items()}
         exp = dataclasses.replace(exp, conditions=exp.conditions | twins)

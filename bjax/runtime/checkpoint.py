@@ -235,7 +235,11 @@ def _state_of(folder: Path, target) -> tuple[str | None, object]:
     fault = manifest.wrong(folder, (jax.process_index(), jax.process_count()))
     verdict = GOOD if fault is None else BAD
     metadata = _metadata(folder)
-    if fault and not manifest.exists(folder) and metadata is not None and "manifest" not in metadata:
+    # A step has three signs of having had a manifest: the file, the notes, and Orbax's metadata, which are always
+    # there and say so. With one left, or metadata gone, it is not taken for one of before manifests. config.json could
+    # not tell: a run of before that goes on has steps of both kinds.
+    had_one = manifest.exists(folder) or (folder / NOTES).exists() or metadata is None or "manifest" in metadata
+    if fault and not had_one:
         verdict = NOT_VERIFIED
     verdict = distributed.worst(verdict)
     if verdict == BAD:

@@ -23,22 +23,22 @@ RESTORED = (*WEIGHTS, "opt_state", "ema")
 TRAINING = (*RESTORED, "params")
 
 
-def check_batches(config: ConfigDict, *keys: str) -> None:
+def check_batches(config: ConfigDict, **numbers: int) -> None:
     """Raises UserError where the images of the batches that wait on the host are more than its memory.
 
-    keys: "batch_size", "eval_batch_size": those of the batches that will be read.
+    numbers: batch_size, eval_batch_size: how many images are read in batches of that size, one pass after the other.
     """
     limit, data, processes = of_host(), config.data, jax.process_count()
-    waiting = data.prefetch
-    for key in keys:
-        image = 3 * data.image_size**2
+    image = 3 * data.image_size**2
+    for key, number in numbers.items():
+        waiting = min(data.prefetch, -(-number // config[key]))
         if (need := waiting * config[key] // processes * image) <= limit:
             continue
         step = jax.device_count() * (config.optim.accumulate if key == "batch_size" else 1)
-        fits = limit * processes // (waiting * image) // step * step
+        fits = limit * processes // (data.prefetch * image) // step * step  # of smaller batches as many may wait
         way = f"use at most {fits}, or a smaller config.data.prefetch"
         if not fits:
-            largest = math.isqrt(limit * processes // (3 * waiting * step))
+            largest = math.isqrt(limit * processes // (3 * data.prefetch * step))
             way = f"config.data.image_size={data.image_size} is too large: use at most {largest} with a batch of {step}"
         raise UserError(
             f"config.{key}={config[key]}: the {waiting} batches that are read ahead take {_amount(need)} of images on "
