@@ -81,6 +81,8 @@ def new_folder(text: str) -> Path:
     lowest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not lowest.is_dir():
         raise argparse.ArgumentTypeError(f"{lowest}: is a file; name a folder")
+    if not os.access(lowest, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{lowest}: may not be written; name another folder")
     return path
 
 

@@ -29,11 +29,16 @@ def read(path: Path) -> bytes:
 
 def check(path: Path) -> None:
     """Raises ValueError where the file is not what was written, also where it is gone."""
-    try:
+    if is_gone(path):
+        raise ValueError("it is missing")
+    if path.exists():
         read(path)
-    except FileNotFoundError:
-        if (accepted := listed(path)) and ABSENT not in accepted:
-            raise ValueError("it is missing") from None
+
+
+def is_gone(path: Path) -> bool:
+    """Whether the file was written, and is missing."""
+    accepted = listed(path)
+    return not path.exists() and bool(accepted) and ABSENT not in accepted
 
 
 def write(path: Path, content: bytes) -> None:

@@ -1,11 +1,15 @@
 """Workdirs that cannot be written and files of runs that are damaged: one line each, and nothing lost."""
 
 import contextlib
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import skimage
 from conftest import TINY
 
 from bjax.errors import UserError
@@ -69,6 +73,46 @@ def test_a_workdir_that_vanishes_is_one_line(tmp_path, data_dir, capsys, monkeyp
     assert command(tmp_path / "run", data_dir) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bjax: --workdir={tmp_path / 'run'}: No such file or directory")
+
+
+def bound() -> list[str]:
+    """What makes a command respect the modes of files, which root needs not; skips where it cannot be done."""
+    if os.geteuid():
+        return []
+    command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
+    if not shutil.which("setpriv") or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("root may write everywhere, and setpriv is not here")
+    return command
+
+
+@pytest.mark.slow
+def test_a_run_that_may_only_be_read_predicts_reports_and_exports(tiny_run, tmp_path, data_dir):
+    without_rights, run, out = bound(), tmp_path / "run", tmp_path / "out"
+    shutil.copytree(tiny_run, run)
+    out.mkdir()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    photo = Path(skimage.__file__).parent / "data" / "chelsea.png"
+    commands = {
+        f"bjax.predict {photo} --workdir={run}": (0, "chelsea.png"),
+        f"bjax.report {run} --out={out / 'report'}": (0, "# Report"),
+        f"bjax.export {run} --out={out / 'model'} --platforms=cpu": (0, "wrote "),
+        f"bjax.main --workdir={run} --mode=eval": (2, f"bjax: --workdir={run}: Permission denied ({run}/.lock); see "),
+        f"bjax.report {run} --out={run / 'report'}": (2, f"{run}: may not be written; name another folder"),
+        f"bjax.export {run} --out={run / 'model'}": (2, f"{run}: may not be written; name another folder"),
+    }
+    for path in (run, *run.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        for command, (code, word) in commands.items():
+            line = [*without_rights, sys.executable, "-m", *command.split()]
+            done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == code, done.stderr
+            assert word in (done.stderr if code else done.stdout), done
+            assert not code or done.stderr.count("\n") == 1, done.stderr
+    finally:
+        for path in (run, *run.rglob("*")):
+            path.chmod(0o755)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("kind", ["bit", "cut", "zeros", "delete", "empty", "other"])

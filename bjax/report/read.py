@@ -88,6 +88,8 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
             files[field] = (_arrays if field == "gallery" else _json)(workdir / name)
         except UserError as error:
             notes.append(str(error))
+        if sums.is_gone(workdir / name):
+            notes.append(f"{workdir / name}: is missing; {AGAIN}")
     speeds = (files.get("speed") or {}).get("conditions", {})
     rows = []
     for name, result in results.items():

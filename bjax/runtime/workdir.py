@@ -185,10 +185,12 @@ def finished(workdir: Path, config, step: int) -> bool:
     if _bytes(workdir / "config.json") != configs.to_json(config).encode():
         return False
     try:
+        for name in ("classes.json", "metrics.jsonl"):
+            sums.check(workdir / name)
         sessions = json.loads(sums.read(workdir / "run.json"))["sessions"]
         ends = [session.get("finished") for session in sessions]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False  # the run is evaluated again, and what is wrong with the file is told when it is written
+        return False  # the run is evaluated again, and what is wrong is told, or mended, when the file is written
     if not any(isinstance(end, dict) and end.get("step") == step for end in ends):
         return False
     results(workdir / "results.json")
@@ -308,9 +310,9 @@ class Log:
         saved = set(crcs)
         good = [i < known or zlib.crc32(line) in saved for i, line in enumerate(lines)]
         self.lost = (collections.Counter(crcs) - collections.Counter(map(zlib.crc32, lines))).total()
-        if accepted and not known:  # then the row of an evaluation after the save may be damaged as well
+        if accepted and not known and not self.lost:  # then it is the row of an evaluation after the save
             rows = [_row(line) for line, is_good in zip(lines, good, strict=True) if not is_good]
-            self.lost = max(self.lost, sum(row is None or row["step"] <= start_step for row in rows))
+            self.lost = sum(row is None or row["step"] <= start_step for row in rows)
         return [line for line, is_good in zip(lines, good, strict=True) if is_good]
 
     def write(self, step: int, values: dict[str, float]) -> None:
