@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from typing import TextIO
 
 from bjax.errors import UserError
 from bjax.runtime import lock
+from bjax.runtime.workdir import row_of
 from launch import signals
 from launch.signals import STOPPED
 
@@ -50,7 +50,7 @@ class Run:
     def progress(self) -> str:
         """How far the run is, from the last row of metrics.jsonl."""
         lines = (_read(self.workdir / "metrics.jsonl") or "").splitlines()
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        rows = [row for line in lines if (row := row_of(line.encode()))]
         if not rows:
             return ""
         losses = [f"  loss {row['loss']:.4f}" for row in rows if "loss" in row]
@@ -255,4 +255,4 @@ def _log_of_new_try(workdir: Path) -> TextIO:
 
 
 def _read(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
+    return path.read_text(errors="replace") if path.exists() else None

@@ -235,6 +235,13 @@ def test_of_one_config_an_evaluation_is_not_taken_for_a_training(tmp_path):
         sweep.plan(f"{VIT}:demo", overrides, [point], tmp_path)
 
 
+def test_damaged_rows_do_not_stop_a_sweep_from_showing_progress(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"step": 1, "loss": 2.5}\n{"ste\x01}\n[1]}\n\xff{}\n{"step": 7}\n{"a": 1}\n'
+    )
+    assert executors.Run(tmp_path, (), (), 9).progress == "step 7/9  loss 2.5000"
+
+
 def test_a_damaged_config_of_a_run_is_told_before_anything_is_run(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("\0\0")

@@ -251,7 +251,7 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def _row(line: bytes) -> dict | None:
+def row_of(line: bytes) -> dict | None:
     """The row of metrics.jsonl that `line` holds, or None."""
     try:
         row = json.loads(line)
@@ -281,7 +281,7 @@ class Log:
             return
         self.path = workdir / "metrics.jsonl"
         lines = self._whole(crcs, start_step)
-        rows = [(line, row) for line in lines if (row := _row(line)) and row["step"] <= start_step]
+        rows = [(line, row) for line in lines if (row := row_of(line)) and row["step"] <= start_step]
         if self.lost:
             what = "damaged lines are" if crcs is None else "rows are damaged or missing and"
             print(f"bjax: {self.path}: {self.lost} {what} left out", file=sys.stderr, flush=True)
@@ -301,7 +301,7 @@ class Log:
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         if crcs is None:
             # A killed process leaves half a line at the end, which is nothing to speak of.
-            self.lost = [_row(line) for line in lines[:-1]].count(None)
+            self.lost = [row_of(line) for line in lines[:-1]].count(None)
             return lines
         accepted, sum_so_far, known = sums.listed(self.path), hashlib.sha256(), 0
         for i, line in enumerate(lines, 1):
@@ -311,7 +311,7 @@ class Log:
         good = [i < known or zlib.crc32(line) in saved for i, line in enumerate(lines)]
         self.lost = (collections.Counter(crcs) - collections.Counter(map(zlib.crc32, lines))).total()
         if accepted and not known and not self.lost:  # then it is the row of an evaluation after the save
-            rows = [_row(line) for line, is_good in zip(lines, good, strict=True) if not is_good]
+            rows = [row_of(line) for line, is_good in zip(lines, good, strict=True) if not is_good]
             self.lost = sum(row is None or row["step"] <= start_step for row in rows)
         return [line for line, is_good in zip(lines, good, strict=True) if is_good]
 
