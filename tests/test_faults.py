@@ -22,16 +22,42 @@ def reference(place):
     return left(place.folder / "undisturbed")
 
 
-@pytest.mark.slow
-def test_damage_leads_to_the_same_bytes(place, reference, monkeypatch):
-    half, rng = drivers.stopped_half_way(place), random.Random(1)
-    # The tests have eight devices, and the undisturbed run had one.
+@pytest.fixture(scope="module")
+def half(place):
+    return drivers.stopped_half_way(place)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """The tests have eight devices, and the undisturbed run had one."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: one)
+
+
+@pytest.mark.slow
+def test_damage_leads_to_the_same_bytes(place, reference, half, one_device):
+    rng = random.Random(1)
     outcomes = [drivers.damage(place, reference, rng, half) for _ in range(5)]
     assert all(outcome.endswith("the same bytes") and outcome[0].islower() for outcome in outcomes), outcomes
     assert any("recovered" in outcome for outcome in outcomes)
+
+
+@pytest.mark.slow
+def test_damage_beside_the_checkpoints_is_named_mended_or_of_nothing_that_is_read(place, reference, half, one_device):
+    whole = place.folder / "undisturbed"
+    outcomes = {drivers.damage_beside(place, reference, random.Random(i), half, whole) for i in range(30)}
+    assert not any(word.isupper() and len(word) > 2 for outcome in outcomes for word in outcome.split()), outcomes
+    assert len(outcomes) >= 5
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed_end_with_the_same_bytes(place):
+    def whole():
+        return drivers.ended(place.start_several(place.folder / "of_two"), 600)
+
+    assert whole() == [(0, ""), (0, "")]
+    assert drivers.processes(place, left(place.folder / "of_two"), random.Random(3), 10).endswith(drivers.SAME)
 
 
 @pytest.mark.slow

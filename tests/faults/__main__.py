@@ -1,9 +1,11 @@
 """The long part: everything that can happen to a run, as often as is asked for, and a page that says what came of it.
 
-    python -m tests.faults --kills=100 --damages=300 --signals=20 --two=10 --full=20 --seed=0 --out=docs/reliability.md
+    python -m tests.faults --kills=100 --damages=300 --signals=20 --two=10 --full=20 --processes=20 --data=200 \\
+        --photos=300 --seed=0 --out=docs/reliability.md
 
-signals: in each phase, SIGTERM and SIGUSR1 by turns. full: needs to mount a small tmpfs, as root. Outcomes in capitals
-are failures. Exit code: 0, or 1 where there is one.
+damages: of files below checkpoints/, and as many of files beside it. signals: in each phase, SIGTERM and SIGUSR1 by
+turns. full: needs to mount a small tmpfs, as root. processes: runs of two. data, photos: cases of `tests.faults.data`
+and `tests.faults.photos`. Outcomes in capitals are failures. Exit code: 0, or 1 where there is one.
 """
 
 import argparse
@@ -21,8 +23,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bjax.runtime.workdir import VERSIONS, commit
-from tests.faults import drivers
+from tests.faults import data, drivers, photos
 from tests.faults.tiny import Place, left
+
+COUNTS = ("kills", "damages", "signals", "two", "full", "processes", "data", "photos")
+DATA, PHOTOS = "Data sets", "Photographs"
+SECTIONS = {
+    DATA: "One file of a copy of the embedded photographs is damaged (a bit, a cut, zeros, empty, gone, lines of a\n"
+    "text in another order); then a training that sees every image, or an evaluation. *old*: a copy without sums,\n"
+    "as plain TFDS or an earlier version leaves it.",
+    PHOTOS: "Photographs that are damaged, or made to do harm, are given to `bjax.predict` and `bjax.thresholds`.\n"
+    "None may be run, hang, or take more than 5 GiB.",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,6 +74,8 @@ def _outcomes(place: Place, reference: tuple, seconds: float, args):
         half = drivers.stopped_half_way(place)
     for _ in range(args.damages):
         yield "damage to a random file under checkpoints/", drivers.damage(place, reference, rng, half), 1
+        outcome = drivers.damage_beside(place, reference, rng, half, place.folder / "undisturbed")
+        yield "damage to a random file beside checkpoints/, then a command that may read it", outcome, 1
     for i in range(args.signals):
         number = (signal.SIGTERM, signal.SIGUSR1)[i % 2]
         for phase in drivers.PHASES:
@@ -76,6 +90,26 @@ def _outcomes(place: Place, reference: tuple, seconds: float, args):
                     break
                 room = 200_000 + 1_500_000 * i // args.full
                 yield "full disk", drivers.full(place, reference, rng, disk, room), 1
+    yield from _several(place, args)
+    if args.data:
+        for outcome, number in data.datasets(args.data, args.seed, data_dir=place.data_dir).items():
+            yield DATA, outcome, number
+    if args.photos:
+        large = 8 if args.photos >= 100 else 0
+        run = place.folder / "undisturbed"
+        for outcome, number in photos.photographs(args.photos, args.seed, run=run, large=large).items():
+            yield PHOTOS, outcome, number
+
+
+def _several(place: Place, args):
+    if not args.processes:
+        return
+    rng, since, workdir = random.Random(args.seed), time.perf_counter(), place.folder / "of_two"
+    said = drivers.ended(place.start_several(workdir), 600)
+    assert said and not any(code for code, _ in said), said
+    reference, seconds = left(workdir), time.perf_counter() - since
+    for _ in range(args.processes):
+        yield "SIGKILL to one or both of two processes", drivers.processes(place, reference, rng, seconds), 1
 
 
 class _disk:
@@ -96,8 +130,13 @@ class _disk:
 
 
 def _page(counts: dict, args) -> str:
-    asked = " ".join(f"--{k}={getattr(args, k)}" for k in ("kills", "damages", "signals", "two", "full", "seed"))
-    rows = [f"| {kind} | {outcome} | {number} |" for kind, c in counts.items() for outcome, number in c.most_common()]
+    asked = " ".join(f"--{k}={getattr(args, k)}" for k in (*COUNTS, "seed") if getattr(args, k) or k == "seed")
+    rows = [
+        f"| {kind} | {outcome} | {number} |"
+        for kind, c in counts.items()
+        if kind not in SECTIONS
+        for outcome, number in c.most_common()
+    ]
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS if name != "bjax")
     return "\n".join(
         [
@@ -111,14 +150,20 @@ def _page(counts: dict, args) -> str:
             "| fault | outcome | times |",
             "|---|---|---|",
             *rows,
+            *(line for kind, text in SECTIONS.items() if kind in counts for line in _section(kind, text, counts[kind])),
             "",
         ]
     )
 
 
+def _section(kind: str, text: str, counts: collections.Counter) -> list[str]:
+    rows = [f"| {outcome} | {number} |" for outcome, number in counts.most_common()]
+    return ["", f"## {kind}", "", text, "", "| outcome | times |", "|---|---|", *rows]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
-    for name in ("kills", "damages", "signals", "two", "full", "seed"):
+    for name in (*COUNTS, "seed"):
         parser.add_argument(f"--{name}", type=int, default=0, metavar="N")
     parser.add_argument("--data_dir", default="", help="where the embedded photographs are prepared already")
     parser.add_argument("--out", type=Path, metavar="FILE.md")

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -43,10 +45,18 @@ class Place:
         config = f"--config={ROOT}/configs/vit_mask.py:demo"
         return [config, f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in options.items()), *more]
 
-    def start(self, workdir: Path, *more: str) -> subprocess.Popen:
+    def start_several(self, workdir: Path, number: int = 2) -> list[subprocess.Popen]:
+        """The command in several processes that are one run, each on one device."""
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{s.getsockname()[1]}", "JAX_NUM_PROCESSES": str(number)}
+        flag = "--distributed_timeout=30"  # how long a process that is gone may go unnoticed
+        return [self.start(workdir, flag, **shared, JAX_PROCESS_ID=str(i)) for i in range(number)]
+
+    def start(self, workdir: Path, *more: str, **variables: str) -> subprocess.Popen:
         """The command in a process of its own, on one device; stdout and stderr are pipes of text."""
         command = [sys.executable, "-m", "bjax.main", *self.arguments(workdir, *more)]
-        environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **variables}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
@@ -66,8 +76,10 @@ def left(workdir: Path) -> tuple:
 
 
 def arrays(step: Path) -> dict[str, bytes]:
-    """{path: bytes} of every array of a checkpoint."""
-    tree = ocp.StandardCheckpointHandler().restore(step)
+    """{path: bytes} of every array of a checkpoint, however many processes wrote it."""
+    held = ocp.StandardCheckpointHandler().metadata(step).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), held)
+    tree = ocp.PyTreeCheckpointHandler().restore(step, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     flat = {}
 
     def walk(path, node):
