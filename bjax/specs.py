@@ -6,7 +6,6 @@ too: a ValueError that names the field.
 
 import dataclasses
 import math
-import warnings
 
 import numpy as np
 
@@ -77,21 +76,18 @@ def gaussian_size(sigma: float) -> int:
     return 2 * math.ceil(4 * sigma) + 1
 
 
-def check_cut(sigma: float, kernel_size: int, stacklevel: int = 3) -> None:
-    """Warns where `kernel_size` taps end within 3σ of their centre: what is applied then has another deviation.
-
-    stacklevel: whose line the warning names, by default that which called the caller.
-    """
+def check_cut(sigma: float, kernel_size: int) -> None:
+    """Raises ValueError where `kernel_size` taps end within 3σ of their centre: they would have another deviation."""
     radius = kernel_size // 2
     if radius >= 3 * sigma:
         return
     x = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (x / sigma) ** 2)
     deviation = np.sqrt((weights * x**2).sum() / weights.sum())
-    warnings.warn(
-        f"sigma={sigma:g}: with kernel_size={kernel_size} the Gaussian is cut off at {radius / sigma:.2g}σ and "
-        f"has a standard deviation of {deviation:.2f}; kernel_size={gaussian_size(sigma)} holds it",
-        stacklevel=stacklevel,
+    raise ValueError(
+        f"sigma={sigma:g}: kernel_size={kernel_size} would cut the Gaussian off at {radius / sigma:.2g}σ, to a "
+        f"standard deviation of {deviation:.2f}; use kernel_size={gaussian_size(sigma)}, or a sigma of at "
+        f"most {radius / 3:.4g}"
     )
 
 
@@ -103,7 +99,7 @@ class BlurSpec:
 
     kinds: mapping of kind (see `KINDS`) to probability, which sum to 1. Kept as a tuple of pairs in their order.
     sigma: Gaussian standard deviation, pixels, ≥ 0.
-    kernel_size: side of the Gaussian kernel, odd; a warning where it ends within 3σ of the largest σ.
+    kernel_size: side of the Gaussian kernel, odd; it must reach 3σ of the largest σ.
     psf_size: side of the motion and defocus kernels, odd.
     length: motion length, pixels, 1 to `psf_size`. angle: its direction, radians, counter-clockwise from horizontal.
     radius: defocus radius, pixels, 0 to `psf_size / 2`.
@@ -136,7 +132,7 @@ class BlurSpec:
         for name, (low, high) in limits.items():
             object.__setattr__(self, name, _range(name, getattr(self, name), low, high))
         if "gaussian" in dict(self.kinds):
-            check_cut(self.sigma[1], self.kernel_size, stacklevel=4)  # past the generated __init__
+            check_cut(self.sigma[1], self.kernel_size)
 
 
 @dataclasses.dataclass(frozen=True)

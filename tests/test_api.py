@@ -12,6 +12,7 @@ IMAGES = ("images", "image")
 MODULES = (
     bjax.blur.convolve,
     bjax.blur.imagenet_c,
+    bjax.blur.one,
     bjax.blur.psf,
     bjax.blur.sample,
     bjax.blur.varying,

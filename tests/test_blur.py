@@ -141,7 +141,7 @@ def test_kernels_are_correlated_as_cv2_does(size):
 
 
 @settings(max_examples=40, deadline=None)
-@given(length=st.floats(1, 21), angle=st.floats(-10, 10), radius=st.floats(0, 10.5), sigma=st.floats(0, 10))
+@given(length=st.floats(1, 21), angle=st.floats(-10, 10), radius=st.floats(0, 10.5), sigma=st.floats(0, 3.3))
 def test_kernels_sum_to_one_and_are_centred(length, angle, radius, sigma):
     offsets = np.arange(21) - 10
     for kernel in (psf.motion(length, angle), psf.defocus(radius), psf.gaussian(sigma, 21)):
@@ -197,26 +197,29 @@ def test_defocus_is_the_area_of_the_disk_in_each_pixel(radius):
 
 
 @pytest.mark.parametrize(("sigma", "kernel_size", "deviation"), [(4.0, 19, 3.76), (3.5, 19, 3.40), (2.0, 5, 1.29)])
-def test_a_gaussian_cut_off_by_its_kernel_is_no_secret(sigma, kernel_size, deviation):
-    """The deviation that is told is that of the taps; the size that is named does not cut."""
+def test_a_gaussian_that_its_kernel_would_cut_is_refused(sigma, kernel_size, deviation):
+    """The deviation that is told is that of the taps; the size and the σ that are named work."""
     x = np.arange(kernel_size) - kernel_size // 2
-    taps = np.asarray(psf.gaussian_taps(sigma, kernel_size), np.float64)
-    assert np.sqrt((taps * x**2).sum()) == pytest.approx(deviation, abs=5e-3)
-    enough = gaussian_size(sigma)
-    message = rf"sigma={sigma:g}: .* has a standard deviation of {deviation:.2f}; kernel_size={enough} holds it"
+    taps = np.exp(-0.5 * (x / sigma) ** 2)
+    assert np.sqrt((taps * x**2).sum() / taps.sum()) == pytest.approx(deviation, abs=5e-3)
+    enough, most = gaussian_size(sigma), kernel_size // 2 / 3
+    way = f"use kernel_size={enough}, or a sigma of at most {most:.4g}"
+    message = rf"sigma={sigma:g}: .* to a standard deviation of {deviation:.2f}; {way}"
     images = random_images(2, 9, 9, 3)
     for cut in (
         lambda: blur.gaussian(images, sigma, kernel_size=kernel_size),
         lambda: blur.gaussian(images, [1.0, sigma], kernel_size=kernel_size, impl="pix"),
         lambda: jax.jit(lambda x: blur.gaussian(x, sigma, kernel_size=kernel_size))(images),
         lambda: varying.gaussian(images, np.full((2, 9, 9), sigma), kernel_size=kernel_size),
+        lambda: psf.gaussian(sigma, kernel_size),
+        lambda: psf.gaussian_taps([0.5, sigma], kernel_size),
         lambda: sample.BlurSpec({"gaussian": 1}, sigma=(1, sigma), kernel_size=kernel_size),
     ):
-        with pytest.warns(UserWarning, match=message) as told:
+        with pytest.raises(ValueError, match=message):
             cut()
-        assert [warning.filename for warning in told] == [__file__]
-    # Not cut, or not drawn: warnings are errors here.
+    # Not cut, or not drawn.
     blur.gaussian(images, sigma, kernel_size=enough)
+    blur.gaussian(images, np.floor(100 * most) / 100, kernel_size=kernel_size)
     sample.BlurSpec({"gaussian": 1}, sigma=sigma, kernel_size=enough)
     sample.BlurSpec({"motion": 1}, sigma=sigma, kernel_size=kernel_size)
     sample.BlurSpec({"gaussian": 1}, sigma=(1, 3), kernel_size=19)  # three deviations

@@ -1,5 +1,6 @@
 """ImageNet-C's blurs against the libraries the original calls: scikit-image, cv2, SciPy, ImageMagick."""
 
+import doctest
 import functools
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 import scipy.ndimage
 import skimage
 
-from bjax.blur import imagenet_c
+from bjax import blur
+from bjax.blur import imagenet_c, one
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -162,3 +164,30 @@ def test_mean_corruption_error():
     ):
         with pytest.raises(ValueError, match=message):
             imagenet_c.mean_corruption_error(errors)
+
+
+# One image in NumPy
+
+
+def test_one_image_in_numpy_is_the_benchmarks():
+    image = skimage.data.chelsea()[:96, :128]
+    for name in imagenet_c.NAMES:
+        ours = blur.corrupt(image, name, 3)
+        assert type(ours) is np.ndarray and ours.dtype == np.uint8 and ours.shape == image.shape
+        np.testing.assert_array_equal(ours, imagenet_c.corrupt(jax.random.key(0), image, name, 3))
+    np.testing.assert_array_equal(blur.corrupt(image, "glass_blur", 1), blur.corrupt(image, "glass_blur", 1, seed=0))
+    assert (blur.corrupt(image, "glass_blur", 1, seed=1) != blur.corrupt(image, "glass_blur", 1, seed=2)).any()
+
+
+def test_one_image_in_numpy_says_what_it_takes():
+    image = skimage.data.chelsea()
+    for arguments, message in (
+        ((image[..., 0], "gaussian_blur", 1), r"image: uint8\[300, 451\] is grey"),
+        ((image / 255, "gaussian_blur", 1), r"image: float64\[300, 451, 3\] must be uint8"),
+        ((image[:20], "gaussian_blur", 1), "at least 32 px"),
+        ((image, "fog", 1), "name='fog': must be one of gaussian_blur, "),
+        ((image, "zoom_blur", 6), "severity=6: must be 1, 2, 3, 4 or 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            blur.corrupt(*arguments)
+    assert doctest.testmod(one) == (0, 4)

@@ -2,5 +2,6 @@
 
 from bjax.blur import imagenet_c, psf, sample, varying
 from bjax.blur.convolve import defocus, gaussian, motion
+from bjax.blur.one import corrupt
 
-__all__ = ["defocus", "gaussian", "imagenet_c", "motion", "psf", "sample", "varying"]
+__all__ = ["corrupt", "defocus", "gaussian", "imagenet_c", "motion", "psf", "sample", "varying"]

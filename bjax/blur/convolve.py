@@ -30,15 +30,15 @@ def gaussian(
     """Gaussian blur, as torchvision's `GaussianBlur(kernel_size, sigma)` and `cv2.GaussianBlur` on float images.
 
     sigma: standard deviation in pixels; 0 leaves the image as it is.
-    kernel_size: side of the kernel, odd and static. The Gaussian is cut off there, whatever σ is, with a warning where
-        that is within 3σ (`psf.gaussian_size` names a size that holds it).
+    kernel_size: side of the kernel, odd and static; a σ of which it does not hold 3σ to either side is refused (inside
+        jit, where σ is unknown, it is cut off). `bjax.specs.gaussian_size` names a side that is large enough.
     quantize: reproduce the 8-bit path of torchvision: round the images to levels of 1/255, blur, round half to even to
         levels again. Rounding has no useful gradient.
     impl: "auto" for the fast path of the platform, "pix" for `dm_pix.gaussian_blur` on the reflect-padded image (slow;
         the reference).
 
-    Raises ValueError for images that are not a float batch, an even kernel_size, σ < 0 and a batch of σ of another
-    length.
+    Raises ValueError for images that are not a float batch, an even kernel_size, σ < 0, a σ too large for the kernel
+    and a batch of σ of another length.
     """
     batch = check_images(images)
     if impl not in ("auto", "pix"):

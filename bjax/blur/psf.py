@@ -6,7 +6,7 @@ give a `[B, k, k]` stack. They are differentiable in the parameters and jit-able
 Parameters are in pixels, angles in radians, counter-clockwise as seen on the screen (0 is horizontal).
 Outside jit a parameter that is negative, not finite or too large for its kernel is a ValueError. Inside jit
 its value is unknown: what lies outside the kernel is cut off and the rest is normalised. A Gaussian has no
-end, and any σ is allowed: `check_cut` warns where its kernel is too small.
+end: its kernel must reach 3σ to either side (`bjax.specs.gaussian_size` names a side that holds 4σ).
 """
 
 import jax
@@ -32,10 +32,10 @@ def check(name: str, value: Parameter, low: float, high: float = np.inf, hint: s
         raise ValueError(f"{name}={value[~fits].flat[0]:g}: must be {allowed}{hint}")
 
 
-def check_cut(sigma: Parameter, kernel_size: int, stacklevel: int = 3) -> None:
+def check_cut(sigma: Parameter, kernel_size: int) -> None:
     """`specs.check_cut` of the largest of `sigma`; traced values pass, they are not known yet."""
-    if not isinstance(sigma, jax.core.Tracer):
-        specs.check_cut(float(np.max(sigma)), kernel_size, stacklevel + 1)
+    if not isinstance(sigma, jax.core.Tracer) and np.size(sigma):
+        specs.check_cut(float(np.max(sigma)), kernel_size)
 
 
 def gaussian_taps(sigma: Parameter, kernel_size: int = 19) -> Float32[Array, "*b k"]:
@@ -45,6 +45,7 @@ def gaussian_taps(sigma: Parameter, kernel_size: int = 19) -> Float32[Array, "*b
     """
     check_kernel_size(kernel_size)
     check("sigma", sigma, 0)
+    check_cut(sigma, kernel_size)
     x = jnp.arange(kernel_size, dtype=jnp.float32) - kernel_size // 2
     # Below 0.05 every tap but the centre underflows to 0 in float32: the clamp changes no value and
     # prevents 0/0.

@@ -24,7 +24,8 @@ def gaussian(images: Images, sigma_map: SigmaMap, *, kernel_size: int = 19) -> I
     sigma_map: pixels, ≥ 0.
     kernel_size: side of the kernel, odd and static. Costs kernel_size² passes, not 2·kernel_size.
 
-    Raises ValueError for images that are not a float batch, a map of another size, an even kernel_size and σ < 0.
+    Raises ValueError for images that are not a float batch, a map of another size, an even kernel_size, σ < 0
+    and a σ of which the kernel does not hold 3σ to either side.
     """
     convolve.check_images(images)
     if sigma_map.shape != images.shape[:3]:
