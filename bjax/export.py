@@ -52,8 +52,7 @@ def export(run: predictor.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu
         data = bytes(exported.serialize())
     except ImportError:
         raise UserError("the package flatbuffers is missing: pip install flatbuffers") from None
-    task, preparing = run.config.task, run.config.data
-    native = task == "blur_type" or not preparing.resize
+    task, preparing, native = run.config.task, run.config.data, not run.scaled
     return data, {
         "run": run.what,
         "task": task,
@@ -63,11 +62,22 @@ def export(run: predictor.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu
             "resize_shorter_side": None if native else preparing.resize,
             "interpolation": None if native else f"{preparing.interpolation}, antialiased",
             "crop": run.size,
+            "photographs": "one crop, from the middle"
+            if run.scaled
+            else "several crops, probabilities averaged over "
+            "those that keep a patch: bjax.data.views." + ("detailed" if task == "blur_type" else "tiled"),
         },
         "outputs": {
             name: f"{aval.dtype}[{', '.join(map(str, aval.shape))}]"
             for name, aval in zip(("probabilities", "scores", "keep"), exported.out_avals, strict=True)
         },
+        "temperature": run.temperature,
+        "calibration": "probabilities are of these classes alone: what is none of them gets some all the same; "
+        + (
+            "not calibrated: the run has no calibration.json"
+            if run.temperature is None
+            else "calibrated on the run's condition sharp: logits are divided by the temperature, inside"
+        ),
         "patch_size": run.patch_size,
         "mask": dataclasses.asdict(run.inputs.mask),
         "platforms": exported.platforms,

@@ -13,16 +13,16 @@ from flax import linen as nn
 from PIL import Image
 
 from bjax import config as configs
-from bjax import experiment, sharpness, sums, tokens
-from bjax.blur import sample
-from bjax.data import decode, loader
+from bjax import experiment, sharpness, stats, sums, tokens
+from bjax.data import decode, loader, views
 from bjax.errors import UserError, nearest
 from bjax.runtime import checkpoint, sharding
-from bjax.specs import PARAMETERS
+from bjax.specs import KINDS, PARAMETERS
 from bjax.step import losses
 from bjax.step.inputs import Inputs, apply, see
 
-CROPS = 16  # of one photograph, where the type of its blur is asked for
+CROPS = 16  # of one photograph, at most, where the run has no scale: tiles of it, or its most detailed parts
+NOTHING = "nothing left to classify"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Run:
     model: nn.Module
     inputs: Inputs
     variables: dict
+    temperature: float | None  # that logits are divided by, as the run's calibration.json has it; None: not calibrated
+    # What the run is worth: a condition with its row of results.json; None: it was not evaluated.
+    worth: tuple[str, dict] | None
 
     @property
     def size(self) -> int:
@@ -46,27 +49,57 @@ class Run:
         return min(self.inputs.patch_size, self.size)
 
     @property
+    def scaled(self) -> bool:
+        """Whether evaluation scales images, so that one crop shows most of any."""
+        return self.config.task == "object" and bool(self.config.data.resize)
+
+    @property
     def crops(self) -> int:
         """How many crops of a photograph the model sees, at most."""
-        return CROPS if self.config.task == "blur_type" else 1
+        return 1 if self.scaled else CROPS
+
+    @property
+    def side(self) -> int:
+        """Shorter side of a whole photograph at the run's evaluation size, pixels: its sharpness is measured there."""
+        return self.config.data.resize or self.size
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a run says of one photograph, in n crops (n is 1 where objects are classified)."""
+    """What a run says of one photograph, of which it saw `view` (`bjax.data.views`) in n crops."""
 
     classes: tuple[str, ...]
-    probabilities: np.ndarray  # float32[classes], mean over the crops
-    sharpness: float | None  # variance of the Laplacian (0..255) of what the model sees, mean over the crops
+    # float32[classes], mean over the crops of which the mask keeps something; None: it keeps nothing, see `reason`.
+    # Of these classes alone: what is none of them gets probabilities all the same.
+    probabilities: np.ndarray | None
+    sharpness: float | None  # `bjax.sharpness.whole` of the photograph at the run's evaluation size; None: too long
     kept: float  # share of the patches that the mask keeps
-    crops: np.ndarray  # uint8[n, size, size, 3]: what the model sees
+    view: views.View
     scores: np.ndarray  # float32[n, rows, columns]: of patches, by the mask's measure or Laplacian variance
     keep: np.ndarray  # bool[n, rows, columns]: the patches that the mask keeps
+    picture: np.ndarray  # uint8[h, w, 3]: the whole photograph, small
     # Of the most probable kind of blur, where the run estimates them: sigma, length, radius in px, angle in degrees.
     estimates: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    @property
+    def crops(self) -> np.ndarray:
+        """uint8[n, size, size, 3]: what the model sees."""
+        return self.view.crops
+
+    @property
+    def seen(self) -> float:
+        """Share of the photograph's area that the model sees."""
+        return self.view.seen
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no class; None where there is one."""
+        return NOTHING if self.probabilities is None else None
+
     def top(self, number: int) -> list[tuple[str, float]]:
-        """The most probable classes, with their probabilities."""
+        """The most probable classes, with their probabilities; none where nothing was left to classify."""
+        if self.probabilities is None:
+            return []
         best = np.argsort(-self.probabilities, kind="stable")[:number]
         return [(self.classes[i], float(self.probabilities[i])) for i in best]
 
@@ -84,7 +117,7 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
     if not config.init_from and not checkpoint.exists(workdir / "checkpoints"):
         raise UserError(f"--workdir={workdir}: holds no checkpoint yet; let the run save one, or finish it")
     classes = _classes(config, workdir)
-    exp = experiment.build(config, len(classes))
+    exp = experiment.build(_without_blur(config), len(classes))
     if condition is None:
         model, inputs = exp.model, dataclasses.replace(exp.train, mask=tokens.MaskSpec())
     elif condition in exp.conditions:
@@ -99,13 +132,48 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
     exp = dataclasses.replace(exp, mesh=sharding.make_mesh(1, 1, jax.local_devices()[:1]))
     what, variables = experiment.variables_of(exp, workdir)
     inputs = dataclasses.replace(inputs, blur=None, corruption=None)
-    return Run(what, config, classes, model, inputs, variables)
+    fitted, rows = (_read_json(workdir / name) for name in ("calibration.json", "results.json"))
+    temperature = fitted and fitted.get("temperature")
+    if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
+        temperature = None
+    worth = next(((k, rows[k]) for k in (condition, "sharp", *(rows or {})) if rows and _is_row(rows.get(k))), None)
+    return Run(what, config, classes, model, inputs, variables, temperature, worth)
+
+
+def _read_json(path: Path) -> dict | None:
+    """What a file beside the weights holds, none of which is needed to predict; None where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+        raise ValueError
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError):
+        print(f"bjax: {path}: damaged, and left aside; --mode=eval writes it anew", file=sys.stderr)
+        return None
+
+
+def _is_row(row) -> bool:
+    try:
+        return 0 <= row["top1"] <= 1 <= row["n"] and len(stats.interval(row)) == 2
+    except (TypeError, KeyError):
+        return False
+
+
+def _without_blur(config):
+    """Photographs bring their own blur; that of a run of before may be one that is refused today."""
+    config = configs.copied(config)
+    with config.unlocked():
+        for node in (config, *config.eval.values()):
+            node.blur.kinds = dict.fromkeys(KINDS, 0.0) | {"sharp": 1.0}
+    return config
 
 
 def _classes(config, workdir: Path) -> tuple[str, ...]:
     """The names of the classes: as the run left them or, for a run of before that file was left, the dataset's."""
     if config.task == "blur_type":
-        return sample.KINDS
+        return KINDS
     path = workdir / "classes.json"
     if path.is_file():
         try:
@@ -143,8 +211,17 @@ def look(run: Run, images: jax.Array, variables: dict) -> tuple[jax.Array, jax.A
 
 
 def probabilities(run: Run, outputs: jax.Array) -> jax.Array:
-    """Of the classes, float32[B, classes]; outputs beyond those are no logits."""
-    return jax.nn.softmax(outputs[:, : len(run.classes)].astype(jnp.float32))
+    """Of the classes, float32[B, classes], at the run's temperature; outputs beyond those are no logits."""
+    return jax.nn.softmax(outputs[:, : len(run.classes)].astype(jnp.float32) / (run.temperature or 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """A photograph before the model is asked."""
+
+    view: views.View
+    picture: np.ndarray  # uint8[h, w, 3]
+    sharpness: float | None
 
 
 class Predictor:
@@ -160,10 +237,10 @@ class Predictor:
         Raises ValueError with the cause, in one line, for a file that is damaged, too large or no image (see the
         module) and for any other array; OSError for one that may not be read.
         """
-        return self.of_crops([self.crops(photo)])[0]
+        return self.of_looks([self.look(photo)])[0]
 
-    def crops(self, photo) -> np.ndarray:
-        """What the model sees of a photograph: uint8[n, size, size, 3]."""
+    def look(self, photo) -> Look:
+        """What the model sees of a photograph, and what is known of it without the model."""
         if isinstance(photo, str | Path):
             photo = decode.decode(decode.read(photo), exif_rotate=True)
         elif isinstance(photo, Image.Image):
@@ -173,34 +250,46 @@ class Predictor:
             raise ValueError(f"photo: {photo.dtype}{list(photo.shape)}, expected uint8[H, W, 3]")
         size, data = self.run.size, self.run.config.data
         if self.run.config.task == "blur_type":
-            return decode.detailed_crops(photo, size, self.run.crops)
-        return decode.center_crop(photo, size, resize=data.resize, interpolation=data.interpolation)[None]
+            view = views.detailed(photo, size, CROPS)
+        elif self.run.scaled:
+            view = views.evaluated(photo, size, data.resize, data.interpolation)
+        else:
+            view = views.tiled(photo, size, CROPS, data.interpolation)
+        whole = views.with_side(photo, self.run.side)
+        return Look(view, views.picture(photo), None if whole is None else sharpness.whole(whole))
 
-    def of_crops(self, photos: list[np.ndarray]) -> list[Prediction]:
-        """The predictions for photographs that `crops` has cut; one program, whatever their number."""
-        crops = np.concatenate(photos)
+    def of_looks(self, photos: list[Look]) -> list[Prediction]:
+        """The predictions for photographs that were looked at; one program, whatever their number."""
+        crops = np.concatenate([photo.view.crops for photo in photos])
         padded = np.pad(crops, [(0, -len(crops) % self.batch_size), (0, 0), (0, 0), (0, 0)])
         batches = [padded[i : i + self.batch_size] for i in range(0, len(padded), self.batch_size)]
         answers = jax.device_get([self.program(batch, self.run.variables) for batch in batches])
         answers = [np.concatenate(parts) for parts in zip(*answers, strict=True)]
-        ends = np.cumsum([len(photo) for photo in photos])
-        parts = [np.split(x[: len(crops)], ends[:-1]) for x in (crops, *answers)]
-        return [self._prediction(*part) for part in zip(*parts, strict=True)]
+        ends = np.cumsum([len(photo.view.crops) for photo in photos])
+        parts = [np.split(x[: len(crops)], ends[:-1]) for x in answers]
+        return [self._prediction(*part) for part in zip(photos, *parts, strict=True)]
 
     def _answers(self, images, variables):
         outputs, scores, keep = look(self.run, images, variables)
-        size = self.run.size
-        whole = jnp.full(len(images), jnp.nan)
-        if size <= 1024:  # the largest patch that can be scored
-            whole = sharpness.laplacian_variance(images.astype(jnp.float32) / 255, size)[:, 0, 0]
-        return probabilities(self.run, outputs), scores, keep, whole, outputs[:, len(self.run.classes) :]
+        return probabilities(self.run, outputs), scores, keep, outputs[:, len(self.run.classes) :]
 
-    def _prediction(self, crops, shares, scores, keep, whole, estimates) -> Prediction:
-        shares = shares.mean(axis=0)
-        sharpness_of_whole = None if np.isnan(whole).any() else float(whole.mean())
-        estimates = self.estimates(int(shares.argmax()), estimates.mean(axis=0))
-        kept = float(keep.mean())
-        return Prediction(self.run.classes, shares, sharpness_of_whole, kept, crops, scores, keep, estimates)
+    def _prediction(self, photo, shares, scores, keep, estimates) -> Prediction:
+        # What a model answers to an empty image is no answer.
+        answered, of_blur = keep.any(axis=(1, 2)), {}
+        shares = shares[answered].mean(axis=0) if answered.any() else None
+        if shares is not None:
+            of_blur = self.estimates(int(shares.argmax()), estimates[answered].mean(axis=0))
+        return Prediction(
+            self.run.classes,
+            shares,
+            photo.sharpness,
+            float(keep.mean()),
+            photo.view,
+            scores,
+            keep,
+            photo.picture,
+            of_blur,
+        )
 
     def estimates(self, kind: int, outputs: np.ndarray) -> dict[str, float]:
         """{name: value} of the blur's parameters that `kind`, the number of a class, has.

@@ -87,7 +87,7 @@ def check_cut(sigma: float, kernel_size: int) -> None:
     raise ValueError(
         f"sigma={sigma:g}: kernel_size={kernel_size} would cut the Gaussian off at {radius / sigma:.2g}σ, to a "
         f"standard deviation of {deviation:.2f}; use kernel_size={gaussian_size(sigma)}, or a sigma of at "
-        f"most {radius / 3:.4g}"
+        f"most {math.floor(100 * radius / 3) / 100:g}"
     )
 
 

@@ -123,14 +123,14 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         skipped, in_a_row = notes.get("skipped", 0), notes.get("skipped_in_a_row", 0)
         in_flight, ids = collections.deque(), []
         since, last = time.perf_counter(), start
-        evaluated = None
+        evaluated, beside = None, {}
 
         manager.scores = {step: score(row) for step, row in log.evaluated.items()}
         if log.lost:  # maybe of one that is kept for its score
             manager.spared = frozenset(manager.steps())
 
         def evaluate_at(step: int) -> dict[str, dict]:
-            rows = evaluate(exp, state.variables)
+            rows = evaluate(exp, state.variables, beside)
             log.write(step, _flat(rows))
             log.keep()
             manager.scores[step] = score(_flat(rows))
@@ -211,8 +211,8 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
 
         # --- results; a run that was finished before is only evaluated
         if evaluated is None:
-            evaluated = evaluate(exp, state.variables)
-        leave_results(exp, state.variables, evaluated, workdir)
+            evaluated = evaluate(exp, state.variables, beside)
+        leave_results(exp, state.variables, evaluated, workdir, beside=beside)
         if main_process:
             about["finished"] = finish(workdir, config, total_steps)
     return evaluated

@@ -203,7 +203,7 @@ def test_a_gaussian_that_its_kernel_would_cut_is_refused(sigma, kernel_size, dev
     taps = np.exp(-0.5 * (x / sigma) ** 2)
     assert np.sqrt((taps * x**2).sum() / taps.sum()) == pytest.approx(deviation, abs=5e-3)
     enough, most = gaussian_size(sigma), kernel_size // 2 / 3
-    way = f"use kernel_size={enough}, or a sigma of at most {most:.4g}"
+    way = f"use kernel_size={enough}, or a sigma of at most {np.floor(100 * most) / 100:g}"
     message = rf"sigma={sigma:g}: .* to a standard deviation of {deviation:.2f}; {way}"
     images = random_images(2, 9, 9, 3)
     for cut in (

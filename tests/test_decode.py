@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 from scipy import stats
 
-from bjax.data import decode
+from bjax.data import decode, views
 
 
 def photo(height=60, width=80, seed=0):
@@ -320,7 +320,7 @@ def with_little_memory():
         start = (
             "import pickle, resource, sys, warnings\n"
             "import numpy as np\n"
-            "from bjax.data import decode\n"
+            "from bjax.data import decode, views\n"
             "warnings.simplefilter('ignore')\n"
             "small, files = pickle.load(sys.stdin.buffer)\n"
             "for data in small: decode.decode(data)\n"  # what readers load once is not counted
@@ -356,7 +356,7 @@ def test_crops_of_an_image_of_one_row_take_no_gigabytes(with_little_memory):
         "    image = np.zeros(shape, np.uint8)\n"
         "    print(decode.center_crop(image, 224, resize=256).shape, decode.center_crop(image, 224).shape)\n"
         "    print(decode.random_crop(np.random.default_rng(0), image, 224).shape)\n"
-        "    print(decode.detailed_crops(image, 224, 2).shape)\n",
+        "    print(views.detailed(image, 224, 2).crops.shape)\n",
         {},
     )
     assert said.count("(224, 224, 3)") == 6
@@ -552,11 +552,11 @@ def test_detailed_crops_are_the_best_of_a_grid_with_pixels_as_they_are():
     image = np.full((70, 101, 3), 128, np.uint8)
     image[38:, 69:] = rng.integers(0, 256, (32, 32, 3))  # of 2 × 3 candidates of 32 px, the one in the corner
     image[:32, :32, 1] = rng.integers(120, 136, (32, 32))  # less of it
-    crops = decode.detailed_crops(image, 32, 16)
+    crops = views.detailed(image, 32, 16).crops
     assert crops.shape == (6, 32, 32, 3)
     np.testing.assert_array_equal(crops[0], image[38:, 69:])
     np.testing.assert_array_equal(crops[1], image[:32, :32])
-    np.testing.assert_array_equal(decode.detailed_crops(image, 32, 2), crops[:2])
+    np.testing.assert_array_equal(views.detailed(image, 32, 2).crops, crops[:2])
     # Where as many crops as fit lie is known: from border to border, at even distances.
     places = [(y, x) for y in (0, 38) for x in (0, 34, 69)]
     rest = [image[y : y + 32, x : x + 32] for y, x in places[1:-1]]
@@ -565,6 +565,6 @@ def test_detailed_crops_are_the_best_of_a_grid_with_pixels_as_they_are():
 
 def test_a_single_crop_is_central_and_a_small_image_is_extended_by_reflection():
     image = np.random.default_rng(0).integers(0, 256, (50, 20, 3), np.uint8)
-    (crop,) = decode.detailed_crops(image, 32, 16)
+    (crop,) = views.detailed(image, 32, 16).crops
     np.testing.assert_array_equal(crop, decode.center_crop(image, 32))
     np.testing.assert_array_equal(crop[:, 6:26], image[9:41])

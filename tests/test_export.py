@@ -51,9 +51,10 @@ def test_the_artifact_runs_without_the_project(tiny_run, tmp_path, capsys):
     assert export.main([str(tiny_run), f"--out={out}", f"--condition={condition}"]) == 0
     assert f"wrote {out}" in capsys.readouterr().out
     predictor = predict.load(tiny_run, condition)
-    photos = [PHOTOS / file for file in ("chelsea.png", "coffee.png", "gravel.png")]
-    expected = [predictor(photo) for photo in photos]
+    photos = [predictor.look(PHOTOS / file).view.crops for file in ("chelsea.png", "coffee.png", "gravel.png")]
+    expected = [predictor(crop) for crop in np.concatenate(photos)]
     assert {0.0, 1.0} != {p.kept for p in expected}
+    expected = [p for p in expected if p.kept]
     np.save(tmp_path / "crops.npy", np.concatenate([p.crops for p in expected]))
     files = [str(out), str(tmp_path / "crops.npy"), str(tmp_path / "answers.npz")]
     # -I and another folder: neither the working directory nor PYTHONPATH leads to the project.
@@ -80,7 +81,11 @@ def test_the_artifact_runs_without_the_project(tiny_run, tmp_path, capsys):
     }
     assert facts["mask"]["threshold"] == 100.0
     assert facts["platforms"] == ["cpu", "cuda", "tpu"]
+    tiles = facts["preprocessing"].pop("photographs")
+    assert tiles.endswith("bjax.data.views.tiled")
     assert facts["preprocessing"] == {"resize_shorter_side": None, "interpolation": None, "crop": 32}
+    assert facts["temperature"] == json.loads((tiny_run / "calibration.json").read_text())["temperature"] != 1
+    assert "calibrated on the run's condition sharp" in facts["calibration"]
     program = jax.export.deserialize(out.read_bytes())
     assert program.nr_devices == 1
     assert program.platforms == ("cpu", "cuda", "tpu")

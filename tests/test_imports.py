@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # Arrows point down this table. A package stands for all its files; bjax.errors is open to everyone.
 ALLOWED = {
     "main": {"train", "evaluate", "experiment", "config", "runtime"},
-    "predict": {"predictor", "experiment", "report", "data", "runtime"},
+    "predict": {"predictor", "experiment", "report", "data", "stats", "runtime"},
     "predictor": {
         "experiment",
         "step",
@@ -21,6 +21,7 @@ ALLOWED = {
         "data",
         "sums",
         "runtime",
+        "stats",
     },
     "export": {"predictor", "config", "sums", "runtime"},
     "thresholds": {"sharpness", "blur", "data", "specs"},

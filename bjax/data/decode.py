@@ -120,7 +120,7 @@ def decode(data: bytes, *, exif_rotate: bool = False) -> np.ndarray:
         if not exif_rotate:
             try:
                 height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-                if colorspace not in ("CMYK", "YCCK") and _is_within_bound(height, width):
+                if colorspace not in ("CMYK", "YCCK") and is_within_bound(height, width):
                     return simplejpeg.decode_jpeg(data)
             except ValueError as error:
                 # libjpeg's warnings are errors here, and some are harmless: there are images in ImageNet with
@@ -142,7 +142,7 @@ def opened(file: bytes | BinaryIO) -> Iterator[Image.Image]:
             raise ValueError("run-length encoded BMP, which no photograph is")
         if image.format == "TIFF":  # whose tiles can be larger than the image, and are unpacked whole
             tile = [image.tag_v2.get(tag, 1) for tag in (322, 323)]
-            if not all(isinstance(side, int) for side in tile) or not _is_within_bound(*tile):
+            if not all(isinstance(side, int) for side in tile) or not is_within_bound(*tile):
                 raise ValueError(f"TIFF with tiles of {' × '.join(map(str, tile))} pixels")
         yield image
 
@@ -195,7 +195,7 @@ def scans_of(data: bytes) -> int:
     return scans
 
 
-def _is_within_bound(height: int, width: int) -> bool:
+def is_within_bound(height: int, width: int) -> bool:
     """Pillow's rule, for who does not go through Pillow."""
     return Image.MAX_IMAGE_PIXELS is None or height * width <= 2 * Image.MAX_IMAGE_PIXELS
 
@@ -220,7 +220,7 @@ def random_resized_crop(
     ratio: range of the crop's width over its height.
     """
     top, left, height, width = random_box(rng, *image.shape[:2], scale, ratio)
-    return _resize(image[top : top + height, left : left + width], size, size)
+    return resized(image[top : top + height, left : left + width], size, size)
 
 
 def random_crop(rng: np.random.Generator, image: np.ndarray, size: int) -> np.ndarray:
@@ -230,7 +230,7 @@ def random_crop(rng: np.random.Generator, image: np.ndarray, size: int) -> np.nd
     `size` are extended by reflection, since a black border would be an edge that no photograph has.
     """
     top, left = (rng.integers(max(side - size, 0) + 1) for side in image.shape[:2])
-    return _cut(image, top, left, size)
+    return cut(image, top, left, size)
 
 
 def center_crop(
@@ -255,41 +255,12 @@ def center_crop(
         short, long = sorted((height, width))
         long = int(resize * long / short)
         height, width = (resize, long) if height <= width else (long, resize)
-        if not _is_within_bound(height, width):
+        if not is_within_bound(height, width):
             # So long and thin that its resized whole would not fit into memory: resized where the crop is.
             return _resize_center(image, height, width, size, FILTERS[interpolation])
-        image = _resize(image, height, width, FILTERS[interpolation])
+        image = resized(image, height, width, FILTERS[interpolation])
     top, left = (round(max(side - size, 0) / 2) for side in image.shape[:2])
-    return _cut(image, top, left, size)
-
-
-def detailed_crops(image: np.ndarray, size: int, number: int) -> np.ndarray:
-    """Up to `number` crops of an image, pixels as they are, those with the most detail first.
-
-    Candidates tile the image: as many rows and columns of crops as fit, spread evenly from border to border. Their
-    detail is the sum of absolute grey-level differences between neighbours, by which the demo's photographs are cut
-    too: smooth crops (sky, walls) do not show how an image is blurred. Unlike the variance of the Laplacian, the sum
-    is not ruled by a few edges or by noise. Of a photograph that is sharp in parts, those parts come first.
-
-    image: uint8[H, W, 3]; one smaller than `size` is extended by reflection, as in training.
-    size: side of the crops, pixels.
-    number: how many at most: the crops are uint8[n, size, size, 3], 1 ≤ n ≤ number.
-    """
-    rows, columns = (_spread(max(side, size), size) for side in image.shape[:2])
-    places = [(top, left) for top in rows for left in columns]
-    best = np.argsort([-_detail(_cut(image, *place, size)) for place in places], kind="stable")[:number]
-    return np.stack([_cut(image, *places[i], size) for i in best])
-
-
-def _spread(side: int, size: int) -> Iterable[int]:
-    """Where as many crops as fit into `side` start, at even distances; a single one is central."""
-    number = side // size
-    return np.linspace(0, side - size, number).round().astype(int) if number > 1 else [(side - size) // 2]
-
-
-def _detail(image: np.ndarray) -> int:
-    grey = image.sum(axis=-1, dtype=np.int32)
-    return sum(int(np.abs(np.diff(grey, axis=axis)).sum()) for axis in (0, 1))
+    return cut(image, top, left, size)
 
 
 def mirror(image: np.ndarray) -> np.ndarray:
@@ -318,9 +289,10 @@ def random_box(
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def _resize(
+def resized(
     image: np.ndarray, height: int, width: int, resample: Image.Resampling = Image.Resampling.BILINEAR
 ) -> np.ndarray:
+    """uint8[H, W, 3] -> uint8[height, width, 3], antialiased."""
     if image.shape[:2] == (height, width):
         return image
     image = Image.fromarray(np.ascontiguousarray(image))
@@ -328,17 +300,17 @@ def _resize(
 
 
 def _resize_center(image: np.ndarray, height: int, width: int, size: int, resample: Image.Resampling) -> np.ndarray:
-    """The central square of what `_resize` makes, to within rounding."""
+    """The central square of what `resized` makes, to within rounding."""
     box = []
-    for side, resized in zip(image.shape[1::-1], (width, height), strict=True):
-        start = round((resized - size) / 2)
-        box.append((start * side / resized, (start + size) * side / resized))
+    for side, target in zip(image.shape[1::-1], (width, height), strict=True):
+        start = round((target - size) / 2)
+        box.append((start * side / target, (start + size) * side / target))
     (left, right), (top, bottom) = box
     image = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(image.resize((size, size), resample, (left, top, right, bottom)))
 
 
-def _cut(image: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
+def cut(image: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
     """The square from there, extended by reflection where the image is smaller; after cutting, which bounds it."""
     image = image[top : top + size, left : left + size].copy()  # a view would keep the whole image in memory
     missing = [size - side for side in image.shape[:2]]

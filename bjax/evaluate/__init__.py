@@ -50,20 +50,22 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
             print(f"evaluates {what}", flush=True)
         stack.enter_context(distributed.stop_requests())
         stack.enter_context(workdirs.session(workdir, "bn_adapt" if adapt else "eval", writes=main_process))
-        results = conditions.evaluate(exp, variables)
+        beside = {}
+        results = conditions.evaluate(exp, variables, beside)
         if main_process:
             _keep_config_true(exp, workdir)
             workdirs.write_classes(workdir, exp.class_names)
-        leave_results(exp, variables, results, workdir, keep_others=bool(config.eval_only), add_ons=not adapt)
+        keep_others = bool(config.eval_only)
+        leave_results(exp, variables, results, workdir, keep_others=keep_others, add_ons=not adapt, beside=beside)
     return results
 
 
 def leave_results(
-    exp: Experiment, variables: dict, results: dict, workdir: Path, *, keep_others=False, add_ons=True
+    exp: Experiment, variables: dict, results: dict, workdir: Path, *, keep_others=False, add_ons=True, beside=None
 ) -> None:
     """Prints the table and writes results.json, then what the add-ons measure, on one process.
 
-    keep_others: other conditions' rows stay in results.json.
+    keep_others: other conditions' rows stay in results.json. beside: as of `conditions.evaluate`.
     """
     main_process = jax.process_index() == 0
     if main_process:
@@ -72,6 +74,8 @@ def leave_results(
             results = workdirs.results(path) | results
         workdirs.write(path, results)
         print(f"{table(results)}\nwritten to {path}", flush=True)
+        for name, content in (beside or {}).items():
+            workdirs.write(workdir / name, content())
     for add_on in ADD_ONS if add_ons else ():
         for name, content in add_on.run(exp, variables).items():
             if main_process:

@@ -10,9 +10,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bjax.data.loader import Source, fingerprint
 from bjax.errors import UserError
-from bjax.evaluate import bn_adapt, bucket
+from bjax.evaluate import bn_adapt, bucket, calibration
 from bjax.evaluate.summary import LISTED, summarise
-from bjax.experiment import SEED, Condition, Experiment, eval_batches
+from bjax.experiment import SEED, Experiment, eval_batches
 from bjax.runtime import sharding
 from bjax.runtime.console import Progress
 from bjax.step.eval_step import eval_step
@@ -21,8 +21,10 @@ IN_FLIGHT = 2  # batches handed to the devices ahead of the one whose result is 
 IMAGES = ""  # beside the conditions' names: stands for which images a batch holds
 
 
-def evaluate(exp: Experiment, variables: dict) -> dict[str, dict]:
+def evaluate(exp: Experiment, variables: dict, beside: dict[str, Callable] | None = None) -> dict[str, dict]:
     """{condition: row}, the rows of results.json (`summarise`), in the config's order.
+
+    beside: gets {file: function} of what else there is to write, calibration.json where its condition is evaluated.
 
     Conditions of one split share its decoded batches. Raises UserError where a split has no image that can be decoded,
     and for losses that are not finite; `distributed.Stopped` where the process is told to stop.
@@ -32,12 +34,17 @@ def evaluate(exp: Experiment, variables: dict) -> dict[str, dict]:
         adapted = {}
         if condition.bn_adapt:
             adapted = {"batch_stats": bn_adapt.statistics(exp, variables, condition.inputs)}
-        by_split[condition.split][name] = _asked(exp, condition, variables | adapted)
+        by_split[condition.split][name] = _asked(exp, name, variables | adapted)
     results = {}
     for split, asked in by_split.items():
         source = exp.splits[split]
         images, answers = _answers(exp, source, asked)
         for name in asked:
+            logits = answers[name].pop("logits", None)
+            if logits is not None and beside is not None:
+                of_all = {k: answers[name][k][answers[name]["mask"]] for k in ("label",)} | images
+                fit = functools.partial(calibration.of_answers, logits[answers[name]["mask"]], of_all)
+                beside[calibration.FILE] = fit
             results[name] = _row(exp, name, source, images, answers[name])
         skipped = source.num_examples - len(images["id"])
         if skipped and jax.process_index() == 0:
@@ -45,10 +52,12 @@ def evaluate(exp: Experiment, variables: dict) -> dict[str, dict]:
     return {name: results[name] for name in exp.conditions}
 
 
-def _asked(exp: Experiment, condition: Condition, variables: dict) -> Callable | bucket.Stream:
+def _asked(exp: Experiment, name: str, variables: dict) -> Callable | bucket.Stream:
     """What a condition asks of each batch: a function of a batch on the devices, or a stream of batches on the host."""
-    key, inputs = jax.random.key(SEED), condition.inputs
+    key, condition = jax.random.key(SEED), exp.conditions[name]
+    inputs = condition.inputs
     options = {"model": condition.model, "inputs": inputs, "objective": exp.objective, "mesh": exp.mesh}
+    options["logits"] = name == calibration.CONDITION
     if inputs.mask.mode != "bucket":
         return functools.partial(eval_step, key, variables, **options)
     patches = (exp.config.data.image_size // inputs.patch_size) ** 2

@@ -1,4 +1,4 @@
-"""What a model saw of a photograph, as a picture: its crops, the patches that a mask leaves out, the scores of all."""
+"""What a model saw of a photograph, as a picture: the whole of it, the patches that a mask leaves out, the scores."""
 
 import math
 import unicodedata
@@ -7,79 +7,110 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
 
-SIDE = 448  # of each of the panels, pixels
+SIDE = 480  # longer side of each of the panels, pixels
 MARGIN, GAP, HEAD, FOOT, BAR = 24, 24, 92, 20, 16
 # viridis, by its anchors: lightness rises all the way, so that the map can be read in grey and by the colour-blind.
 COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)
-GREY, RED = "#444444", "#d62728"
+GREY, RED, PALE = "#444444", "#d62728", 238
 DROPPED = 0.25  # brightness that is left of a dropped patch
+UNSEEN = 0.75  # how far what the model does not see is bleached
+HATCH = 9  # pixels between the strokes over what is left out
 
 
 def draw(
-    crops: np.ndarray,
+    picture: np.ndarray,
+    boxes: np.ndarray,
     scores: np.ndarray,
     keep: np.ndarray,
     *,
-    patch_size: int,
+    patch: float,
     title: str,
     caption: str = "",
     threshold: float | None = None,
 ) -> Image.Image:
-    """Two panels: the crops with dropped patches darkened, and the score of every patch on a logarithmic scale.
+    """Two panels: the photograph with what is left out darkened, and the score of every patch on a logarithmic scale.
 
-    crops: uint8[n, S, S, 3]. scores: float32[n, rows, columns], keep: bool of that shape. Several crops are tiled, in
-    their order. threshold: of the mask, marked on the scale. The scale runs from 1 to 10,000, beyond that where scores
-    do: one photograph can be compared with another.
+    picture: uint8[h, w, 3]: the whole photograph. boxes: float[n, 4], top, left, bottom and right of the n crops that
+    the model saw, in shares of its height and width. scores: float32[n, rows, columns], keep: bool of that shape.
+    patch: side of a patch, in sides of a crop: rows and columns need not fill it. What no crop shows is bleached; where
+    crops overlap, scores are averaged (their logarithms), and a place is left out where most of them leave it out.
+
+    threshold: of the mask, marked on the scale. The scale runs from 1 to 10,000, beyond that where scores do: one
+    photograph can be compared with another.
     """
-    columns = math.ceil(math.sqrt(len(crops)))
-    side = SIDE // columns
-    panel = (columns * side, math.ceil(len(crops) / columns) * side)
+    scale = SIDE / max(picture.shape[:2])
+    width, height = (max(1, round(side * scale)) for side in picture.shape[1::-1])
+    photo = np.asarray(Image.fromarray(picture).resize((width, height), Resampling.LANCZOS), float)
+    score, kept, scored, seen = _over_the_photograph(boxes, scores, keep, patch, height, width)
     decades = max(4, math.ceil(math.log10(max(float(scores.max(initial=1)), 1))))
-    share = np.log10(np.clip(scores, 1, None)) / decades
-    colours = _enlarged(_colours(share), patch_size, crops.shape[1], 255)
-    brightness = _enlarged(np.where(keep, 1.0, DROPPED)[..., None], patch_size, crops.shape[1], 1)
+    left_out = scored & (kept < 0.5)
+    hatched = left_out & ((np.arange(height)[:, None] + np.arange(width)) % HATCH == 0)
+    photo = np.where(left_out[..., None], photo * DROPPED, photo)
+    photo = np.where(hatched[..., None], 128, photo)  # darkness alone would not show in what is dark already
+    photo = np.where(seen[..., None], photo, photo + UNSEEN * (255 - photo))
+    colours = np.where(scored[..., None], _colours(score / decades), PALE)
 
     left, top = MARGIN, MARGIN + HEAD
-    right = left + panel[0] + GAP
-    bar = right + panel[0] + 2 * GAP
-    size = (bar + BAR + 64 + MARGIN, max(top + panel[1] + FOOT + MARGIN, top + 160))
-    picture = Image.new("RGB", size, "white")
-    places = [(i % columns * side, top + i // columns * side) for i in range(len(crops))]
-    # A hair's breadth between crops: none of them is its neighbour's continuation.
-    inner = side - (2 if columns > 1 else 0)
-    panels = (crops * brightness, left, Resampling.LANCZOS), (colours, right, Resampling.NEAREST)
-    for images, panel_left, resample in panels:
-        for (x, y), tile in zip(places, np.uint8(np.round(images)), strict=True):
-            picture.paste(Image.fromarray(tile).resize((inner, inner), resample), (panel_left + x, y))
-
-    pen = ImageDraw.Draw(picture)
-    scale = side / crops.shape[1]
-    for i, row, column in np.argwhere(~keep):  # darkness alone would not show in what is dark already
-        x, y = places[i]
-        edges = (left + x + column * patch_size * scale, y + (row + 1) * patch_size * scale)
-        pen.line((edges, (edges[0] + patch_size * scale, edges[1] - patch_size * scale)), "#808080")
-    width = size[0] - 2 * MARGIN
-    _text(pen, (MARGIN, MARGIN - 4), title, 26, width)
-    _text(pen, (MARGIN, MARGIN + 32), caption, 16, width, GREY)
-    dropped = keep.size - keep.sum()
-    seen = "what the model sees" + (f", {dropped} of {keep.size} patches left out" if dropped else "")
-    _text(pen, (left, top - 24), seen, 15, panel[0], GREY)
-    _text(pen, (right, top - 24), "score of each patch", 15, panel[0], GREY)
-    _scale(picture, pen, (bar, top, BAR, panel[1]), decades, threshold)
-    return picture
+    right = left + width + GAP
+    bar = right + width + 2 * GAP
+    size = (max(bar + BAR + 64, 560) + MARGIN, max(top + height + FOOT + MARGIN, top + 160))
+    page = Image.new("RGB", size, "white")
+    for pixels, place in ((photo, left), (colours, right)):
+        page.paste(Image.fromarray(np.uint8(np.round(pixels))), (place, top))
+    pen = ImageDraw.Draw(page)
+    room = size[0] - 2 * MARGIN
+    _text(pen, (MARGIN, MARGIN - 4), title, 26, room)
+    _text(pen, (MARGIN, MARGIN + 32), caption, 16, room, GREY)
+    dropped = keep.size - int(keep.sum())
+    if dropped:
+        said = f"{dropped} of {keep.size} patches left out"
+    else:
+        said = "what the model sees" + ("" if seen.all() else "; bleached: what it does not")
+    _text(pen, (left, top - 24), said, 15, width, GREY)
+    _text(pen, (right, top - 24), "score of each patch", 15, width, GREY)
+    _scale(page, pen, (bar, top, BAR, max(height, 120)), decades, threshold)
+    return page
 
 
-def _enlarged(grid: np.ndarray, patch_size: int, side: int, rest: float) -> np.ndarray:
-    """Values of patches [n, rows, columns, channels] -> of pixels; those right and below of all patches get `rest`."""
-    covered = grid.repeat(patch_size, axis=1).repeat(patch_size, axis=2)
-    missing = [(0, 0), *((0, side - covered.shape[axis]) for axis in (1, 2)), (0, 0)]
-    return np.pad(covered, missing, constant_values=rest)
+def mosaic(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Crops uint8[n, S, S, 3] side by side, in their order, as a picture and its boxes for `draw`."""
+    number, side = crops.shape[:2]
+    columns = math.ceil(math.sqrt(number))
+    rows = math.ceil(number / columns)
+    picture = np.full((rows * side, columns * side, 3), 255, np.uint8)
+    places = [(i // columns, i % columns) for i in range(number)]
+    for (row, column), crop in zip(places, crops, strict=True):
+        # A hair's breadth between crops: none of them is its neighbour's continuation.
+        edge = slice(0, side - 1 if number > 1 else side)
+        picture[row * side :, column * side :][edge, edge] = crop[edge, edge]
+    boxes = np.array([(row, column, row + 1, column + 1) for row, column in places], float)
+    return picture, boxes / (rows, columns, rows, columns)
 
 
-def _scale(picture, pen, box, decades, threshold) -> None:
+def _over_the_photograph(boxes, scores, keep, patch, height, width):
+    """Of each pixel of the panel: the mean logarithm of its scores, the share of patches that are kept, whether it lies
+    in a patch, and whether in a crop."""
+    total, kept, number = np.zeros((3, height, width))
+    seen = np.zeros((height, width), bool)
+    rows, columns = scores.shape[1:]
+    y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+    for (top, left, bottom, right), score, keeps in zip(boxes, np.log10(np.clip(scores, 1, None)), keep, strict=True):
+        row = np.floor((y - top) / (bottom - top) / patch + 1e-9).astype(int)
+        column = np.floor((x - left) / (right - left) / patch + 1e-9).astype(int)
+        seen |= np.outer((y >= top) & (y < bottom), (x >= left) & (x < right))
+        inside = np.outer((row >= 0) & (row < rows), (column >= 0) & (column < columns))
+        place = np.ix_(np.clip(row, 0, rows - 1), np.clip(column, 0, columns - 1))
+        total += np.where(inside, score[place], 0)
+        kept += inside & keeps[place]
+        number += inside
+    number = np.maximum(number, 1e-9)
+    return total / number, kept / number, number >= 1, seen
+
+
+def _scale(page, pen, box, decades, threshold) -> None:
     left, top, width, height = box
     colours = _colours(np.linspace(1, 0, height)[:, None])
-    picture.paste(Image.fromarray(np.uint8(np.round(colours))).resize((width, height)), (left, top))
+    page.paste(Image.fromarray(np.uint8(np.round(colours))).resize((width, height)), (left, top))
 
     def y(score):
         return top + (1 - math.log10(score) / decades) * (height - 1)

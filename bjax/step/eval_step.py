@@ -44,14 +44,15 @@ def prepare(
 def assess(variables: dict, prepared: tuple, *, model, objective: Objective, mesh: Mesh) -> Batch:
     """The model's answers to what `prepare` returns, one row per image, whole on every process.
 
-    int32[B] label and prediction; float32[B] top1, top5, loss, confidence (the largest probability), kept (a share),
-    and the facts, of which the mask says which rows count; estimates float32[B, 4] of the blur's sigma, length, angle
-    and radius, where the model estimates them.
+    float32[B, classes] logits; int32[B] label and prediction; float32[B] top1, top5, loss, confidence (the largest
+    probability), kept (a share), and the facts, of which the mask says which rows count; estimates float32[B, 4] of the
+    blur's sigma, length, angle and radius, where the model estimates them.
     """
     images, kept, labels, facts = prepared
     outputs = apply(model, variables, images, kept, train=False)
     logits = outputs[:, : objective.num_classes]
     answers = {
+        "logits": logits.astype(jnp.float32),
         "label": labels,
         "prediction": logits.argmax(axis=1).astype(jnp.int32),
         "confidence": jax.nn.softmax(logits.astype(jnp.float32)).max(axis=1),
@@ -76,14 +77,16 @@ def eval_step(
     objective: Objective,
     mesh: Mesh,
     score: bool = True,
+    logits: bool = False,
 ) -> Batch:
-    """`prepare`, then `assess`: the answers to a batch, one row per image.
+    """`prepare`, then `assess`: the answers to a batch, one row per image; logits, which are many, only on request.
 
     Compiled in these two parts: conditions that differ in blur or selector share the second, by far the larger, so that
     a grid of them compiles the model once per number of tokens.
     """
     prepared = prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh, score=score)
-    return assess(variables, prepared, model=model, objective=objective, mesh=mesh)
+    answers = assess(variables, prepared, model=model, objective=objective, mesh=mesh)
+    return {name: rows for name, rows in answers.items() if logits or name != "logits"}
 
 
 def batch_statistics(
