@@ -1,5 +1,6 @@
 """Focus measures against cv2, thresholds against NumPy and scikit-image, and the calibration command."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from bjax import blur, sharpness, thresholds
+from bjax import config as configs
+from bjax.tokens import MaskSpec
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -204,6 +207,63 @@ def test_command_prints_and_plots(photos, capsys):
     assert "Otsu" in printed
     with Image.open(out) as plot:
         assert plot.size[0] > 500
+
+
+@pytest.fixture
+def mixed(photos):
+    """Two sharp photographs, three that are blurred at 224 px, and one that is turned."""
+    sharp = Image.fromarray(skimage.data.chelsea())
+    for sigma in (2, 4, 6):
+        sharp.filter(ImageFilter.GaussianBlur(sigma)).save(photos / f"blurred_{sigma}.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sharp.transpose(Image.Transpose.ROTATE_90).save(photos / "turned.png", exif=exif)
+    return photos
+
+
+def test_command_says_which_photographs_are_blurred(mixed, capsys):
+    """And takes none of them for sharp, where most are blurred."""
+    assert thresholds.main([str(mixed), "--json"]) == 0
+    *rows, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {Path(row["photo"]).stem for row in rows if row["blurred"]} == {"blurred_2", "blurred_4", "blurred_6"}
+    assert [row["sharpness"] for row in rows] == sorted(row["sharpness"] for row in rows)
+    named = {Path(row["photo"]).stem: row["sharpness"] for row in rows}
+    upright = Image.open(mixed / "turned.png").transpose(Image.Transpose.ROTATE_270).convert("RGB")
+    scaled = np.asarray(upright.resize((int(224 * 451 / 300), 224), Image.Resampling.BILINEAR))
+    response = cv2.Laplacian(cv2.cvtColor(scaled, cv2.COLOR_RGB2GRAY), cv2.CV_64F)
+    assert named["turned"] == pytest.approx(response.var(), rel=1e-9)
+    sharp = [str(mixed / name) for name in ("astronaut.png", "chelsea.jpg", "turned.png")]
+    assert thresholds.main([*sharp, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == last
+    assert last["kept"]["sharp"] - last["kept"]["σ = 2"] > 0.5
+    assert thresholds.main([str(mixed)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:7]] == [row["photo"] for row in rows]
+    assert [line.endswith("  blurred") for line in lines[1:7]] == [True] * 3 + [False] * 3
+    assert "3 of 6 seem blurred already: they are left out of what follows" in lines
+
+
+def test_the_last_line_can_be_pasted(mixed, capsys):
+    flags = ["--measure=tenengrad", "--scope=patch"]
+    assert thresholds.main([str(mixed), *flags]) == 0
+    pairs = [flag.removeprefix("--config.").split("=") for flag in capsys.readouterr().out.splitlines()[-1].split()]
+    config = configs.load(f"{ROOT}/configs/resnet50.py:demo", [tuple(pair) for pair in pairs])
+    mask = MaskSpec(**config.mask)
+    assert (mask.mode, mask.selector, mask.scope) == ("zero_pixels", "tenengrad", "patch")
+    assert mask.threshold > 0
+    assert thresholds.main([str(mixed / "blurred_4.png"), str(mixed / "blurred_6.png")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("no threshold is recommended: every photograph seems blurred already")
+
+
+def test_the_recommended_threshold_separates_best():
+    rng = np.random.default_rng(0)
+    sharp, *blurred = (rng.lognormal(mean, 1.5, 300) for mean in (6, 4, 2))
+    scores = {"sharp": sharp, "σ = 1": blurred[0], "σ = 2": blurred[1]}
+    everything = np.concatenate(blurred)
+    gain = [(sharp >= t).mean() - (everything >= t).mean() for t in np.concatenate([sharp, everything])]
+    best = thresholds.recommended(scores)
+    assert (sharp >= best).mean() - (everything >= best).mean() == pytest.approx(max(gain), abs=0.005)
 
 
 def test_command_blurs_with_the_whole_gaussian(photos, monkeypatch, capsys):

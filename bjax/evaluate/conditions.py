@@ -42,9 +42,9 @@ def evaluate(exp: Experiment, variables: dict, beside: dict[str, Callable] | Non
         for name in asked:
             logits = answers[name].pop("logits", None)
             if logits is not None and beside is not None:
-                of_all = {k: answers[name][k][answers[name]["mask"]] for k in ("label",)} | images
-                fit = functools.partial(calibration.of_answers, logits[answers[name]["mask"]], of_all)
-                beside[calibration.FILE] = fit
+                counted = answers[name]["mask"]
+                truth = {"label": answers[name]["label"][counted]} | images
+                beside[calibration.FILE] = functools.partial(calibration.of_answers, logits[counted], truth)
             results[name] = _row(exp, name, source, images, answers[name])
         skipped = source.num_examples - len(images["id"])
         if skipped and jax.process_index() == 0:
