@@ -187,6 +187,9 @@ def _footer(run: Run) -> list[str]:
     calibrated = "not calibrated: the run has no calibration.json, --mode=eval writes it"
     if run.temperature is not None:
         calibrated = f"calibrated on its condition sharp, temperature {run.temperature:.3g}"
+        after = run.calibration.get("after")
+        if isinstance(error := isinstance(after, dict) and after.get("ece"), float):
+            calibrated += f", off by {100 * error:.1f} % where others chose it"
     return [
         f"by {run.what}",
         f"seen %: of the photograph, {how}",

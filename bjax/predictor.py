@@ -35,9 +35,14 @@ class Run:
     model: nn.Module
     inputs: Inputs
     variables: dict
-    temperature: float | None  # that logits are divided by, as the run's calibration.json has it; None: not calibrated
+    calibration: dict | None  # what the run's calibration.json holds; None: not calibrated
     # What the run is worth: a condition with its row of results.json; None: it was not evaluated.
     worth: tuple[str, dict] | None
+
+    @property
+    def temperature(self) -> float | None:
+        """What logits are divided by; None: not calibrated."""
+        return self.calibration and self.calibration["temperature"]
 
     @property
     def size(self) -> int:
@@ -135,9 +140,9 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
     fitted, rows = (_read_json(workdir / name) for name in ("calibration.json", "results.json"))
     temperature = fitted and fitted.get("temperature")
     if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
-        temperature = None
+        fitted = None
     worth = next(((k, rows[k]) for k in (condition, "sharp", *(rows or {})) if rows and _is_row(rows.get(k))), None)
-    return Run(what, config, classes, model, inputs, variables, temperature, worth)
+    return Run(what, config, classes, model, inputs, variables, fitted, worth)
 
 
 def _read_json(path: Path) -> dict | None:

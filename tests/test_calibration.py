@@ -2,9 +2,11 @@
 
 import json
 
+import made_up as runs
 import numpy as np
 import pytest
 
+from bjax import report
 from bjax.evaluate import calibration
 
 
@@ -96,3 +98,20 @@ def test_a_run_leaves_its_calibration_beside_unchanged_results(tiny_run):
     assert found["before"]["ece"] == pytest.approx(row["ece"], abs=1e-6)
     assert (found["n"], found["n_photographs"]) == (row["n"], row["n_photographs"])
     assert not {"logits", "temperature", "calibration"} & set(row)
+
+
+def test_the_report_has_it_before_and_after(tmp_path):
+    run = runs.run(tmp_path / "run", "configs/vit_mask.py:demo")
+    fitted = {"temperature": 1.2345, "n": 224, "n_photographs": 14, "folds": 5}
+    fitted |= {"before": {"nll": 1.25, "ece": 0.132}, "after": {"nll": 1.125, "ece": 0.051}}
+    (run / "calibration.json").write_text(json.dumps(fitted))
+    text = report.write([run], tmp_path / "out")
+    (row,) = [line for line in text.splitlines() if "224 of 14" in line]
+    assert row.replace("|", " ").split()[-10:] == ["13.2", "5.1", "1.250", "1.125", "1.23", "5", "224", "of", "14", "1"]
+    (run / "calibration.json").write_text(json.dumps(fitted | {"after": None}))
+    text = report.write([run], tmp_path / "out")
+    assert "1.23" in text
+    (run / "calibration.json").write_text(json.dumps(fitted | {"after": {"nll": "?"}}))
+    text = report.write([run], tmp_path / "out")
+    assert "calibration.json: after is missing or damaged; evaluate the run again" in text
+    assert "1.23 " not in text

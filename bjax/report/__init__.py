@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bjax.errors import Parser, UserError, as_command, new_folder
-from bjax.report import curves, facts, masks, matrix, paper1, paper2, read, render, seeds, sweeps
+from bjax.report import calibration, curves, facts, masks, matrix, paper1, paper2, read, render, seeds, sweeps
 from bjax.report.render import Heading, Items, Text, per_run
 from bjax.report.runs import Run
 
@@ -26,6 +26,7 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Model × training blur × test condition": matrix.matrix,
     "Sweeps": sweeps.grids,
     "Accuracy and calibration against Gaussian σ": curves.sigma_curves,
+    "Calibration: one temperature, before and after": calibration.table,
     "ImageNet-C: error against severity": curves.imagenet_c,
     "Abstention: accuracy against coverage": curves.abstention,
     "Selection or deletion: top-1 accuracy at matched keep rates": per_run(masks.matched_rates),

@@ -19,7 +19,7 @@ AGAIN = "evaluate the run again with --mode=eval"
 GALLERY = ("image", "kept", "score", "label", "prediction", "confidence")
 # What a run may have left beside its results, by the field of `Run` that it becomes.
 EXTRAS = {"speed": "speed.json", "quality": "mask_quality.json", "sessions": "run.json"}
-EXTRAS |= {"classes": "classes.json", "gallery": "gallery.npz"}
+EXTRAS |= {"classes": "classes.json", "gallery": "gallery.npz", "calibration": "calibration.json"}
 
 
 def load(folders: list[Path]) -> tuple[list[Run], list[str]]:
@@ -210,6 +210,10 @@ def share_or_none(value) -> bool:
     return value is None or share(value)
 
 
+def calibrated_or_none(value) -> bool:
+    return value is None or misfit(value, CALIBRATION) is None
+
+
 def count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -243,6 +247,7 @@ SESSION |= {"versions?": {"*": str}, "device?": str, "processes?": int}
 SPEED = {"images_per_second": NUMBER, "tokens?": NUMBER, "flops?": NUMBER}
 RATES = {"precision": share_or_none, "recall": share_or_none}
 RATES |= {"dropped": share, "blurred": share, "patches": count}
+CALIBRATION = {"nll": NUMBER, "ece": share}
 FILES = {
     "config.json": {
         "seed": int,
@@ -257,6 +262,14 @@ FILES = {
     "results.json": ANY,  # rows, one by one
     "speed.json": {"device": str, "rounds": int, "batch_size": int, "how": str, "conditions": {"*": SPEED}},
     "mask_quality.json": {"*": {"*": RATES}},
+    "calibration.json": {
+        "temperature": NUMBER,
+        "n": positive,
+        "n_photographs?": positive,
+        "folds": positive,
+        "before": CALIBRATION,
+        "after": calibrated_or_none,
+    },
     "run.json": {"sessions": [SESSION]},
     "classes.json": [str],
     "sweep.json": {"runs": {"*": {"*": str}}},

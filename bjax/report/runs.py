@@ -130,6 +130,7 @@ class Run:
     sessions: tuple[dict, ...] = ()
     classes: tuple[str, ...] = ()  # names, where the run left them
     gallery: dict[str, dict[str, np.ndarray]] | None = None  # by condition, see bjax/evaluate/gallery.py
+    calibration: dict | None = None  # see bjax/evaluate/calibration.py; of several seeds the first's that has it
     sweep: str = ""  # the sweep it belongs to
     point: tuple[tuple[str, str], ...] = ()  # its overrides there, without the seed
     number: int = 0  # in the report

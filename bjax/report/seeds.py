@@ -17,7 +17,8 @@ from bjax.specs import Run as Options
 # Of a config: what decides neither weights nor results. Runs that differ in this and the seed alone are shown as one.
 IRRELEVANT = ("seed", *affecting(Options, "nothing"))
 
-EXTRAS = ("speed", "quality", "gallery")  # what was measured beside the results: the first seed's that has it
+# What was measured beside the results: the first seed's that has it.
+EXTRAS = ("speed", "quality", "gallery", "calibration")
 
 
 def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
