@@ -21,7 +21,7 @@ they take no more together than the largest alone, 3.9 GB. Those of more than 17
 damaged ones, and what is no regular file. Each of these is a line on stderr, the others go on, and the exit code is 1.
 
 Where the run tells blur types apart, nothing is scaled, since that would change the blur. A photograph is seen in up to
-16 crops, those with the most detail (`bjax.data.decode.detailed_crops`), and probabilities are averaged. Photographs
+16 crops, those with the most detail (`bjax.data.views.detailed`), and probabilities are averaged. Photographs
 smaller than a crop are extended by reflection.
 
 Sharpness is the variance of the Laplacian over the whole photograph, its shorter side brought to the run's evaluation
@@ -183,21 +183,25 @@ def _footer(run: Run) -> list[str]:
     elif run.scaled:
         how = f"in the middle {run.size} px, the shorter side at {run.config.data.resize} px, as the run evaluates"
     else:
-        how = f"in up to {run.crops} overlapping tiles of {run.size} px, reduced as far as these need it"
-    calibrated = "not calibrated: the run has no calibration.json, --mode=eval writes it"
-    if run.temperature is not None:
-        calibrated = f"calibrated on its condition sharp, temperature {run.temperature:.3g}"
-        after = run.calibration.get("after")
-        if isinstance(error := isinstance(after, dict) and after.get("ece"), float):
-            calibrated += f", off by {100 * error:.1f} % where others chose it"
+        how = f"in up to {run.crops} overlapping tiles of {run.size} px, scaled down where they do not reach"
     return [
         f"by {run.what}",
         f"seen %: of the photograph, {how}",
         f"sharpness: variance of the Laplacian (0..255) of the whole, shorter side at {run.side} px",
-        f"%: probability among the {len(run.classes)} classes it knows ({calibrated});",
-        "   a photograph of anything else gets one of them all the same",
+        f"%: probability among the {len(run.classes)} classes it knows; anything else gets one of them too",
+        f"   {_calibrated(run)}",
         *_worth(run),
     ]
+
+
+def _calibrated(run: Run) -> str:
+    if run.temperature is None:
+        return "not calibrated: no calibration.json, which evaluating a condition named sharp writes"
+    said = f"calibrated by temperature {run.temperature:.3g}, fitted on its condition sharp"
+    errors = [part.get("ece") for k in ("before", "after") if isinstance(part := run.calibration.get(k), dict)]
+    if len(errors) == 2 and all(isinstance(error, float) for error in errors):
+        said += "; error {:.1%} before, {:.1%} after, held out".format(*errors)
+    return said
 
 
 def _worth(run: Run) -> list[str]:
@@ -223,7 +227,7 @@ def _overlay(run: Run, path: Path, prediction: Prediction) -> Image.Image:
         picture, boxes = overlay.mosaic(view.crops)
     top = prediction.top(1)
     seen = f"{prediction.seen:.1%} seen" + (f" in {len(prediction.crops)} crops" if several else "")
-    return overlay.draw(
+    page = overlay.draw(
         picture,
         boxes,
         prediction.scores,
@@ -234,6 +238,7 @@ def _overlay(run: Run, path: Path, prediction: Prediction) -> Image.Image:
         f"sharpness {_number(prediction.sharpness)}",
         threshold=run.inputs.mask.threshold,
     )
+    return page if boxes is view.boxes else overlay.with_places(page, prediction.picture, view.boxes)
 
 
 def _number(x: float | None) -> str:

@@ -223,6 +223,11 @@ def test_a_workdir_belongs_to_one_config(finished, data_dir):
             "config.mask.keep_rate",
         ),
         (["--config=configs/densenet121.py:train=mix"], "train=mix"),
+        (
+            ["--config=configs/vit_mask.py:demo", "--config.eval.blurred.blur.sigma=1,9"],
+            "config.eval.blurred.blur.sigma=9: kernel_size=19 would cut the Gaussian off at 1σ, to a standard "
+            "deviation of 5.08; use kernel_size=73, or a sigma of at most 3",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, data_dir, tmp_path, monkeypatch, capsys):

@@ -170,7 +170,10 @@ def test_the_footer_says_what_the_answers_are_worth(tiny_run, tmp_path, capsys):
     right = f"{100 * row['top1']:.1f} % (95 %: {100 * low:.1f}–{100 * high:.1f})"
     assert f"worth: right on {right} of 224 images of 14 photographs: " in text
     assert "photos test, condition sharp" in text
-    assert "among the 14 classes it knows (calibrated on its condition sharp, temperature" in text
+    fitted = json.loads((run / "calibration.json").read_text())
+    assert "among the 14 classes it knows; anything else gets one of them too" in text
+    errors = "; error {:.1%} before, {:.1%} after, held out".format(*(fitted[k]["ece"] for k in ("before", "after")))
+    assert f"by temperature {fitted['temperature']:.3g}, fitted on its condition sharp{errors}" in text
     assert "shorter side at 32 px" in text
     (run / "calibration.json").unlink()
     (run / "results.json").unlink()
@@ -464,6 +467,11 @@ def test_the_type_of_blur_is_the_mean_over_detailed_crops(tiny_run, tmp_path):
     np.testing.assert_allclose(prediction.probabilities, np.mean([p.probabilities for p in each], axis=0), atol=1e-6)
     assert np.std([p.probabilities for p in each], axis=0).max() > 1e-3
     assert prediction.seen == pytest.approx(16 * 32 * 32 / photo.shape[0] / photo.shape[1])
+    flags = [str(PHOTOS / UNSEEN[0]), f"--workdir={tmp_path}/run", f"--out={tmp_path}/seen", "--json"]
+    assert predict.main(flags) == 0
+    drawn = np.asarray(Image.open(tmp_path / "seen" / "chelsea.png").convert("RGB"), int)
+    frames = (drawn == (214, 39, 40)).all(axis=-1).sum()
+    assert frames > 16 * 4 * 2 * 20  # 16 frames of two pixels over the whole photograph
     # Nothing is rescaled: half the photograph has other pixels, a corner of it the same.
     small = predictor(photo[:20, :24])
     assert small.crops.shape == (1, 32, 32, 3)

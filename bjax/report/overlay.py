@@ -87,6 +87,21 @@ def mosaic(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return picture, boxes / (rows, columns, rows, columns)
 
 
+def with_places(page: Image.Image, picture: np.ndarray, boxes: np.ndarray) -> Image.Image:
+    """A page of `draw` about a `mosaic`, and below it the whole photograph with the places of the crops framed."""
+    scale = SIDE / max(picture.shape[:2])
+    width, height = (max(1, round(side * scale)) for side in picture.shape[1::-1])
+    larger = Image.new("RGB", (page.width, page.height + height + FOOT + MARGIN), "white")
+    larger.paste(page, (0, 0))
+    top = page.height
+    larger.paste(Image.fromarray(picture).resize((width, height), Resampling.LANCZOS), (MARGIN, top))
+    pen = ImageDraw.Draw(larger)
+    _text(pen, (MARGIN, top - 24), "where these crops lie", 15, page.width - 2 * MARGIN, GREY)
+    for y0, x0, y1, x1 in np.clip(boxes, 0, 1) * (height, width, height, width):
+        pen.rectangle((MARGIN + x0 - 1, top + y0 - 1, MARGIN + x1 + 1, top + y1 + 1), outline=RED, width=2)
+    return larger
+
+
 def _over_the_photograph(boxes, scores, keep, patch, height, width):
     """Of each pixel of the panel: the mean logarithm of its scores, the share of patches that are kept, whether it lies
     in a patch, and whether in a crop."""
