@@ -35,9 +35,9 @@ class Run:
     model: nn.Module
     inputs: Inputs
     variables: dict
-    calibration: dict | None  # what the run's calibration.json holds; None: not calibrated
+    calibration: dict | None = None  # what the run's calibration.json holds; None: not calibrated
     # What the run is worth: a condition with its row of results.json; None: it was not evaluated.
-    worth: tuple[str, dict] | None
+    worth: tuple[str, dict] | None = None
 
     @property
     def temperature(self) -> float | None:
@@ -77,7 +77,7 @@ class Prediction:
     # float32[classes], mean over the crops of which the mask keeps something; None: it keeps nothing, see `reason`.
     # Of these classes alone: what is none of them gets probabilities all the same.
     probabilities: np.ndarray | None
-    sharpness: float | None  # `bjax.sharpness.whole` of the photograph at the run's evaluation size; None: too long
+    sharpness: float | None  # `bjax.sharpness.whole` of the photograph at the run's evaluation size; None: too large
     kept: float  # share of the patches that the mask keeps
     view: views.View
     scores: np.ndarray  # float32[n, rows, columns]: of patches, by the mask's measure or Laplacian variance

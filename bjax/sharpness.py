@@ -146,8 +146,8 @@ def laplacian(grey: Grey) -> Int32[Array, "b h w"]:
 
 def _grey(photo: np.ndarray) -> np.ndarray:
     """`grey_levels` of uint8[H, W, 3] in NumPy."""
-    red, green, blue = np.moveaxis(photo.astype(np.int32), -1, 0)
-    return (9798 * red + 19235 * green + 3735 * blue + (1 << 14)) >> 15
+    weighted = (weight * photo[..., i].astype(np.int32) for i, weight in enumerate((9798, 19235, 3735)))
+    return (sum(weighted) + (1 << 14)) >> 15
 
 
 def _laplacian(grey: np.ndarray) -> np.ndarray:

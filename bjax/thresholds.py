@@ -105,7 +105,7 @@ def _score_photos(flags: argparse.Namespace) -> tuple[list[Photo], int]:
         try:
             photo = views.with_side(decode.decode(decode.read(path), exif_rotate=True), flags.size)
             if photo is None:
-                raise ValueError(f"too long for a shorter side of {flags.size} px")
+                raise ValueError(f"more than {views.LARGEST:,} pixels at a shorter side of {flags.size} px")
         except (ValueError, OSError) as error:
             cause = f"{shown(path)}: cannot be read as a photograph ({error})"
             if len(paths) == 1:

@@ -77,6 +77,12 @@ def test_sharpness_of_a_whole_photograph_is_opencvs(shape):
     assert sharpness.own_blur(photo) > 0
 
 
+def test_a_strip_is_not_enlarged_to_gigabytes():
+    strip = np.zeros((3, 120_000, 3), np.uint8)
+    assert views.with_side(strip, 224) is None
+    assert views.with_side(strip[:, :1000], 224).shape == (224, 74666, 3)
+
+
 def test_a_photograph_tells_whether_it_is_blurred():
     """Those of scikit-image that are sharp themselves, and OpenCV's Gaussian."""
     names = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "rocket")

@@ -13,6 +13,7 @@ from bjax.data import decode
 
 STEP = 0.75  # between tiles in a row, in tiles, at most: neighbours overlap by a quarter, so nothing falls between them
 PICTURE = 896  # longer side of what is drawn, pixels
+LARGEST = 2**24  # pixels of a whole photograph that is scaled to be measured: strips would become huge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +84,11 @@ def detailed(photo: np.ndarray, size: int, most: int) -> View:
 
 
 def with_side(photo: np.ndarray, side: int) -> np.ndarray | None:
-    """The whole photograph with its shorter side at `side` pixels, bilinear; None where that would be too large."""
+    """The whole photograph with its shorter side at `side` pixels, bilinear; None above `LARGEST`."""
     height, width = photo.shape[:2]
     long = int(side * max(height, width) / min(height, width))
     height, width = (side, long) if height <= width else (long, side)
-    return decode.resized(photo, height, width) if decode.is_within_bound(height, width) else None
+    return decode.resized(photo, height, width) if height * width <= LARGEST else None
 
 
 def picture(photo: np.ndarray) -> np.ndarray:
