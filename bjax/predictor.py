@@ -148,7 +148,7 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
 def _read_json(path: Path) -> dict | None:
     """What a file beside the weights holds, none of which is needed to predict; None where it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(sums.read(path))
         if isinstance(content, dict):
             return content
         raise ValueError
