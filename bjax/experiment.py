@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from bjax import models, weights
 from bjax.blur.sample import KINDS, BlurSpec
 from bjax.config import check_devices
-from bjax.data import loader
+from bjax.data import known, loader
 from bjax.data.loader import Source
 from bjax.errors import UserError, nearest
 from bjax.models.vit import TOKEN_OPTIONS
@@ -34,6 +34,7 @@ from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
 from bjax.step.state import State
 from bjax.tokens import MaskSpec
+from bjax.weights import published
 
 # Of every evaluation, so that runs and conditions blur an image alike: differences between them are then paired.
 SEED = 0
@@ -82,10 +83,34 @@ def build(config, num_classes: int | None = None) -> Experiment:
         return _described(config, len(KINDS) if config.task == "blur_type" else num_classes)
     source = _open_split(config, config.data.train, "data.train")
     exp = build(config, source.num_classes)
+    if source.labels:
+        exp = _among_known(exp, source)
     splits = _open_splits(exp)
     check_devices(config, jax.device_count())
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     return dataclasses.replace(exp, source=source, splits=splits, mesh=mesh)
+
+
+def _among_known(exp: Experiment, source: Source) -> Experiment:
+    """Where the dataset's classes are some of those that the model keeps logits for; tells people."""
+    only, name = exp.config.data.only_known_classes, exp.config.init_from
+    if jax.process_index() == 0:
+        compete = "their logits alone" if only else f"all {source.num_classes:,} logits"
+        flag = f"config.data.only_known_classes={str(only).lower()}"
+        print(f"{source.name} has {len(source.labels):,} of the classes of {name}: {compete} compete ({flag})")
+    present = tuple(sorted(source.labels)) if only else ()
+    return dataclasses.replace(exp, objective=dataclasses.replace(exp.objective, present=present))
+
+
+def _known_classes(config) -> tuple[str, ...] | None:
+    """The classes that the run's logits are of where it keeps the head of weights by name; None: the dataset's."""
+    keeps = config.task == "object" and not config.init_new_head and published.find(config.init_from)
+    if config.data.only_known_classes and not keeps:
+        way = (
+            "name weights that know ImageNet's, such as --config.init_from=torchvision:resnet50, without init_new_head"
+        )
+        raise UserError(f"config.data.only_known_classes=true: a head of the dataset's classes knows no others; {way}")
+    return known.imagenet() if keeps else None
 
 
 def _described(config, num_classes: int) -> Experiment:
@@ -94,6 +119,7 @@ def _described(config, num_classes: int) -> Experiment:
     if name not in models.MODELS:
         hint = nearest(name, models.MODELS)
         raise UserError(f"config.model.name={name}: expected one of {', '.join(models.MODELS)}{hint}")
+    published.named(config)
     model = _model(config, num_classes, "model")
     size, smallest = config.data.image_size, getattr(model, "smallest", 1)
     if size < smallest:
@@ -214,6 +240,9 @@ def _corruption(config, name: str, condition) -> tuple[str, int] | None:
 def _open_split(config, split: str, key: str) -> Source:
     """key: of the config that names the split. Raises UserError where it does not exist or lacks the task's labels."""
     source = loader.open_split(config.data.name, split, data_dir=config.data.data_dir)
+    classes = _known_classes(config)
+    if classes and source.class_names != classes:
+        source = known.among(source, classes)
     return loader.with_labels(source, f"config.{key}={split}") if config.task == "object" else source
 
 
@@ -292,12 +321,13 @@ def variables_of(exp: Experiment, workdir: Path) -> tuple[str, dict]:
 
 
 def weights_of(config, shapes: State) -> dict:
-    """The variables in the file `config.init_from`, fitted to a state of `shapes`; touches no device."""
+    """The variables of the file or the name `config.init_from`, fitted to a state of `shapes`; touches no device."""
     like = {"params": shapes.params, "batch_stats": shapes.batch_stats}
     like = {k: v for k, v in like.items() if v}
     note = print if jax.process_index() == 0 else lambda line: None
-    path = Path(config.init_from).expanduser()
-    return weights.load(config.model.name, path, like=like, new_head=config.init_new_head, note=note)
+    if (given := published.named(config)) and (line := published.advice(given, config)):
+        note(line)
+    return weights.load(config.model.name, config.init_from, like=like, new_head=config.init_new_head, note=note)
 
 
 def keep_compiled() -> None:

@@ -209,6 +209,8 @@ class Data:
     threads: int = number(16, low=1, high=1024, affects="nothing")
     # batches ahead, in memory; fewer than threads leaves some idle
     prefetch: int = number(16, low=1, high=1024, affects="nothing")
+    # of weights by name: logits of ImageNet's classes that the dataset lacks do not compete in evaluation
+    only_known_classes: bool = plain(False, added=True, affects="evaluation")
     # an image that cannot be decoded; skip: counted
     on_corrupt: str = one_of("raise", "skip", affects="evaluation")
 
@@ -302,7 +304,8 @@ class Run:
     nonfinite: str = one_of("stop", "skip", added=True, affects="nothing")
     # such steps in a row that are skipped; the next one stops the run
     nonfinite_limit: int = number(10, low=1, added=True, affects="nothing")
-    init_from: str = plain("", affects="weights")  # weight file to start from; empty: random weights
+    # weights to start from, a file or a name (python -m bjax.weights lists them); empty: random ones
+    init_from: str = plain("", affects="weights")
     # leave its last layer out, for other classes than the file's
     init_new_head: bool = plain(False, added=True, affects="weights")
     data: Data = group(Data)

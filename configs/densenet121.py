@@ -2,10 +2,10 @@
 
     python -m bjax.main --config=configs/densenet121.py:demo          blur types on the embedded photographs, CPU
     python -m bjax.main --config=configs/densenet121.py               blur types on ImageNet's images
-    python -m bjax.main --config=configs/densenet121.py --config.init_from=densenet121-a639ec97.pth \\
+    python -m bjax.main --config=configs/densenet121.py --config.init_from=torchvision:densenet121 \\
         --config.init_new_head=true --config.optim.lr=0.01 --config.epochs=5     fine-tuned from object classes
     python -m bjax.main --config=configs/densenet121.py:task=object --mode=eval \\
-        --config.init_from=densenet121-a639ec97.pth --workdir=runs/densenet121_v1      object classes, only evaluated
+        --config.init_from=torchvision:densenet121 --workdir=runs/densenet121_v1      object classes, only evaluated
 
 ARGS: demo | imagenette, task=blur_type|object, train=sharp|blurred|mix (of task=object), fraction=100 (per cent of
 the images).

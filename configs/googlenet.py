@@ -2,7 +2,7 @@
 
     python -m bjax.main --config=configs/googlenet.py:demo                      the embedded photographs, CPU
     python -m bjax.main --config=configs/googlenet.py:train=mix,fraction=20     paper 1's data: a fifth of ImageNet
-    python -m bjax.main --config=configs/googlenet.py --mode=eval --config.init_from=googlenet-1378be20.pth \\
+    python -m bjax.main --config=configs/googlenet.py --mode=eval --config.init_from=torchvision:googlenet \\
         --config.dtype=float32 --workdir=runs/googlenet_v1
 
 ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the images),

@@ -2,7 +2,7 @@
 
     python -m bjax.main --config=configs/resnet50.py:demo                      the embedded photographs, CPU
     python -m bjax.main --config=configs/resnet50.py:train=mix,fraction=20     paper 1's data: a fifth of ImageNet
-    python -m bjax.main --config=configs/resnet50.py --mode=eval --config.init_from=resnet50-0676ba61.pth \\
+    python -m bjax.main --config=configs/resnet50.py --mode=eval --config.init_from=torchvision:resnet50 \\
         --config.dtype=float32 --workdir=runs/resnet50_v1
 
 ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the images),

@@ -2,7 +2,7 @@
 
     python -m bjax.main --config=configs/vgg19.py:demo                      the embedded photographs, CPU; vgg19_bn
     python -m bjax.main --config=configs/vgg19.py:train=mix,fraction=20     paper 1's data: a fifth of ImageNet
-    python -m bjax.main --config=configs/vgg19.py --mode=eval --config.init_from=vgg19-dcbb9e9d.pth \\
+    python -m bjax.main --config=configs/vgg19.py --mode=eval --config.init_from=torchvision:vgg19 \\
         --config.dtype=float32 --workdir=runs/vgg19_v1
 
 ARGS: demo | imagenette, train=sharp|blurred|mix, fraction=100 (per cent of the images),

@@ -3,7 +3,7 @@
     python -m bjax.main --config=configs/vit.py:demo                        the embedded photographs, CPU
     python -m bjax.main --config=configs/vit.py:imagenette,variant=Ti/16    ten classes, downloaded on first use
     python -m bjax.main --config=configs/vit.py:train=blurred               ImageNet, ViT-S/16, 90 epochs
-    python -m bjax.main --config=configs/vit.py:variant=B/16 --mode=eval --config.init_from=vit_b_16-c867db91.pth \\
+    python -m bjax.main --config=configs/vit.py:variant=B/16 --mode=eval --config.init_from=torchvision:vit_b_16 \\
         --workdir=runs/vit_b_16_v1
 
 ARGS: demo | imagenette, variant=S/16 (demo: Ti/16), train=sharp|blurred|mix, fraction=100 (per cent of the images),

@@ -49,6 +49,7 @@ class Source:
     records: Any = dataclasses.field(repr=False)
     starts: tuple[int, ...] = (0,)  # where each part of a split such as "train+test" begins
     labelled: bool = False  # reading a record without a label (-1) is an error
+    labels: tuple[int, ...] = ()  # what the stored labels stand for among class_names; empty: themselves
     files: tuple[tuple[epath.Path, int], ...] = ()  # that the records lie in, in their order, and how many in each
 
     def __len__(self):
@@ -67,11 +68,14 @@ class Source:
             raise prepared.damaged_shard(self.name, file, error) from None
         file_name = feature["file_name"].bytes_list.value[0].decode()
         label = feature["label"].int64_list.value[0]
-        if not -1 <= label < self.num_classes:
+        stored = len(self.labels) or self.num_classes
+        if not -1 <= label < stored:
             raise UserError(
                 f"data set {self.name}, {self.split}: {file_name} has the label {label}, but there are "
-                f"{self.num_classes} classes; {prepared.AGAIN}"
+                f"{stored} classes; {prepared.AGAIN}"
             )
+        if self.labels and label >= 0:
+            label = self.labels[label]
         named = feature["source"].bytes_list.value if "source" in feature else ()
         return {
             "image": feature["image"].bytes_list.value[0],

@@ -34,7 +34,7 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
     if not trained and not config.init_from:
         raise UserError(
             f"--workdir={workdir}: holds no checkpoint; train first with --mode=train, or name weights with "
-            "--config.init_from=FILE"
+            "--config.init_from=FILE or a name (python -m bjax.weights lists them)"
         )
     exp = experiment.build(config)
     largest = max((split.num_examples for split in exp.splits.values()), default=0)

@@ -51,6 +51,8 @@ def assess(variables: dict, prepared: tuple, *, model, objective: Objective, mes
     images, kept, labels, facts = prepared
     outputs = apply(model, variables, images, kept, train=False)
     logits = outputs[:, : objective.num_classes]
+    if objective.present:
+        logits = losses.among(logits, objective.present)
     answers = {
         "logits": logits.astype(jnp.float32),
         "label": labels,

@@ -8,6 +8,7 @@ import optax
 
 # What one unit of the outputs for the blur's parameters stands for, about the middle of the usual range: pixels.
 SIGMA, LENGTH, RADIUS = 2.0, 10.0, 4.0
+OUT = -1e30  # a logit of no chance: -inf would make a cross-entropy of 0 · inf
 PARAMETERS = 5  # outputs: sigma, length, cos and sin of twice the angle (a line has no direction), radius
 
 
@@ -27,6 +28,8 @@ class Objective:
     ema: float = 0.0
     # Leave weights, statistics and optimiser as they are where the loss or the gradient is not finite.
     skip_nonfinite: bool = False
+    # Of evaluation: the only classes whose logits compete; empty: all.
+    present: tuple[int, ...] = ()
 
 
 def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
@@ -37,6 +40,12 @@ def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross-entropy float32[B] of logits [B, C] against probabilities [B, C], in float32 whatever the logits are."""
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def among(logits: jax.Array, classes: tuple[int, ...]) -> jax.Array:
+    """Logits [B, C] of which those that are not of `classes` cannot win: finite, of probability 0."""
+    competes = jnp.zeros(logits.shape[1], bool).at[jnp.array(classes)].set(True)
+    return jnp.where(competes, logits.astype(jnp.float32), OUT)
 
 
 def blur_parameters(estimates: jax.Array, kind: jax.Array, drawn) -> jax.Array:

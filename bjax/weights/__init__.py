@@ -1,4 +1,4 @@
-"""Published weight files as Flax variables: `load("resnet50", "resnet50-0676ba61.pth")`.
+"""Published weight files as Flax variables: `load("resnet50", "torchvision:resnet50")`, or the path of a file.
 
 Files (read without PyTorch where the format allows): `.safetensors`, `.npz`, and `.pth` with the extra
 `bjax[torch]`, whose pickle is never allowed to run code.
@@ -23,13 +23,19 @@ import numpy as np
 from bjax import models
 from bjax.errors import UserError
 from bjax.models.vit import resize_positions
-from bjax.weights import mapping
+from bjax.weights import cache, mapping
+from bjax.weights.published import find
 
 logger = logging.getLogger(__name__)
 
 
 def load(name: str, path, *, like=None, new_head: bool = False, note: Callable[[str], None] = logger.info) -> dict:
-    """`convert` of the tensors in the file at `path`; its errors name the file."""
+    """`convert` of the tensors in the file at `path`; its errors name the file.
+
+    path: or a name of `published.PUBLISHED`, whose file is downloaded where it is not there yet (`cache.get`).
+    """
+    named = find(str(path))
+    path = cache.get(named, note) if named else Path(path).expanduser()
     tensors = read(path)
     note(f"{path}: {len(tensors)} tensors, {sum(tensor.size for tensor in tensors.values()):,} numbers")
     try:

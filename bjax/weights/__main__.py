@@ -1,21 +1,39 @@
-"""`python -m bjax.weights PATH --model=NAME`: does this file fit this model, tensor by tensor?"""
+"""Published weights by name, and whether a file of weights fits a model, tensor by tensor.
 
+python -m bjax.weights                          lists the names
+python -m bjax.weights torchvision:resnet50     downloads these, verifies and checks them
+python -m bjax.weights FILE --model=resnet50    checks a file
+"""
+
+import argparse
 import ast
 import sys
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 
 from bjax import models, weights
 from bjax.errors import Parser, UserError, as_command, positive
+from bjax.weights import cache
+from bjax.weights.published import HOSTS, PUBLISHED, Published, find
+
+LEGEND = """\
+--config.init_from=torchvision:resnet50 takes such weights: a zoo, a colon, a
+name. 10^6: millions of parameters. top-1, top-5: on ImageNet's validation
+images, as published, of those that paper 1 compares with. licence: as timm
+names it; SWAG: github.com/facebookresearch/SWAG; torchvision names no other.
+here: in {}"""
 
 
 @as_command
 def main(argv: list[str]) -> int | None:
     """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
-    parser = Parser("python -m bjax.weights", __doc__)
-    parser.add_argument("path", help=".safetensors, .npz or .pth file")
-    parser.add_argument("--model", required=True, metavar="NAME", help=", ".join(models.MODELS))
+    parser = Parser("python -m bjax.weights", __doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "path", nargs="?", help="a name, or a .safetensors, .npz or .pth file; without: lists the names"
+    )
+    parser.add_argument("--model", metavar="NAME", help=f"{', '.join(models.MODELS)};\nneeded for a file")
     classes = "classes of the model; without: those of the file"
     parser.add_argument("--num_classes", type=positive, help=classes)
     size = "image size of the model; without: that of the file"
@@ -24,6 +42,12 @@ def main(argv: list[str]) -> int | None:
     head = "leave the file's head out, start one at zero"
     parser.add_argument("--new_head", action="store_true", help=head)
     args = parser.parse_args(argv)
+    if args.path is None:
+        return _list([w for w in PUBLISHED.values() if args.model in (None, w.model)], args.model)
+    given = find(args.path)
+    if not args.model and not given:
+        parser.error("--model: missing; a file does not tell whose weights it has")
+    args.model = args.model or given.model
     like = None
     if args.num_classes or args.image_size or args.option or args.new_head:
         like = _shapes(args)
@@ -32,6 +56,41 @@ def main(argv: list[str]) -> int | None:
         leaves = jax.tree.leaves(tree)
         print(f"{collection}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} numbers")
     print(f"{args.model}: every tensor has its place and every variable its tensor")
+
+
+def _list(chosen: list[Published], model: str | None) -> None:
+    if not chosen:
+        raise UserError(f"--model={model}: no published weights; there are those of {_models()}")
+    for zoo in HOSTS:
+        rows = [_row(w) for w in chosen if w.zoo == zoo]
+        if rows:
+            header = (f"{zoo}:", "model", "10^6", "licence", "top-1 %", "top-5 %", "here")
+            filled = [i for i in range(len(header)) if i < 2 or any(row[i] for row in rows) or header[i] == "here"]
+            print(_aligned(*([row[i] for i in filled] for row in (header, *rows))), end="\n\n")
+    print(LEGEND.format(cache.folder()))
+
+
+def _models() -> str:
+    return ", ".join(dict.fromkeys(w.model for w in PUBLISHED.values()))
+
+
+def _row(w: Published) -> tuple[str, ...]:
+    accuracies = ("" if share is None else f"{share:.3f}" for share in (w.top1, w.top5))
+    here = "yes" if cache.place(w).is_file() else ""
+    return w.short, f"{w.model} {w.variant}".strip(), f"{w.parameters / 1e6:.1f}", w.licence, *accuracies, here
+
+
+def _aligned(header: list[str], *rows: list[str]) -> str:
+    """Columns of text: the first two to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(row: Iterable[str]) -> str:
+        cells = (
+            f"{cell:{'<' if i < 2 else '>'}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), line("─" * width for width in widths), *map(line, rows)])
 
 
 def _shapes(args):
