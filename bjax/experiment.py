@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -324,7 +325,7 @@ def weights_of(config, shapes: State) -> dict:
     """The variables of the file or the name `config.init_from`, fitted to a state of `shapes`; touches no device."""
     like = {"params": shapes.params, "batch_stats": shapes.batch_stats}
     like = {k: v for k, v in like.items() if v}
-    note = print if jax.process_index() == 0 else lambda line: None
+    note = functools.partial(print, file=sys.stderr) if jax.process_index() == 0 else lambda line: None
     if (given := published.named(config)) and (line := published.advice(given, config)):
         note(line)
     return weights.load(config.model.name, config.init_from, like=like, new_head=config.init_new_head, note=note)

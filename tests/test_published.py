@@ -19,7 +19,7 @@ import safetensors.numpy
 from PIL import Image
 
 from bjax import config as configs
-from bjax import models, weights
+from bjax import models, predict, weights
 from bjax.data import known, loader
 from bjax.data.builder import prepare
 from bjax.data.folder import Folder
@@ -360,6 +360,12 @@ def test_published_weights_are_evaluated_on_a_folder_of_wnids(server, tiny, tmp_
     assert "their logits alone compete (config.data.only_known_classes=true)" in capsys.readouterr().out
     names = json.loads((tmp_path / "all" / "classes.json").read_text())
     assert [names[i] for i in (0, 217, 491)] == list(WNIDS) and len(names) == 1000
+
+    # What was evaluated can be asked about photographs; JSON lines are all that it says there.
+    assert predict.main([str(tmp_path / "few"), f"--workdir={tmp_path / 'all'}", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 12 and {x["class"] for row in rows for x in row["prediction"]} <= set(names)
+    assert predict.read(tmp_path / "all").what == "timm:tiny"
 
     # The same images through the model alone
     source = loader.open_split("few", "train", data_dir=str(tmp_path / "data"))
