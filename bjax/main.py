@@ -11,10 +11,14 @@ from bjax.runtime import stop
 # Before JAX and all that needs seconds to import.
 if __name__ == "__main__":
     stop.listen()
+    import os
+
+    # XLA's alarm at a slow compilation breaks into the bar and alarms without need. What is fatal is told all the same,
+    # and errors are raised.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
 import re
-import sys
 import traceback
 from pathlib import Path
 
@@ -131,6 +135,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    code = main()
-    stop.ended()
-    sys.exit(code)
+    stop.leave(main())

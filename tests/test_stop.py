@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, from the first line of bjax.main on: code 75, and what was done is saved."""
+"""SIGTERM, SIGUSR1 and Ctrl-C, from the first line of bjax.main on: code 75, and what was done is saved."""
 
 import os
 import signal
@@ -53,6 +53,37 @@ def test_nothing_slow_is_imported_before_it_listens():
     lines = (ROOT / "bjax" / "main.py").read_text().splitlines()
     code = [line for line in lines[lines.index('"""', 1) + 1 :] if line and not line.startswith("#")]
     assert code[:3] == ["from bjax.runtime import stop", 'if __name__ == "__main__":', "    stop.listen()"]
+
+
+INTERRUPTED = "bjax: interrupted; the same command goes on from the last checkpoint\n"
+
+
+def test_ctrl_c_is_answered_also_where_python_runs_nothing():
+    program = """
+import hashlib, os, signal, threading
+from bjax.runtime import stop
+stop.listen()
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    {}
+except KeyboardInterrupt:
+    print("raised")
+"""
+    code, out, err, seconds = ended(program.format("hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"))  # minutes of C
+    assert (code, out, err) == (130, "", INTERRUPTED) and seconds < 20
+    assert ended(program.format("threading.Event().wait(20)"))[:3] == (0, "raised\n", "")
+
+
+def test_after_ctrl_c_nobody_waits_for_threads():
+    program = """
+import threading, time
+from bjax.runtime import stop
+threading.Thread(target=time.sleep, args=(100,)).start()
+print("told")
+stop.leave(130)
+"""
+    code, out, _, seconds = ended(program)
+    assert (code, out) == (130, "told\n") and seconds < 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc's on_exit")

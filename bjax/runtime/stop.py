@@ -1,22 +1,27 @@
-"""SIGTERM and SIGUSR1, the requests to stop, heard from the first line of a command on: nothing slow is imported here.
+"""SIGTERM, SIGUSR1 and Ctrl-C, heard from the first line of a command on: nothing slow is imported here.
 
 A process that has nothing to save ends at once, even in the middle of a compilation, where Python runs no handlers: a
 thread waits for the byte that the interpreter's C handler writes. From `defer` on a request is only noted, and whoever
-asks `told` saves first.
+asks `told` saves first. Ctrl-C is a KeyboardInterrupt, and ends the process where Python cannot raise it in time.
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+INTERRUPTED = 130  # exit code after Ctrl-C
 STOPPED = 75  # exit code of a run that was told to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again"
 LINE = b"bjax: told to stop, with nothing to save since its last checkpoint; the same command goes on\n"
+INTERRUPTED_LINE = b"bjax: interrupted; the same command goes on from the last checkpoint\n"
+IMPATIENCE = 1.0  # seconds that Python has to answer Ctrl-C; it does at once, unless it waits for a compilation
 
 told = threading.Event()
+_interrupted = threading.Event()
 _lock = threading.Lock()
 _patience: float | None = None  # seconds between a request and the end; None: it is up to who asks `told`
 
@@ -30,6 +35,8 @@ def listen() -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _note)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored in a script's background
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def defer(patience: float | None = None) -> None:
@@ -64,12 +71,30 @@ def ended() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def leave(code: int) -> None:
+    """Ends this process: after Ctrl-C at once, since libraries' threads would be waited for, some of them in vain."""
+    ended()
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _note(*_) -> None:
     told.set()
 
 
+def _interrupt(number, frame) -> None:
+    _interrupted.set()
+    signal.default_int_handler(number, frame)
+
+
 def _watch(reader: int) -> None:
     while number := os.read(reader, 1):
+        if number[0] == signal.SIGINT and not _interrupted.wait(IMPATIENCE):
+            os.write(2, INTERRUPTED_LINE)
+            os._exit(INTERRUPTED)
         since = time.monotonic()
         while number[0] in SIGNALS and _patience is not None:
             with _lock:
