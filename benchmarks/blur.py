@@ -36,16 +36,19 @@ PEERS = {"cv2": "cv2", "torch": "torch", "pix": "dm_pix"}  # and the module each
 @as_command
 def main(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.blur", __doc__.split("\n")[0])
-    peers = "peers, comma-separated, of " + ", ".join(PEERS)
-    parser.add_argument("--against", type=some_of(PEERS), default="cv2,torch,pix", help=peers)
+    against = "peers, comma-separated, of " + ", ".join(PEERS)
+    parser.add_argument("--against", type=some_of(PEERS), help=f"{against} (default: those that are installed)")
     parser.add_argument("--json", type=new_file, help="write the numbers here")
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--size", type=positive, default=224)
     parser.add_argument("--rounds", type=positive, default=5)
     flags = parser.parse_args(argv)
-    for peer in flags.against:
-        if not importlib.util.find_spec(PEERS[peer]):
-            raise UserError(f"--against: {PEERS[peer]} is not installed; leave {peer} out")
+    absent = [peer for peer in flags.against or PEERS if not importlib.util.find_spec(PEERS[peer])]
+    if absent and flags.against:
+        raise UserError(f"--against: {PEERS[absent[0]]} is not installed; leave {absent[0]} out")
+    for peer in absent:
+        print(f"{peer} is left out: {PEERS[peer]} is not installed")
+    peers = [peer for peer in flags.against or PEERS if peer not in absent]
 
     images = np.random.default_rng(0).random((flags.batch, flags.size, flags.size, 3), dtype=np.float32)
     share = np.linspace(0, 1, flags.batch, dtype=np.float32)
@@ -66,7 +69,7 @@ def main(argv: list[str]) -> None:
     print(f"{device_kind}: {flags.batch} × {flags.size} × {flags.size} × 3, {flags.rounds} rounds")
     rows = []
     for name, run in ours.items():
-        rivals = {peer: RIVALS[peer](name, images, sigma, kernels[name]) for peer in flags.against}
+        rivals = {peer: RIVALS[peer](name, images, sigma, kernels[name]) for peer in peers}
         runs = {"bjax": run} | {peer: rival for peer, rival in rivals.items() if rival}
         rows.append(measure(name, runs, flags.rounds, flags.batch))
     if flags.json:

@@ -82,7 +82,7 @@ def local(runs: list[Run], jobs: int, retry: bool) -> int:
     running: dict[Run, tuple[subprocess.Popen, list[int]]] = {}
     table = Table(runs)
     with signals.heard() as told:
-        passed_on = 0
+        passed_on, hurried = 0, False
         try:
             while running or (waiting and not told):
                 while waiting and slots and not told:
@@ -90,13 +90,17 @@ def local(runs: list[Run], jobs: int, retry: bool) -> int:
                     running[run] = (start(run, slots[0]), slots.pop(0))
                 if len(told) > passed_on:
                     passed_on = len(told)
+                    hurried = told.count(signal.SIGINT) > 1
                     for process, _ in running.values():
-                        process.terminate()
-                    table.say(f"told to stop: waits until those that run ({len(running)}) have saved")
+                        process.kill() if hurried else process.terminate()
+                    if not hurried:
+                        wait = f"waits until those that run ({len(running)}) have saved; Ctrl-C again ends them now"
+                        table.say(f"told to stop: {wait}")
                 time.sleep(SECONDS)
                 for run, (process, slot) in list(running.items()):
                     if process.poll() is not None:
-                        (run.workdir / "exit").write_text(str(process.returncode))
+                        # Killed at a second Ctrl-C, it goes on from its last checkpoint.
+                        (run.workdir / "exit").write_text(str(STOPPED if hurried else process.returncode))
                         slots.append(slot)
                         del running[run]
                 table.show(dict.fromkeys(running, "running"))

@@ -34,6 +34,14 @@ def test_benchmark_names_unknown_and_missing_peers(monkeypatch, capsys, peers, m
     assert message in capsys.readouterr().err
 
 
+def test_benchmark_leaves_absent_peers_out_with_a_line(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name == "dm_pix" else None)
+    assert blur.main(["--batch=1", "--size=32", "--rounds=1"]) == 0
+    out = capsys.readouterr().out
+    assert "cv2 is left out: cv2 is not installed\ntorch is left out: torch is not installed\n" in out
+    assert "pix" in out.partition("left out: torch")[2]
+
+
 @pytest.mark.slow
 def test_figure_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")

@@ -397,6 +397,24 @@ def test_a_signal_reaches_every_run(number, starting, tmp_path):
     assert "1 stopped" in out
 
 
+def test_a_second_ctrl_c_ends_what_does_not_end_by_itself(tmp_path):
+    stubborn = FAKE_SWEEP.replace("sys.exit(75)", "pass")
+    command = ["env", "--default-signal=INT", sys.executable, "-c", stubborn]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    until((tmp_path / "here").exists)
+    process.send_signal(signal.SIGINT)
+    until((tmp_path / "saved").exists)
+    process.send_signal(signal.SIGINT)
+    try:
+        out, _ = process.communicate(timeout=15)
+    finally:
+        process.kill()
+        orphan = end(int((tmp_path / "here").read_text()))
+    assert not orphan and process.returncode == executors.STOPPED
+    assert (tmp_path / "run" / "exit").read_text() == "75"  # it goes on, and has not failed
+    assert "Ctrl-C again ends them now" in out and "1 stopped" in out
+
+
 @pytest.mark.parametrize("nohup", [False, True])
 def test_a_closed_terminal_stops_the_runs_and_nohup_keeps_them(nohup, tmp_path):
     command = [*(["nohup"] if nohup else ["env", "--default-signal=HUP"]), sys.executable, "-c", FAKE_SWEEP]
