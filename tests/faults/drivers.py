@@ -126,7 +126,7 @@ def _evaluated(place: Place, reference: tuple, source: Path, file: Path) -> str:
 def _reported(place: Place, reference: tuple, source: Path, file: Path) -> str:
     (runs, notes), expected = read_runs([file.parent]), read_runs([source])
     if len(notes) > len(expected[1]):
-        return "named, its part left out of the report" if str(file) in " ".join(notes) else f"NOT NAMED: {notes}"
+        return "named, its part left out of the report" if file.name in " ".join(notes) else f"NOT NAMED: {notes}"
     same = [_facts(run) for run in runs] == [_facts(run) for run in expected[0]]
     return "of nothing that is read: the same report" if same else "SILENT: another report"
 
