@@ -16,7 +16,6 @@ ratios within a round. Results are compared too: a fast wrong blur is no peer. A
 compiles.
 """
 
-import importlib.util
 import statistics
 import sys
 
@@ -24,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import save
+from benchmarks import installed, save
 from bjax import blur
 from bjax.blur import psf
-from bjax.errors import Parser, UserError, as_command, new_file, positive, some_of
+from bjax.errors import Parser, as_command, new_file, positive, some_of
 from bjax.evaluate.speed import timed
 
 PEERS = {"cv2": "cv2", "torch": "torch", "pix": "dm_pix"}  # and the module each needs
@@ -43,12 +42,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--size", type=positive, default=224)
     parser.add_argument("--rounds", type=positive, default=5)
     flags = parser.parse_args(argv)
-    absent = [peer for peer in flags.against or PEERS if not importlib.util.find_spec(PEERS[peer])]
-    if absent and flags.against:
-        raise UserError(f"--against: {PEERS[absent[0]]} is not installed; leave {absent[0]} out")
-    for peer in absent:
-        print(f"{peer} is left out: {PEERS[peer]} is not installed")
-    peers = [peer for peer in flags.against or PEERS if peer not in absent]
+    peers = installed(flags.against, PEERS)
 
     images = np.random.default_rng(0).random((flags.batch, flags.size, flags.size, 3), dtype=np.float32)
     share = np.linspace(0, 1, flags.batch, dtype=np.float32)

@@ -10,6 +10,7 @@ in as many threads as --threads says.
 """
 
 import argparse
+import functools
 import io
 import os
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks import save
+from benchmarks import installed, save
 from bjax.data import builder, decode, folder, loader, photos
 from bjax.errors import Parser, as_command, new_file, positive, some_of
 from bjax.specs import Data
@@ -68,6 +69,7 @@ def opencv():
 
 
 PEERS = {"opencv": opencv, "pillow": pillow}
+MODULES = {"opencv": "cv2", "pillow": "PIL"}  # that they need
 
 
 def rate(crop, encoded, rounds=20):
@@ -103,19 +105,22 @@ def loader_rate(encoded, threads, steps=20, batch_size=64):
 @as_command
 def main(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.input", __doc__, formatter_class=argparse.RawTextHelpFormatter)
-    peers = "peers: " + ", ".join(PEERS)
-    parser.add_argument("--against", type=some_of(PEERS), default=",".join(PEERS), help=peers)
+    peers = f"peers: {', '.join(PEERS)} (default: those that are installed)"
+    parser.add_argument("--against", type=some_of(PEERS), help=peers)
     parser.add_argument("--threads", type=numbers, default=f"1,{os.cpu_count()}", help="of the loader")
     parser.add_argument("--json", type=new_file, help="file to write the numbers to")
     args = parser.parse_args(argv)
 
+    peers = installed(args.against, MODULES)
     encoded = encoded_photographs()
-    rows = {"bjax": rate(bjax(), encoded)}
-    rows |= {name: rate(PEERS[name](), encoded) for name in args.against}
+    crops = {"bjax": bjax} | {name: PEERS[name] for name in peers}
+    measured = {name: functools.partial(rate, crop(), encoded) for name, crop in crops.items()}
     for threads in args.threads:
-        rows[f"bjax loader, threads={threads}"] = loader_rate(encoded, threads)
-    for name, value in rows.items():
-        print(f"{name:26}{value:8.0f} images/s")
+        measured[f"bjax loader, threads={threads}"] = functools.partial(loader_rate, encoded, threads)
+    rows = {}
+    for name, measure in measured.items():
+        rows[name] = measure()
+        print(f"{name:26}{rows[name]:8.0f} images/s", flush=True)
     if args.json:
         save(args.json, {name: round(value, 1) for name, value in rows.items()})
 

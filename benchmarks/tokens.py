@@ -22,6 +22,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks import save
 from bjax import models
@@ -166,9 +167,13 @@ def training(model, mask, batch):
 
 def measure(runs, rounds):
     """Median seconds of every run; its speed-up over the first, the median within rounds and that of the fastest."""
-    for run in runs.values():
+    for name, run in runs.items():
+        print(f"compiling {name} …", file=sys.stderr, flush=True)
         run()
-    seconds = timed(runs, rounds)
+    seconds = {name: [] for name in runs}
+    for _ in tqdm(range(rounds), "measuring", unit="round"):
+        for name, times in timed(runs, 1).items():
+            seconds[name] += times
     base = next(iter(seconds.values()))
     return {
         name: {

@@ -329,6 +329,8 @@ class Run:
     mask_quality: MaskQuality = group(MaskQuality, affects="nothing")  # what masks find of blurred regions
     # of eval_batch_size, of training images
     bn_adapt_batches: int = number(32, low=1, added=True, affects="evaluation")
+    # print every module's parameters before training, instead of their sum alone
+    list_parameters: bool = plain(False, added=True, affects="nothing")
     log_every: int = number(50, low=1, affects="nothing")  # steps between rows of metrics.jsonl
     # steps between them; one is written before every evaluation, so at the end, too
     checkpoint_every: int = number(1000, low=1, affects="nothing")

@@ -19,7 +19,7 @@ from bjax.evaluate import bn_adapt, leave_results
 from bjax.evaluate.conditions import evaluate
 from bjax.experiment import Experiment
 from bjax.runtime import checkpoint, distributed, lock, memory, sharding
-from bjax.runtime.console import Progress, parameter_table
+from bjax.runtime.console import COMPILING, Progress, parameter_table, parameters_line
 from bjax.runtime.workdir import Log, check_same_run, finish, finished, results, session, write_classes, write_text
 from bjax.step import optim
 from bjax.step.state import State, load
@@ -118,7 +118,8 @@ def _run(exp: Experiment, total_steps: int, workdir: Path) -> dict[str, dict]:
         notes = checkpoint.notes(manager)
         log = Log(workdir, start, writes=main_process, crcs=notes.get("rows") if start else [])
         stack.enter_context(contextlib.closing(log))
-        bar = stack.enter_context(contextlib.closing(Progress(total_steps, start, "train", shown=main_process)))
+        bar = Progress(total_steps, start, "train", shown=main_process, first=COMPILING)
+        stack.enter_context(contextlib.closing(bar))
         recent, corrupt = notes.get("recent", []), notes.get("corrupt", 0)
         skipped, in_a_row = notes.get("skipped", 0), notes.get("skipped_in_a_row", 0)
         in_flight, ids = collections.deque(), []
@@ -266,9 +267,8 @@ def _summary(exp: Experiment, total_steps: int, shapes: State, plan: State) -> s
             f"device{'s' * (devices > 1)}, {processes} process{'es' * (processes > 1)}",
             f"batch    {config.batch_size:,} images a step, {config.batch_size // devices:,} a device",
             f"steps    {total_steps:,} ({total_steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:.1f} steps)",
-            "",
-            parameter_table(shapes.params, plan.params),
-            "",
+            f"model    {config.model.name}: {parameters_line(shapes.params, plan.params)}",
+            *(["", parameter_table(shapes.params, plan.params), ""] if config.list_parameters else []),
         ]
     )
 

@@ -74,7 +74,7 @@ def test_batches_that_never_are_there_are_not_counted(host):
         memory.check_batches(given, batch_size=3200)
 
 
-def test_training_is_refused_before_the_table_of_arrays(data_dir, tmp_path, host, capsys):
+def test_training_is_refused_before_anything_is_said_of_the_model(data_dir, tmp_path, host, capsys):
     values = TINY | {"data.data_dir": data_dir}
     command = [f"--config={ROOT}/configs/vit_mask.py:demo", *(f"--config.{k}={v}" for k, v in values.items())]
     command += [f"--workdir={tmp_path}"]
@@ -87,7 +87,7 @@ def test_training_is_refused_before_the_table_of_arrays(data_dir, tmp_path, host
     said = capsys.readouterr()
     assert said.err.startswith("bjax: config.mesh.fsdp=1: parameters, gradients and optimiser take ")
     assert said.err.count("\n") == 1
-    assert "params" not in said.out
+    assert "model  " not in said.out
 
 
 def test_evaluation_is_refused_in_one_line(tiny_run, host, capsys):

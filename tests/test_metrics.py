@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
@@ -12,7 +14,7 @@ from scipy.stats import ttest_1samp
 from bjax import stats
 from bjax.blur import sample
 from bjax.evaluate.summary import KINDS, accuracy_at, calibration_error, confusion, summarise, table
-from bjax.runtime.console import Progress
+from bjax.runtime.console import Progress, parameter_table, parameters_line
 from bjax.runtime.workdir import Log, session, write_text
 
 RNG = np.random.default_rng(0)
@@ -245,6 +247,31 @@ def test_progress_is_plain_lines_off_a_terminal(capsys, monkeypatch):
     bar.line("loss 1.0")
     bar.close()
     assert capsys.readouterr().out == ""
+
+
+def test_the_bar_says_what_is_done_before_the_first_step(capsys, monkeypatch):
+    Progress(10, 0, "train", shown=True, first="compiling …").close()
+    Progress(10, 10, "train", shown=True, first="compiling …").close()  # nothing is left to do
+    assert capsys.readouterr().out == "train 0/10  compiling …\n"
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    bar = Progress(10, 0, "train", shown=True, first="compiling …")
+    assert "compiling …" in terminal.getvalue().split("\r")[-1]
+    bar.advance()
+    bar.bar.refresh()
+    assert "1/10" in terminal.getvalue().split("\r")[-1] and "compiling" not in terminal.getvalue().split("\r")[-1]
+    bar.close()
+
+
+def test_parameters_in_a_line_and_by_module_in_the_order_of_their_numbers():
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = {f"block_{i}": {"bias": jnp.zeros(250_000)} for i in (0, 1, 10, 2, 9)} | {"head": {"bias": jnp.zeros(3)}}
+    places = jax.tree.map(lambda _: place, params)
+    line = parameters_line(params, places)
+    assert line == "1,250,003 parameters in 6 arrays, 5.0 MB, 5.0 MB a device"
+    names = [row.split()[0] for row in parameter_table(params, places).splitlines()[2:]]
+    assert names == ["block_0", "block_1", "block_2", "block_9", "block_10", "head", "total"]
 
 
 def test_files_are_written_whole(tmp_path):

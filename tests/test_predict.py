@@ -95,7 +95,7 @@ def test_a_run_with_a_scale_sees_a_photograph_as_it_evaluates(tiny_run, tmp_path
     shutil.copytree(tiny_run, run)
     config = configs.read(run / "config.json")
     config.data.resize, config.data.interpolation = 40, "bicubic"
-    (run / "config.json").write_text(configs.to_json(config))
+    write_text(run / "config.json", configs.to_json(config))
     predictor = predict.load(run)
     photo = np.asarray(Image.open(PHOTOS / "chelsea.png").convert("RGB"))  # 451 × 300
     for pixels in (photo, photo.transpose(1, 0, 2)):
@@ -192,7 +192,7 @@ def test_a_run_of_a_blur_that_is_refused_today_still_predicts(tiny_run, tmp_path
     shutil.copytree(tiny_run, run)
     config = configs.read(run / "config.json")
     config.blur.sigma = config.eval.blurred.blur.sigma = (1.0, 9.0)
-    (run / "config.json").write_text(configs.to_json(config))
+    write_text(run / "config.json", configs.to_json(config))
     found = predict.load(run)(PHOTOS / "chelsea.png")
     np.testing.assert_array_equal(found.probabilities, predictor(PHOTOS / "chelsea.png").probabilities)
 

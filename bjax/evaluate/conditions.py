@@ -14,7 +14,7 @@ from bjax.evaluate import bn_adapt, bucket, calibration
 from bjax.evaluate.summary import LISTED, summarise
 from bjax.experiment import SEED, Experiment, eval_batches
 from bjax.runtime import sharding
-from bjax.runtime.console import Progress
+from bjax.runtime.console import COMPILING, Progress
 from bjax.step.eval_step import eval_step
 
 IN_FLIGHT = 2  # batches handed to the devices ahead of the one whose result is awaited
@@ -76,7 +76,7 @@ def _answers(exp: Experiment, source: Source, asked: dict) -> tuple[dict, dict[s
             answers[name].append(rows)
 
     total = -(-source.num_examples // exp.config.eval_batch_size)
-    bar = Progress(total, 0, f"evaluate {source.split}", shown=jax.process_index() == 0, unit="batch")
+    bar = Progress(total, 0, f"evaluate {source.split}", shown=jax.process_index() == 0, unit="batch", first=COMPILING)
     for batch in eval_batches(exp, source):
         placed = sharding.put(batch, exp.mesh)
         rows = {IMAGES: whole({k: placed[k] for k in ("id", "photograph", "mask")})}

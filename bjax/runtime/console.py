@@ -1,10 +1,12 @@
 """What a command shows while it works: aligned tables and a progress bar."""
 
 import math
+import re
 import sys
 
-import numpy as np
 from tqdm import tqdm
+
+COMPILING = "compiling …"
 
 
 def columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -19,18 +21,32 @@ def columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 class Progress:
-    """A bar with rate and time left on a terminal; plain lines elsewhere, where a bar would fill the log."""
+    """A bar with rate and time left on a terminal; plain lines elsewhere, where a bar would fill the log.
 
-    def __init__(self, total: int, start: int, what: str, *, shown: bool, unit: str = "step"):
+    first: what is done before the first step is there, such as "compiling …".
+    """
+
+    def __init__(self, total: int, start: int, what: str, *, shown: bool, unit: str = "step", first: str = ""):
         self.terminal = shown and sys.stderr.isatty()
         self.shown = shown
         self.total, self.step, self.what = total, start, what
-        self.bar = tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True) if self.terminal else None
+        self.bar = None
+        if self.terminal:
+            # At 80 columns there is no room for steps a second beside the loss: images a second stand there.
+            shape = {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"}
+            shape = shape if unit == "step" else {}
+            self.bar = tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True, **shape)
+        self.first = first if start < total else ""
+        if self.first:
+            self.line(self.first)
 
     def advance(self) -> None:
         self.step += 1
         if self.bar is not None:
+            if self.first:
+                self.bar.set_postfix_str("", refresh=False)
             self.bar.update()
+        self.first = ""
 
     def line(self, text: str) -> None:
         """Shows `text`: beside the bar on a terminal, as a line of its own elsewhere."""
@@ -44,20 +60,29 @@ class Progress:
             self.bar.close()
 
 
-def parameter_table(params: dict, shardings: dict) -> str:
-    """Parameters by top-level module: arrays, numbers, MB, and how much of it each device holds."""
-    import jax  # the only use here: walking a tree
+def parameters_line(params: dict, shardings: dict) -> str:
+    """Of all parameters: arrays, numbers, MB, and how much of it each device holds."""
+    arrays, numbers, size, held = _totals(params, shardings)
+    return f"{numbers:,} parameters in {arrays:,} arrays, {size / 1e6:.1f} MB, {held / 1e6:.1f} MB a device"
 
-    rows, total = [], [0, 0, 0, 0]
-    for name, module in params.items():
-        leaves = jax.tree.leaves(module)
-        places = jax.tree.leaves(shardings[name])
-        held = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(leaves, places, strict=True))
-        row = [len(leaves), sum(x.size for x in leaves), sum(x.size * x.dtype.itemsize for x in leaves), held]
-        total = np.add(total, row)
-        rows.append((name, row))
+
+def parameter_table(params: dict, shardings: dict) -> str:
+    """The same by top-level module, in the order of their numbers: block_10 comes after block_9."""
+    names = sorted(
+        params, key=lambda name: [(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"(\d+)", name)]
+    )
+    rows = [(name, _totals(params[name], shardings[name])) for name in names]
     shown = [
         (name, f"{arrays:,}", f"{numbers:,}", f"{size / 1e6:.2f}", f"{held / 1e6:.2f}")
-        for name, (arrays, numbers, size, held) in [*rows, ("total", total)]
+        for name, (arrays, numbers, size, held) in [*rows, ("total", _totals(params, shardings))]
     ]
     return columns(("module", "arrays", "parameters", "MB", "MB a device"), shown)
+
+
+def _totals(params: dict, shardings: dict) -> tuple[int, int, int, int]:
+    """Arrays, numbers, bytes, and bytes that each device holds."""
+    import jax  # the only use here: walking a tree
+
+    leaves, places = jax.tree.leaves(params), jax.tree.leaves(shardings)
+    held = sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in zip(leaves, places, strict=True))
+    return len(leaves), sum(x.size for x in leaves), sum(x.size * x.dtype.itemsize for x in leaves), held
