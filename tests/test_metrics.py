@@ -106,7 +106,8 @@ def test_the_table_prints_the_interval_over_photographs_and_what_it_is_worth():
         "few: too few photographs to trust that interval (docs/intervals.md); top-1 on each: a 100.0, b 75.0, c 75.0, "
         "d 68.8"
     ]
-    assert len(table({"enough": summarise(crops([8] * 14))}).splitlines()) == 4
+    lines = table({"enough": summarise(crops([8] * 14))}).splitlines()
+    assert len(lines) == 5 and lines[3] == "each of 224 images, crops of 14 photographs"
 
 
 def test_calibration_error_is_that_of_its_bins():
@@ -182,6 +183,9 @@ def test_table_lines_up():
     assert len({len(line) for line in lines}) == 1
     assert "50.00" in lines[2]
     assert "25.0" in lines[2]
+    row |= {"top1_95": [0.1, 1.0], "n": 50_000}
+    lines = table(dict.fromkeys(("sharp", "blurred_drop_above_random"), row)).splitlines()
+    assert max(map(len, lines)) <= 80 and lines[-1] == "each of 50,000 images"
 
 
 def test_log_drops_what_the_killed_run_wrote_after_its_checkpoint(tmp_path):

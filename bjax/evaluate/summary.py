@@ -140,21 +140,27 @@ def estimate_errors(answers: dict[str, np.ndarray]) -> dict[str, dict]:
 
 
 def table(results: dict[str, dict]) -> str:
-    """The results as text: a row per condition, accuracies in per cent with 95 % intervals, and what these are."""
-    header = ("condition", "top-1 %", "95 %", "top-5 %", "95 %", "loss", "kept %", "n")
-    of_few = {name: r for name, r in results.items() if "n_photographs" in r}
+    """The results as text: a row per condition, accuracies in per cent with a 95 % interval, and what these are.
 
-    def share(r: dict, name: str) -> tuple[str, str]:
-        low, high = stats.interval(r, name)
-        return f"{100 * r[name]:.2f}", f"{100 * low:.1f}–{100 * high:.1f}"
+    It fits 80 columns: what all rows have in common stands below it.
+    """
+    header = ("condition", "top-1 %", "95 %", "top-5 %", "loss", "kept %")
+    numbers = {(r["n"], r.get("n_photographs")) for r in results.values()}
+    alike = len(numbers) == 1
+    of_few = {name: r for name, r in results.items() if "n_photographs" in r}
 
     rows = []
     for name, r in results.items():
-        row = (name, *share(r, "top1"), *share(r, "top5"), f"{r['loss']:.4f}", f"{100 * r['kept']:.1f}")
-        rows.append((*row, str(r["n"]), *([str(r.get("n_photographs", ""))] if of_few else [])))
-    if of_few:
-        header += ("photographs",)
+        low, high = stats.interval(r, "top1")
+        row = (name, f"{100 * r['top1']:.2f}", f"{100 * low:.1f}–{100 * high:.1f}", f"{100 * r['top5']:.2f}")
+        row += (f"{r['loss']:.4f}", f"{100 * r['kept']:.1f}")
+        rows.append(row if alike else (*row, str(r["n"]), *([str(r.get("n_photographs", ""))] if of_few else [])))
+    if not alike:
+        header += ("n", "photographs") if of_few else ("n",)
     lines = [columns(header, rows)]
+    if alike:
+        ((n, photographs),) = numbers
+        lines.append(f"each of {n:,} images" + (f", crops of {photographs:,} photographs" if photographs else ""))
     if of_few:
         lines.append(
             "95 %: Student's t over the photographs that the images are crops of, never narrower than Wilson's over "
