@@ -29,10 +29,13 @@ def check(exp: Experiment, batch_stats) -> None:
             f"config.eval.{name}.bn_adapt=true: {exp.config.model.name} has no BatchNorm; set it to false, or evaluate "
             "with --mode=eval"
         )
-    if exp.source.num_examples < exp.config.eval_batch_size:
+    number, size = exp.source.num_examples, exp.config.eval_batch_size
+    if number < size:
+        others = ",".join(name for name, condition in exp.conditions.items() if not condition.bn_adapt)
+        way = f"; or leave it out: --config.eval_only={others}" if others else ""
         raise UserError(
-            f"config.eval_batch_size={exp.config.eval_batch_size}: more than the {exp.source.num_examples} images of "
-            f"{exp.source.name} {exp.source.split}, which bn_adapt takes statistics from"
+            f"config.eval_batch_size={size}: more than the {number} images of {exp.source.name} {exp.source.split}, "
+            f"which bn_adapt takes statistics from; use at most {number}{way}"
         )
 
 
