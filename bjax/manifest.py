@@ -50,8 +50,8 @@ def wrong(folder: Path, part: tuple[int, int] = (0, 1)) -> str | None:
         return f"{NAME} is damaged"
     entries = [line.split("  ", 1) for line in text.splitlines()][part[0] :: part[1]]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda entry: _fault(folder / entry[1], entry[0]), entries)
-        return next((f"{name} is {fault}" for (_, name), fault in zip(entries, found, strict=True) if fault), None)
+        faults = pool.map(lambda entry: _fault(folder / entry[1], entry[0]), entries)
+        return next((f"{name} is {fault}" for (_, name), fault in zip(entries, faults, strict=True) if fault), None)
 
 
 def _fault(path: Path, expected: str) -> str | None:

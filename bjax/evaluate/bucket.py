@@ -41,7 +41,7 @@ def stream(
     """The evaluation of `inputs` (mask mode bucket) as a Stream, whose answers are those of `eval_step`.
 
     batch_size: of the programs; the mesh's devices divide it. patches: of an image. options: model, objective and
-    score, of `eval_step`. Blur and scores are computed twice, once to count and once in the program: cheaper than
+    more, of `eval_step`. Blur and scores are computed twice, once to count and once in the program: cheaper than
     keeping what they made on the way between. Raises UserError in a run of several processes.
     """
     if jax.process_count() > 1:

@@ -57,7 +57,8 @@ def _asked(exp: Experiment, name: str, variables: dict) -> Callable | bucket.Str
     key, condition = jax.random.key(SEED), exp.conditions[name]
     inputs = condition.inputs
     options = {"model": condition.model, "inputs": inputs, "objective": exp.objective, "mesh": exp.mesh}
-    options["logits"] = name == calibration.CONDITION
+    if name == calibration.CONDITION:
+        options["more"] = ("sharpness", "logits")
     if inputs.mask.mode != "bucket":
         return functools.partial(eval_step, key, variables, **options)
     patches = (exp.config.data.image_size // inputs.patch_size) ** 2

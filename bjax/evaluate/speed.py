@@ -39,7 +39,7 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict]:
     for name, condition in exp.conditions.items():
         inputs = dataclasses.replace(condition.inputs, blur=sample.SHARP, corruption=None)
         # Not the whole image's score: a fact for the results, no part of classifying.
-        options = {"model": condition.model, "objective": exp.objective, "mesh": mesh, "score": False}
+        options = {"model": condition.model, "objective": exp.objective, "mesh": mesh, "more": ()}
         options["inputs"], bucketed = inputs, inputs.mask.mode == "bucket"
         # Conditions that differ in their blur alone cost the same, but in a bucket, where it decides what is kept.
         program = (condition.split, condition.model, condition.inputs if bucketed else inputs)

@@ -78,17 +78,16 @@ def eval_step(
     inputs: Inputs,
     objective: Objective,
     mesh: Mesh,
-    score: bool = True,
-    logits: bool = False,
+    more: tuple[str, ...] = ("sharpness",),
 ) -> Batch:
-    """`prepare`, then `assess`: the answers to a batch, one row per image; logits, which are many, only on request.
+    """`prepare`, then `assess`: the answers to a batch, one row per image; sharpness and logits where `more` has them.
 
     Compiled in these two parts: conditions that differ in blur or selector share the second, by far the larger, so that
     a grid of them compiles the model once per number of tokens.
     """
-    prepared = prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh, score=score)
+    prepared = prepare(key, batch, inputs=inputs, objective=objective, mesh=mesh, score="sharpness" in more)
     answers = assess(variables, prepared, model=model, objective=objective, mesh=mesh)
-    return {name: rows for name, rows in answers.items() if logits or name != "logits"}
+    return {name: rows for name, rows in answers.items() if name != "logits" or name in more}
 
 
 def batch_statistics(

@@ -163,12 +163,11 @@ class Published:
         return (mirror or HOSTS[self.zoo]).rstrip("/") + self.path
 
 
-def _torchvision(short, model, file, parameters, size, resize, interpolation, licence, top1=None, top5=None):
+def _torchvision(short, model, file, parameters, size, resize, interpolation, *licence_and_accuracy):
     model, _, variant = model.partition(" ")
     images = size, resize, interpolation, *IMAGENET
-    return Published(
-        "torchvision", short, model, variant, file, f"/models/{file}", parameters, *images, licence, top1, top5
-    )
+    weights = "torchvision", short, model, variant, file, f"/models/{file}", parameters
+    return Published(*weights, *images, *licence_and_accuracy)
 
 
 def _timm(short, model, parameters, size, resize, interpolation, half, licence):
