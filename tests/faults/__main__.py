@@ -1,9 +1,9 @@
 """The long part: everything that can happen to a run, as often as is asked for, and a page that says what came of it.
 
-    python -m tests.faults --kills=100 --damages=300 --signals=20 --two=10 --full=20 --processes=20 --data=200 \\
-        --photos=300 --seed=0 --out=docs/reliability.md
+    python -m tests.faults --kills=100 --damages=300 --beside=100 --signals=20 --two=4 --full=6 --processes=5 \\
+        --data=300 --photos=300 --seed=0 --out=docs/reliability.md
 
-damages: of files below checkpoints/, and as many of files beside it. signals: in each phase, SIGTERM and SIGUSR1 by
+damages: of files below checkpoints/; beside: of the other files of a run. signals: in each phase, SIGTERM and SIGUSR1 by
 turns. full: needs to mount a small tmpfs, as root. processes: runs of two. data, photos: cases of `tests.faults.data`
 and `tests.faults.photos`. Outcomes in capitals are failures. Exit code: 0, or 1 where there is one.
 """
@@ -26,7 +26,7 @@ from bjax.runtime.workdir import VERSIONS, commit
 from tests.faults import data, drivers, photos
 from tests.faults.tiny import Place, left
 
-COUNTS = ("kills", "damages", "signals", "two", "full", "processes", "data", "photos")
+COUNTS = ("kills", "damages", "beside", "signals", "two", "full", "processes", "data", "photos")
 DATA, PHOTOS = "Data sets", "Photographs"
 SECTIONS = {
     DATA: "One file of a copy of the embedded photographs is damaged (a bit, a cut, zeros, empty, gone, lines of a\n"
@@ -70,10 +70,10 @@ def _outcomes(place: Place, reference: tuple, seconds: float, args):
         outcome, more = drivers.kill(place, reference, rng, seconds)
         kills += more
         yield "SIGKILL at random moments", outcome, more
-    if args.damages:
-        half = drivers.stopped_half_way(place)
+    half = drivers.stopped_half_way(place) if args.damages or args.beside else None
     for _ in range(args.damages):
         yield "damage to a random file under checkpoints/", drivers.damage(place, reference, rng, half), 1
+    for _ in range(args.beside):
         outcome = drivers.damage_beside(place, reference, rng, half, place.folder / "undisturbed")
         yield "damage to a random file beside checkpoints/, then a command that may read it", outcome, 1
     for i in range(args.signals):
