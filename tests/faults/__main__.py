@@ -3,9 +3,9 @@
     python -m tests.faults --kills=100 --damages=300 --beside=100 --signals=20 --two=4 --full=6 --processes=5 \\
         --data=300 --photos=300 --seed=0 --out=docs/reliability.md
 
-damages: of files below checkpoints/; beside: of the other files of a run. signals: in each phase, SIGTERM and SIGUSR1 by
-turns. full: needs to mount a small tmpfs, as root. processes: runs of two. data, photos: cases of `tests.faults.data`
-and `tests.faults.photos`. Outcomes in capitals are failures. Exit code: 0, or 1 where there is one.
+damages: of files below checkpoints/; beside: of the other files of a run. signals: in each phase, SIGTERM and SIGUSR1
+by turns. full: needs to mount a small tmpfs, as root. processes: runs of two. data, photos: cases of
+`tests.faults.data` and `tests.faults.photos`. Outcomes in capitals are failures. Exit code: 0, or 1 where there is one.
 """
 
 import argparse
