@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding
 from benchmarks import save
 from bjax import models
 from bjax.blur.sample import BlurSpec
+from bjax.configs import common
 from bjax.errors import Parser, UserError, as_command, new_file, positive, some_of
 from bjax.runtime import sharding
 from bjax.runtime.console import columns
@@ -32,7 +33,6 @@ from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
 from bjax.step.train_step import compiled
 from bjax.tokens import MaskSpec
-from configs import common
 
 DEVICES = 8
 MODELS = {"vit": {"variant": "L/16"}, "vgg19": {}}

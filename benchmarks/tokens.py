@@ -146,7 +146,7 @@ def inference(model, mask, batch):
 
 def training(model, mask, batch):
     """A function that makes one update and waits for it."""
-    from configs.common import default
+    from bjax.configs.common import default
 
     mesh = sharding.make_mesh(-1, 1)
     size = batch["image"].shape[1]

@@ -39,9 +39,9 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
     Raises UserError for whatever the user can mend: no such file, unknown words, keys, types, values and combinations.
     """
     path, _, args = spec.partition(":")
-    file = module(path)
+    file = module(path := located(path))
     if not hasattr(file, "get_config"):
-        way = f"; it is a sweep: python -m launch.sweep --config={spec}" if hasattr(file, "sweep") else ""
+        way = f"; it is a sweep: bjax sweep --config={spec}" if hasattr(file, "sweep") else ""
         raise UserError(f"--config={path}: defines no get_config(arg){way}")
     with _one_line(path):
         try:
@@ -51,7 +51,7 @@ def load(spec: str, overrides: list[tuple[str, str]] = ()) -> ConfigDict:
             raise UserError(f"--config={spec}{'' if told else _line(e, path)}: {e}") from None
     if not isinstance(config, ConfigDict):
         what = f"get_config returned {type(config).__name__}, not a ConfigDict"
-        raise UserError(f"--config={path}: {what}; start from configs.common.default() and return it")
+        raise UserError(f"--config={path}: {what}; start from bjax.configs.common.default() and return it")
     # A group that stands in several places would change in all of them at an override: the copy has it once for each.
     return _overridden(copied(config), overrides)
 
@@ -130,23 +130,27 @@ def copied(node: ConfigDict) -> ConfigDict:
     return made
 
 
+def located(path: str) -> str:
+    """`path`, where it is a .py file, or bjax.configs' file for `vit_mask.py` and `configs/vit_mask.py`; UserError."""
+    file, packaged = Path(path), Path(__file__).parent / "configs"
+    if file.is_file() and file.suffix == ".py":
+        return path
+    beside, names = (
+        {p.name for p in d.glob("*.py")} - {"__init__.py", "common.py"} for d in (Path("configs"), packaged)
+    )
+    if file.name in names and path in (file.name, f"configs/{file.name}"):
+        return str(packaged / file.name)
+    known = [*(f"configs/{name}" for name in sorted(beside)), *sorted(names - beside)]
+    cause = "is no .py file" if file.is_file() else "no such file"
+    raise UserError(f"--config={path}: {cause}{nearest(path, known)}; there are: {', '.join(known)}")
+
+
 def module(path: str) -> types.ModuleType:
-    """The config file at `path`, run. Raises UserError where there is none."""
-    file = Path(path)
-    if not file.is_file() or file.suffix != ".py":
-        known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "common"))
-        cause = "is no .py file" if file.is_file() else "no such file"
-        raise UserError(f"--config={path}: {cause}{nearest(path, known)}; there are: {', '.join(known)}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    """The config file at `path`, run. Raises UserError."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     loaded = importlib.util.module_from_spec(spec)
     with _one_line(path):
-        try:
-            spec.loader.exec_module(loaded)
-        except ModuleNotFoundError as e:
-            if e.name.split(".")[0] != "configs":
-                raise
-            why = f"imports {e.name}, which is not here; run from the repository's root"
-            raise UserError(f"--config={path}: {why}") from None
+        spec.loader.exec_module(loaded)
     return loaded
 
 
@@ -194,8 +198,7 @@ def validate(config: ConfigDict) -> None:
     values = dict(leaves(config))
     for key, f in options.leaves(specs.Run):
         if key not in values:
-            way = "a config starts from configs.common.default(), which has it"
-            raise UserError(f"config.{key}: missing; {way}")
+            raise UserError(f"config.{key}: missing; a config starts from bjax.configs.common.default(), which has it")
         if expected := options.wrong(values[key], f.metadata):
             raise UserError(f"config.{key}={values[key]}: {expected}")
     for rule in config.mesh.rules:
@@ -203,8 +206,7 @@ def validate(config: ConfigDict) -> None:
             pattern, _ = rule
             re.compile(pattern)
         except (re.error, ValueError, TypeError):
-            way = "expected (regular expression, fsdp | replicate)"
-            raise UserError(f"config.mesh.rules: {rule}: {way}") from None
+            raise UserError(f"config.mesh.rules: {rule}: expected (regular expression, fsdp | replicate)") from None
     batch, parts = config.batch_size, config.optim.accumulate
     if batch % parts:
         raise UserError(f"config.batch_size={batch}: not divisible by config.optim.accumulate={parts}")

@@ -35,9 +35,13 @@ def shown(name: object) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose complaints are UserErrors; a flag must be given whole."""
+    """An `ArgumentParser` whose complaints are UserErrors; a flag must be given whole.
+
+    prog: what it calls itself, unless it was started as `bjax COMMAND`.
+    """
 
     def __init__(self, prog: str, description: str | None = None, **more):
+        prog = sys.argv[0] if sys.argv[0].startswith("bjax ") else prog
         super().__init__(prog=prog, description=description, allow_abbrev=False, **more)
 
     def error(self, message: str):

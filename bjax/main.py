@@ -106,7 +106,7 @@ def _parser() -> Parser:
     p.add_argument(
         "--config",
         metavar="FILE.py[:ARGS]",
-        help="experiment, such as configs/vit_mask.py:demo (default: that of WORKDIR)",
+        help="experiment, such as vit_mask.py:demo: a file, or one of bjax.configs (default: that of WORKDIR)",
     )
     p.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME_ARGS)")
     p.add_argument(

@@ -32,8 +32,8 @@ Generated images ("dead leaves": disks that hide one another) in the place of ha
 taken anew from photographs they give 72.4 %. All of one seed; bjax no longer has them.
 """
 
+from bjax.configs.common import ConfigDict, blur, cnn, condition, parse_arg
 from bjax.specs import KINDS
-from configs.common import ConfigDict, blur, cnn, condition, parse_arg
 
 
 def get_config(arg=""):

@@ -14,7 +14,7 @@ with weight 0.3. torchvision's own weights (69.78 % top-1) were trained elsewher
 Demo: 120 steps, 2.5 CPU minutes (under 2 minutes on 2 cores), 67 % top-1 on sharp and 48 % on blurred test crops.
 """
 
-from configs.common import cnn, parse_arg
+from bjax.configs.common import cnn, parse_arg
 
 
 def get_config(arg=""):

@@ -15,7 +15,7 @@ tenth of the learning rate for a tenth of the epochs; on other data than ImageNe
 Paper 2's DenseNet-121 tells blur types apart, beside the other models (not in the demo).
 """
 
-from configs.common import TRAIN_BLURS, parse_arg
+from bjax.configs.common import TRAIN_BLURS, parse_arg
 
 # torchvision's files: those of paper 1's tables 1 and 2, and its ViT-B/16.
 FILES = {

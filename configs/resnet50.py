@@ -13,7 +13,7 @@ The recipe is torchvision's of 2017: SGD 0.1, batch 256, decay 1e-4, 90 epochs; 
 Demo: 120 steps, 9 CPU minutes (about 5 minutes on 2 cores), 72 % top-1 on sharp and 46 % on blurred test crops.
 """
 
-from configs.common import cnn, parse_arg
+from bjax.configs.common import cnn, parse_arg
 
 
 def get_config(arg=""):

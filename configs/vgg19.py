@@ -13,7 +13,7 @@ The recipe is torchvision's of 2017: SGD 0.01, batch 256, decay 1e-4, 90 epochs;
 Demo: 120 steps, 12 CPU minutes, 60 % top-1 on sharp and 38 % on blurred test crops.
 """
 
-from configs.common import cnn, parse_arg
+from bjax.configs.common import cnn, parse_arg
 
 
 def get_config(arg=""):

@@ -20,7 +20,7 @@ Weights of timm's augreg and of vision_transformer want the images that they wer
 Demo: 300 steps, 5 CPU minutes (3 minutes on 2 cores), 79 % top-1 on sharp and on blurred test crops.
 """
 
-from configs.common import default, demo, parse_arg, use_source
+from bjax.configs.common import default, demo, parse_arg, use_source
 
 
 def get_config(arg=""):

@@ -22,8 +22,8 @@ blurred, whether the masks drop those parts.
 Demo: 300 steps, about 2 minutes on 2 CPU cores, 76 % top-1 on sharp test crops (14 classes).
 """
 
-from configs import vit
-from configs.common import CONTROL, GAUSSIAN, ConfigDict, blur, condition, mask, parse_arg
+from bjax.configs import vit
+from bjax.configs.common import CONTROL, GAUSSIAN, ConfigDict, blur, condition, mask, parse_arg
 
 KEEP = (0.75, 0.5, 0.25)
 SIGMA = (0.0, 1.0, 2.0)  # 0: sharp

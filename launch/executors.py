@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TextIO
 
 from bjax.errors import UserError
+from bjax.launch import signals
+from bjax.launch.signals import STOPPED
 from bjax.runtime import lock
 from bjax.runtime.workdir import row_of
-from launch import signals
-from launch.signals import STOPPED
 
 SECONDS = 0.2  # between looks at the runs
 SLURM_ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")

@@ -15,8 +15,8 @@ import sys
 import time
 
 from bjax.errors import UserError, as_command
-from launch import signals
-from launch.signals import STOPPED
+from bjax.launch import signals
+from bjax.launch.signals import STOPPED
 
 
 @as_command

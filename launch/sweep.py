@@ -32,9 +32,9 @@ import filelock
 from bjax import config as configs
 from bjax import sums
 from bjax.errors import Parser, UserError, as_command, new_folder
+from bjax.launch import executors
+from bjax.launch.executors import Run
 from bjax.runtime.workdir import write
-from launch import executors
-from launch.executors import Run
 
 
 @as_command
@@ -65,7 +65,7 @@ def points(args) -> list[tuple[tuple[str, str], ...]]:
             raise UserError(f"--grid: {twice} is given twice; list all its values at once")
         points = list(itertools.product(*([(key, value) for value in values] for key, values in axes)))
     else:
-        module = configs.module(args.config.partition(":")[0])
+        module = configs.module(configs.located(args.config.partition(":")[0]))
         if not hasattr(module, "sweep"):
             raise UserError(f"--config={args.config}: defines no sweep(); give --grid KEY=VALUE,VALUE")
         try:

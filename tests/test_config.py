@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bjax import config, experiment, options, specs
+from bjax.configs import common
 from bjax.data import loader
 from bjax.errors import UserError
-from configs import common
 
 ROOT = Path(__file__).parents[1]
 OTHERS = ("__init__", "common", "papers")  # papers.py is a sweep over the others
@@ -34,7 +34,7 @@ def test_every_config_tells_its_command(path):
 
 
 def test_a_sweep_is_no_config():
-    with pytest.raises(UserError, match=r"papers\.py: defines no get_config.*python -m launch\.sweep --config="):
+    with pytest.raises(UserError, match=r"papers\.py: defines no get_config.*bjax sweep --config="):
         config.load(f"{ROOT}/configs/papers.py:demo")
 
 
@@ -71,7 +71,7 @@ def test_an_override_changes_one_condition():
 
 
 OWN = """
-from configs import common
+from bjax.configs import common
 
 def get_config(arg=""):
     c = common.default()
@@ -117,17 +117,17 @@ def test_a_users_config_may_name_a_group_in_several_places(own):
             ", line 3: mode=attend: needs a threshold",
         ),
         (
-            "from configs import common\ndef get_config(arg='x=1'):\n    return common.parse_arg('x=1', y=2)",
+            "from bjax.configs import common\ndef get_config(arg='x=1'):\n    return common.parse_arg('x=1', y=2)",
             ": unknown argument 'x=1'",
         ),
         ("get_config = 7", ": TypeError: 'int' object is not callable"),
         ("def get_config():\n    return 7", ": TypeError: get_config() takes 0 positional arguments"),
         (
-            "from configs import common\ndef get_config(arg=''):\n    return common.blur(1, 2, 3, 4)",
+            "from bjax.configs import common\ndef get_config(arg=''):\n    return common.blur(1, 2, 3, 4)",
             ", line 3: TypeError: blur() takes ",
         ),
         (
-            "from configs import common\ndef get_config(arg=''):\n    c = common.default()\n    c.batch_size = 'many'",
+            "from bjax.configs import common\ndef get_config(arg):\n    c = common.default()\n    c.seed = 'many'",
             ", line 4: TypeError: ",
         ),
         (

@@ -17,6 +17,7 @@ NUMBERS = "--json=README.md/numbers.json"
 
 # command -> (arguments that would do, a wrong value, a missing file or a file in the place of a folder)
 COMMANDS = {
+    "bjax": ([], "tarin", None),
     "bjax.main": ([DEMO, "--print_config"], "--mode=evaluate", "--config=configs/nowhere.py"),
     "bjax.predict": (["docs/blur.png", "--workdir=nowhere"], "--out=README.md", "nowhere.jpg"),
     "bjax.report": (["--out=report", "nowhere"], "--out=README.md", "nowhere.too"),
@@ -75,7 +76,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(name, arguments, monkeypatch, cap
     if name == "benchmarks.figure_blur":
         pytest.importorskip("matplotlib")
     monkeypatch.chdir(ROOT)
-    module = importlib.import_module(f"{name}.__main__" if name == "bjax.weights" else name)
+    module = importlib.import_module(f"{name}.__main__" if name in ("bjax", "bjax.weights") else name)
     assert module.main(arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""

@@ -11,12 +11,12 @@ import pytest
 from conftest import TINY
 
 from bjax.errors import UserError
+from bjax.launch import executors
+from bjax.launch.executors import Run
 from bjax.main import main
 from bjax.predictor import load
 from bjax.report.read import read_run
 from bjax.runtime import lock
-from launch import executors
-from launch.executors import Run
 
 ROOT = Path(__file__).parents[1]
 HOLD = """

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bjax.configs.common import default
 from bjax.step import optim
-from configs.common import default
 
 
 def config(**changes):

@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks import scaling
 from bjax import models
+from bjax.configs import common
 from bjax.runtime import sharding
 from bjax.step import optim, state
-from configs import common
 
 VIT_L = {"variant": "L/16", "depth": 1}  # its embedding, head and one of its blocks
 

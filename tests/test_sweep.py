@@ -19,7 +19,7 @@ from test_distributed import TINY
 
 from bjax import report
 from bjax.errors import UserError
-from launch import executors, sweep
+from bjax.launch import executors, sweep
 
 ROOT = Path(__file__).parents[1]
 VIT = ROOT / "configs" / "vit.py"
@@ -252,7 +252,7 @@ def test_a_damaged_config_of_a_run_is_told_before_anything_is_run(tmp_path, caps
 def test_sweeps_that_share_a_folder_all_list_their_runs(tmp_path):
     program = """
 import pathlib, sys
-from launch import executors, sweep
+from bjax.launch import executors, sweep
 
 out = pathlib.Path("out")
 for i in range(60):
@@ -328,7 +328,7 @@ time.sleep(60)
 # A sweep of that run. With a signal's number it gets that signal after the run has started and before `Popen` returns.
 FAKE_SWEEP = f"""
 import pathlib, signal, subprocess, sys
-from launch import executors
+from bjax.launch import executors
 
 class Popen(subprocess.Popen):
     def __init__(self, *args, **more):
