@@ -177,6 +177,7 @@ def test_processes_of_one_machine_are_stopped_together(number, tmp_path):
     (tmp_path / "bjax").mkdir()
     (tmp_path / "bjax" / "__init__.py").touch()
     shutil.copy(ROOT / "bjax" / "errors.py", tmp_path / "bjax")
+    (tmp_path / "bjax" / "launch").symlink_to(ROOT / "launch")
     # In the place of bjax.main; a process writes into a folder of its own.
     own_folder = 'folder = folder / os.environ["JAX_PROCESS_ID"]\nfolder.mkdir()\n'
     (tmp_path / "bjax" / "main.py").write_text(FAKE_RUN.replace("\ndef stop", f"\nimport os\n{own_folder}\ndef stop"))
