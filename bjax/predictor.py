@@ -316,6 +316,11 @@ def load(workdir: str | Path, condition: str | None = None, *, batch_size: int |
     condition: one of the run's evaluation conditions, whose mask and ViT options are used; None: no mask.
     batch_size: crops that are computed at a time; by default those of one photograph.
     Raises UserError where the workdir holds no run, or no condition of that name.
+
+    >>> predict = load("runs/vit_mask_demo")
+    >>> prediction = predict("photo.jpg")
+    >>> [0 <= probability <= 1 for name, probability in prediction.top(3)]
+    [True, True, True]
     """
     run = read(workdir, condition)
     return Predictor(run, batch_size or run.crops)

@@ -1,9 +1,10 @@
 """Focus measures: how sharp each patch of an image is, on the 0..255 scale.
 
 Every measure takes float images in [0, 1], RGB, and a patch size p ≤ 1024 that divides their height and width, or a
-pair (height, width) that does, and returns a score a patch; higher is sharper. Images become grey as
-`cv2.cvtColor(..., COLOR_RGB2GRAY)` makes them: rounded to uint8 first (half to even), then BT.601 in fixed
-point. All filters have cv2's default border (reflect-101).
+pair (height, width) that does, and returns a score a patch, float32[B, H/p, W/p] of at least 0; higher is sharper.
+Other images, patch sizes and scopes are a ValueError. Images become grey as `cv2.cvtColor(..., COLOR_RGB2GRAY)` makes
+them: rounded to uint8 first (half to even), then BT.601 in fixed point. All filters have cv2's default border
+(reflect-101).
 
 `scope` says where that border is. "image": filter the whole image, then pool per patch; a patch sees one pixel of its
 neighbours. "patch": filter each patch on its own. The two disagree on a few per cent of patches at a threshold.
@@ -32,6 +33,12 @@ def laplacian_variance(images: Images, patch_size: PatchSize, *, scope: str = "i
     """Variance of the Laplacian (Pech-Pacheco et al. 2000): `cv2.Laplacian(grey, CV_64F).var()` of each patch.
 
     The response is cv2's bit for bit, the variance within 1e-6 of float64's. See the module for arguments and errors.
+
+    >>> import numpy as np
+    >>> images = np.zeros((1, 16, 32, 3), np.float32)
+    >>> images[:, ::4, 16:] = 0.5  # stripes on the right, of which the left patch sees the next pixel
+    >>> laplacian_variance(images, 16).round().tolist()
+    [[[252.0, 24732.0]]]
     """
     response = _per_patch(images, patch_size, scope, laplacian)
     # Integer sums are exact in whatever order a device adds. Shifted near zero mean,
@@ -45,6 +52,12 @@ def tenengrad(images: Images, patch_size: PatchSize, *, scope: str = "image") ->
     """Mean squared Sobel gradient, Gx² + Gy² (Tenenbaum 1970; Krotkov 1987), without a threshold on the gradient.
 
     The gradients are `cv2.Sobel(grey, CV_64F, ..., ksize=3)`, bit for bit.
+
+    >>> import numpy as np
+    >>> images = np.zeros((1, 16, 32, 3), np.float32)
+    >>> images[:, ::4, 16:] = 0.5  # stripes on the right, of which the left patch sees the next pixel
+    >>> tenengrad(images, 16).round().tolist()
+    [[[1920.0, 113024.0]]]
     """
     return _mean_of_integers(_per_patch(images, patch_size, scope, _squared_sobel))
 
@@ -53,6 +66,12 @@ def sum_modified_laplacian(images: Images, patch_size: PatchSize, *, scope: str 
     """Sum over the patch of |2I - I(x-1) - I(x+1)| + |2I - I(y-1) - I(y+1)| (Nayar & Nakajima 1994).
 
     Step 1 and threshold 0 in their notation. A sum: it grows with the patch's area.
+
+    >>> import numpy as np
+    >>> images = np.zeros((1, 16, 32, 3), np.float32)
+    >>> images[:, ::4, 16:] = 0.5  # stripes on the right, of which the left patch sees the next pixel
+    >>> sum_modified_laplacian(images, 16).round().tolist()
+    [[[512.0, 31232.0]]]
     """
     return _per_patch(images, patch_size, scope, _modified_laplacian).sum(PIXELS).astype(jnp.float32)
 
@@ -62,6 +81,12 @@ def high_frequency_energy(images: Images, patch_size: PatchSize, *, scope: str =
 
     That focus measures are energies of a filtered image, differing in the filter, is Subbarao & Tyan 1998.
     The Gaussian is `cv2.GaussianBlur(grey, (7, 7), 1)` on float32.
+
+    >>> import numpy as np
+    >>> images = np.zeros((1, 16, 32, 3), np.float32)
+    >>> images[:, ::4, 16:] = 0.5  # stripes on the right, of which the left patch sees the next pixel
+    >>> high_frequency_energy(images, 16).round().tolist()
+    [[[7.0, 1981.0]]]
     """
     residual = _per_patch(images, patch_size, scope, _high_pass)
     return (residual * residual).mean(PIXELS)
@@ -86,6 +111,9 @@ def threshold(scores: Real[Array | np.ndarray, "..."], *, keep_rate: float | Non
         bins as `skimage.filters.threshold_otsu`.
 
     Raises ValueError for no scores, scores that are not finite, a keep rate outside (0, 1] and Otsu on equal scores.
+
+    >>> threshold([1, 2, 30, 40], keep_rate=0.5)
+    30.0
     """
     scores = np.sort(np.asarray(scores, np.float64), axis=None)
     if not scores.size or not np.isfinite(scores).all():
@@ -109,6 +137,11 @@ def whole(photo: np.ndarray) -> float:
     """The variance of the Laplacian over all of one photograph, uint8[H, W, 3] of any size, in NumPy.
 
     `laplacian_variance` with one patch, in float64; photographs of one scale can be compared.
+
+    >>> stripes = np.zeros((16, 16, 3), np.uint8)
+    >>> stripes[::4] = 128
+    >>> whole(stripes), whole(stripes // 2)
+    (23488.0, 5872.0)
     """
     return float(_laplacian(_grey(photo)).var())
 
@@ -120,6 +153,10 @@ def own_blur(photo: np.ndarray) -> float:
     Amplitudes in photographs go with about 1 / frequency; blurred by σ, the variance of their Laplacian goes with σ⁻⁴,
     and its ratio after and before is (σ² / (σ² + 1))². A sharp photograph gets some 0.5 to 0.9, by its lens and its
     pixels, one blurred with σ of at least 1 more than 1; from σ = 2 on, 8 bits leave too little to tell how much more.
+
+    >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    >>> own_blur(noise) < BLURRED, own_blur(np.zeros_like(noise))
+    (True, inf)
     """
     grey = _grey(photo)
     taps = np.exp(-0.5 * np.arange(-4, 5) ** 2)

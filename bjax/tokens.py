@@ -39,7 +39,18 @@ def select(key: jax.Array, images: jax.Array, spec: MaskSpec, patch_size: int) -
     """Chooses the patches to keep of each image; None where the mode is none.
 
     key: one key per image, [B] (used by selector=random alone). images: float[B, H, W, 3] in [0, 1], before
-    normalisation: scores are on the 0..255 scale. patch_size divides H and W.
+    normalisation: scores are on the 0..255 scale. patch_size: at most 1024, divides H and W.
+
+    Returns `Tokens` of the N = H/p · W/p patches, of which at most `budget(spec, N)` are kept.
+
+    Raises ValueError as the measure that scores the patches (`bjax.sharpness`).
+
+    >>> import numpy as np
+    >>> images = np.zeros((1, 16, 32, 3), np.float32)
+    >>> images[:, ::2, 16:] = 1  # stripes on the right
+    >>> kept = select(jax.random.split(jax.random.key(0), 1), images, MaskSpec(mode="gather", keep_rate=0.5), 16)
+    >>> kept.keep.tolist(), kept.indices.tolist()
+    ([[False, True]], [[1]])
     """
     if spec.mode == "none":
         return None
@@ -75,7 +86,15 @@ def select(key: jax.Array, images: jax.Array, spec: MaskSpec, patch_size: int) -
 
 
 def erase(images: jax.Array, tokens: Tokens, patch_size: int, fill: float | jax.Array) -> jax.Array:
-    """Paints the dropped patches of `images` (float[B, H, W, 3]) with `fill`, a number or one per channel."""
+    """Paints the dropped patches of `images` (float[B, H, W, 3]) with `fill`, a number or one per channel.
+
+    tokens: of these images and this patch_size (`select`). Returns images of the same shape and dtype.
+
+    >>> keep = jnp.array([[True, False]])
+    >>> erase(jnp.ones((1, 2, 4, 3)), Tokens(keep, None, mode="zero_pixels"), 2, 0.5)[0, 0, :, 0].tolist()
+    [1.0, 1.0, 0.5, 0.5]
+    """
+    images = jnp.asarray(images)  # of NumPy's float64, float32: what JAX has
     batch, height, width, _ = images.shape
     keep = tokens.keep.reshape(batch, height // patch_size, width // patch_size)
     keep = jnp.repeat(jnp.repeat(keep, patch_size, axis=1), patch_size, axis=2)

@@ -1,6 +1,5 @@
 """ImageNet-C's blurs against the libraries the original calls: scikit-image, cv2, SciPy, ImageMagick."""
 
-import doctest
 import functools
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import scipy.ndimage
 import skimage
 
 from bjax import blur
-from bjax.blur import imagenet_c, one
+from bjax.blur import imagenet_c
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -190,4 +189,3 @@ def test_one_image_in_numpy_says_what_it_takes():
     ):
         with pytest.raises(ValueError, match=message):
             blur.corrupt(*arguments)
-    assert doctest.testmod(one) == (0, 4)

@@ -1,6 +1,7 @@
 """Photographs that no split holds, against the path that evaluation takes, OpenCV, and by hand."""
 
 import dataclasses
+import doctest
 import functools
 import json
 import os
@@ -552,3 +553,12 @@ def test_images_that_patches_do_not_fill_are_scored_where_they_do(tiny_run):
     expected = predict.Predictor(run, 1)(prediction.crops[0, :32, :32])
     np.testing.assert_array_equal(prediction.scores, expected.scores)
     assert np.isfinite(prediction.sharpness)
+
+
+def test_the_example_of_load_gives_what_it_says(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/vit_mask_demo").symlink_to(tiny_run)
+    Image.open(PHOTOS / "chelsea.png").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (example,) = doctest.DocTestFinder().find(predict.load, "load", globs={"load": predict.load})
+    assert doctest.DocTestRunner().run(example) == (0, 3)

@@ -37,10 +37,19 @@ def gaussian(
     impl: "auto" for the fast path of the platform, "pix" for `dm_pix.gaussian_blur` on the reflect-padded image (slow;
         the reference).
 
+    Returns the blurred images, of the same shape and dtype.
+
     Raises ValueError for images that are not a float batch, an even kernel_size, σ < 0, a σ too large for the kernel
     and a batch of σ of another length.
+
+    >>> import numpy as np
+    >>> point = np.zeros((2, 5, 5, 1), np.float32)
+    >>> point[:, 2, 2] = 1
+    >>> np.asarray(gaussian(point, np.array([0.5, 1.0]))[:, 2, 2, 0]).round(2)
+    array([0.62, 0.16], dtype=float32)
     """
     batch = check_images(images)
+    images = jnp.asarray(images)  # of NumPy's float64, float32: what JAX has
     if impl not in ("auto", "pix"):
         raise ValueError(f"impl={impl!r}: must be 'auto' or 'pix'")
     psf.check_kernel_size(kernel_size)
@@ -66,7 +75,15 @@ def motion(images: Images, length: PerImage, angle: PerImage, *, kernel_size: in
     angle: radians counter-clockwise from horizontal.
     kernel_size: side of the kernel, odd and static.
 
+    Returns the blurred images, of the same shape and dtype.
+
     Raises ValueError for images that are not a float batch, an even kernel_size and a length outside the kernel.
+
+    >>> import numpy as np
+    >>> point = np.zeros((1, 3, 5, 1), np.float32)
+    >>> point[0, 1, 2] = 1
+    >>> np.asarray(motion(point, 3, 0)[0, 1, :, 0]).round(2)
+    array([0.  , 0.33, 0.33, 0.33, 0.  ], dtype=float32)
     """
     batch = check_images(images)
     length, angle = per_image("length", length, batch), per_image("angle", angle, batch)
@@ -79,7 +96,15 @@ def defocus(images: Images, radius: PerImage, *, kernel_size: int = 21) -> Image
     radius: pixels, 0 (the identity) to `kernel_size / 2`.
     kernel_size: side of the kernel, odd and static.
 
+    Returns the blurred images, of the same shape and dtype.
+
     Raises ValueError for images that are not a float batch, an even kernel_size and a radius outside the kernel.
+
+    >>> import numpy as np
+    >>> point = np.zeros((1, 3, 5, 1), np.float32)
+    >>> point[0, 1, 2] = 1
+    >>> np.asarray(defocus(point, 1)[0, 1, :, 0]).round(2)
+    array([0.  , 0.15, 0.32, 0.15, 0.  ], dtype=float32)
     """
     batch = check_images(images)
     return depthwise(images, psf.defocus(per_image("radius", radius, batch), kernel_size))
