@@ -11,7 +11,7 @@ cluster=${CLUSTER:-bjax}                # made by: xpk cluster create --cluster=
 project=${PROJECT:?set PROJECT}
 zone=${ZONE:-us-central2-b}
 device=(--tpu-type="${TPU_TYPE:-v5litepod-16}")   # GPUs: --device-type=h100-80gb-8 --num-nodes=2
-image=${IMAGE:?set IMAGE to one with bjax and this repository as its working directory}
+image=${IMAGE:?set IMAGE to that of the Dockerfile, with bjax and this repository as its working directory}
 
 printf -v arguments '%q ' "$@"
 # XPK restarts after codes 42 and 127 to 255, and those named here: 75 is told to stop and saved, 2 a mistake in the
