@@ -105,13 +105,18 @@ def test_the_report_has_it_before_and_after(tmp_path):
     fitted = {"temperature": 1.2345, "n": 224, "n_photographs": 14, "folds": 5}
     fitted |= {"before": {"nll": 1.25, "ece": 0.132}, "after": {"nll": 1.125, "ece": 0.051}}
     (run / "calibration.json").write_text(json.dumps(fitted))
-    text = report.write([run], tmp_path / "out")
+
+    def written():
+        report.write([run], tmp_path / "out")
+        return (tmp_path / "out/report.md").read_text()
+
+    text = written()
     (row,) = [line for line in text.splitlines() if "224 of 14" in line]
     assert row.replace("|", " ").split()[-10:] == ["13.2", "5.1", "1.250", "1.125", "1.23", "5", "224", "of", "14", "1"]
     (run / "calibration.json").write_text(json.dumps(fitted | {"after": None}))
-    text = report.write([run], tmp_path / "out")
+    text = written()
     assert "1.23" in text
     (run / "calibration.json").write_text(json.dumps(fitted | {"after": {"nll": "?"}}))
-    text = report.write([run], tmp_path / "out")
+    text = written()
     assert "calibration.json: after is missing or damaged; evaluate the run again" in text
     assert "1.23 " not in text

@@ -56,7 +56,7 @@ ALLOWED = {
     **dict.fromkeys(("errors", "options", "stats", "models", "manifest", "sums"), frozenset()),
 }
 # Of the report: each can be read, changed and left out alone; what they share lies below them.
-SECTIONS = ("paper1", "matrix", "sweeps", "curves", "calibration", "masks", "paper2", "facts")
+SECTIONS = ("answers", "paper1", "matrix", "sweeps", "curves", "calibration", "masks", "paper2", "facts")
 SOURCES = sorted((ROOT / "bjax").rglob("*.py"))
 
 

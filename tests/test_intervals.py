@@ -229,7 +229,7 @@ def test_table_5_tells_the_difference_from_its_control(tmp_path):
     def more(name, _):
         return made_up.crops((20, 30, 40, 25) if "random" in name else (25, 36, 44, 31), 48)
 
-    run = made_up.run(tmp_path / "run", "configs/vit.py:demo", more=more)
+    run = made_up.run(tmp_path / "run", "configs/vit.py", more=more)
     text = written(run, out=tmp_path / "out")
     t = scipy_stats.ttest_1samp(np.array([5, 6, 4, 6]) / 48, 0).confidence_interval(0.95)
     (found,) = [r for r in rows_of(text) if "below 100 removed (blurry)" in r]

@@ -92,8 +92,9 @@ def cells(text, *start):
 
 def test_table_and_figures_of_the_grid(run, tmp_path, capsys):
     text = written(run, out=tmp_path / "out")
-    printed = capsys.readouterr().out
-    assert text.startswith(printed[:-1]) and "## Facts" in text and "## Facts" not in printed
+    title, *printed = capsys.readouterr().out.splitlines()
+    assert text.startswith(f"# {title}\n\n- ") and len(printed) < 25 and not any("|" in line for line in printed)
+    assert printed[0].removeprefix("- ") in text
     blurs = ["sharp", "σ = 1", "σ = 2"]
     names = [f"{what}: {blur}" for what in ("top-1 %", "minus random") for blur in blurs]
     assert cells(text, "kept") == ["kept", "patches that stay", *names]
@@ -119,7 +120,7 @@ def test_what_runs_lack_is_left_out_and_named(run, tmp_path):
     (run / "mask_quality.json").unlink()
     text = written(run, out=tmp_path / "out")
     left_out = text.splitlines()[-1]
-    assert left_out.startswith("Sections left out, for want of data: Paper 1")
+    assert left_out.startswith("Sections left out, for want of data: Sweeps; Paper 1")
     assert "Accuracy against measured speed; Do masks drop what is blurred?" in left_out
     assert not (tmp_path / "out/run1_accuracy_speed.png").exists()
     assert "Accuracy against measured speed" not in text.replace(left_out, "")
@@ -750,7 +751,7 @@ def check(path):
 def test_the_page_is_one_file_and_holds_every_figure(run, tmp_path):
     text = written(run, out=tmp_path / "out", title="A <b>bold</b> & | title")
     checker = check(tmp_path / "out/report.html")
-    assert len(checker.images) == text.count("![") == len(list((tmp_path / "out").glob("*.png"))) == 3
+    assert len(checker.images) == text.count("![") == len(list((tmp_path / "out").glob("*.png"))) == 4
     page = (tmp_path / "out/report.html").read_text()
     assert "<h1>A &lt;b&gt;bold&lt;/b&gt; &amp; | title</h1>" in page
     assert text.startswith("# A &lt;b>bold&lt;/b> &amp; \\| title\n")
@@ -760,7 +761,7 @@ def test_the_page_is_one_file_and_holds_every_figure(run, tmp_path):
 def test_names_are_escaped(tmp_path):
     made_up.run(tmp_path / "<img src=x>|&", "configs/resnet50.py:demo", top1=0.5)
     text = written(tmp_path / "<img src=x>|&", out=tmp_path / "out")
-    assert not check(tmp_path / "out/report.html").images
+    assert len(check(tmp_path / "out/report.html").images) == 1
     _, rows = table(text.replace("\\|", "/"), "## Runs")
     assert "<img" not in text and rows[0][1] == "&lt;img src=x>/&amp;"
 

@@ -3,7 +3,7 @@
 Reads what runs and sweeps left (config.json, results.json, and speed.json, mask_quality.json, run.json where there are
 any) and writes into DIR:
 
-    report.html   everything in one file that needs no other
+    report.html   the answers first, then everything, in one file that needs no other
     report.md     the same, with the figures beside it
     results.csv   a row for every run and condition
 
@@ -11,20 +11,22 @@ Runs that differ in their seed alone are shown as one, with means and intervals 
 failed or half-written is named with the reason and left out; a section without data is left out and named at the end.
 """
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 from bjax.errors import Parser, UserError, as_command, new_folder
-from bjax.report import calibration, curves, facts, masks, matrix, paper1, paper2, read, render, seeds, sweeps
+from bjax.report import answers, calibration, curves, facts, masks, matrix, paper1, paper2, read, render, seeds, sweeps
 from bjax.report.render import Heading, Items, Text, per_run
 from bjax.report.runs import Run
 
 SECTIONS: dict[str, Callable[[list[Run]], list]] = {
+    "Sweeps": sweeps.grids,
     "Runs": facts.overview,
     "Paper 1: its tables beside ours": paper1.tables,
     "Model × training blur × test condition": matrix.matrix,
-    "Sweeps": sweeps.grids,
     "Accuracy and calibration against Gaussian σ": curves.sigma_curves,
     "Calibration: one temperature, before and after": calibration.table,
     "ImageNet-C: error against severity": curves.imagenet_c,
@@ -43,17 +45,18 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
 }
 
 
-def write(folders: list[Path], out: Path, title: str = "Report") -> str:
-    """Writes report.html, report.md with its figures, and results.csv into `out`; returns the Markdown.
+def write(folders: list[Path], out: Path, title: str = "") -> list[str]:
+    """Writes report.html, report.md with its figures, and results.csv into `out`; returns the title and the answers.
 
-    folders: workdirs and sweeps. Raises UserError where none of them holds a finished run.
+    folders: workdirs and sweeps. title: by default what was run. Raises UserError where no run is finished.
     """
     single, notes = read.load(folders)
     if not single:
         raise UserError("nothing to report: " + "; ".join(notes))
     runs, doubles = seeds.merge(single)
     notes += doubles
-    blocks, empty = [], []
+    title, first = title or answers.title(runs), answers.answers(runs)
+    blocks, empty = [first], []
     if notes:
         blocks += [Text("Left out:"), Items(notes)]
     for name, section in SECTIONS.items():
@@ -65,11 +68,10 @@ def write(folders: list[Path], out: Path, title: str = "Report") -> str:
         blocks.append(Text(f"Sections left out, for want of data: {'; '.join(empty)}."))
     page = render.page(title, blocks)  # first, for where jinja2 is missing
     out.mkdir(parents=True, exist_ok=True)
-    text = render.markdown(title, blocks, out)
-    (out / "report.md").write_text(text)
+    (out / "report.md").write_text(render.markdown(title, blocks, out))
     (out / "report.html").write_text(page)
     (out / "results.csv").write_text(facts.table(single))
-    return text
+    return [title, *first.lines]
 
 
 @as_command
@@ -79,8 +81,10 @@ def main(argv: list[str]) -> None:
     what = "a run's workdir, or the folder of a sweep"
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help=what)
     parser.add_argument("--out", type=new_folder, required=True, metavar="DIR", help="where the report goes")
-    parser.add_argument("--title", default="Report", help="of the report (default: %(default)s)")
+    parser.add_argument("--title", default="", help="of the report (default: what was run)")
     args = parser.parse_args(argv)
-    text = write(args.folders, args.out, args.title)
-    print(text.partition("\n## Facts\n")[0])  # whole configs are for the files
+    title, *lines = write(args.folders, args.out, args.title)
+    width = min(100, shutil.get_terminal_size().columns)
+    told = [textwrap.fill(line, width, initial_indent="- ", subsequent_indent="  ") for line in lines]
+    print("\n".join([title, *told]))
     print(f"\nwrote {args.out / 'report.html'}, report.md and results.csv beside it", file=sys.stderr)

@@ -36,6 +36,17 @@ class Line:
     kind: str = "line"
 
 
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """A value in per cent with its interval, or, of two seeds, both values; a control's is hollow."""
+
+    label: str
+    value: float
+    ends: tuple[float, float] | None = None
+    seeds: tuple[float, ...] = ()
+    control: bool = False
+
+
 Panels = dict[str, list[Line]]  # by title
 
 
@@ -90,6 +101,31 @@ def _draw(panel, line: Line, style) -> None:
         panel.plot(line.x, line.y, marker + dash, color=colour, label=line.label, **edge)
         if line.low:
             panel.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, alpha=0.7)
+
+
+def dots(items: list[Dot], x_label: str):
+    """A line of its own for every value, from above."""
+    labels = [textwrap.fill(item.label, 34) for item in items]
+    lines = sum(1 + label.count("\n") for label in labels)
+    figure, axes = _subplots((5.6, 0.75 + 0.2 * lines + 0.14 * len(items)), 1, 1)
+    panel, colour = axes[0, 0], STYLES[0][2]
+    for y, item in enumerate(items):
+        low, high = item.ends or (min(item.seeds, default=item.value), max(item.seeds, default=item.value))
+        panel.hlines(
+            y, low, high, color=colour, linewidth=1.6 if item.ends else 0.6, linestyle="-" if item.ends else ":"
+        )
+        for value in item.seeds or (item.value,):
+            panel.plot(value, y, "o", color="white" if item.control else colour, markeredgecolor=colour, markersize=7)
+    panel.set_yticks(range(len(items)), labels, fontsize=9)
+    panel.set_ylim(len(items) - 0.5, -0.5)
+    low, high = panel.get_xlim()
+    panel.set_xlim(max(low, -2), min(high, 102))
+    panel.set_xlabel(x_label, fontsize=10)
+    panel.grid(axis="x", color="0.92", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.tick_params(axis="y", length=0)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    return figure
 
 
 def heat_maps(maps: dict[str, np.ndarray], rows: list[str], columns: list[str], row_key: str, column_key: str):

@@ -167,7 +167,10 @@ def _paired(ours: dict, theirs: dict) -> tuple[float, stats.Interval, float | No
         differences, p = first - second, stats.mcnemar(first > 0, second > 0)
     else:
         return None
-    return float(np.mean(differences)), stats.t_interval(differences, within=(-1.0, 1.0)), p
+    mean = float(np.mean(differences))
+    if np.ptp(differences) < 1e-9:  # the same on each, but for rounding: of a spread of 1e-17 all would be significant
+        return mean, (mean, mean), p
+    return mean, stats.t_interval(differences, within=(-1.0, 1.0)), p
 
 
 def _bits(row: dict) -> np.ndarray:

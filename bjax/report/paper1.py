@@ -6,6 +6,7 @@ its config says (model, blur of the training images and of a condition, mask), n
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from bjax.report import intervals, seeds
 from bjax.report.intervals import accuracy, signed
@@ -70,8 +71,10 @@ def _has_paper_blur(row: Row) -> bool:
 
 
 def tables(runs: list[Run]) -> list:
-    """Paper 1's five tables, its numbers beside ours."""
+    """Paper 1's five tables, its numbers beside ours; of runs on its images, ImageNet, or of its own sweep."""
     runs = [run for run in runs if run.config["task"] == "object"]
+    if not any(run.config["data"]["name"] == "imagenet2012" or _is_papers_sweep(run) for run in runs):
+        return []
     by_number = {
         1: _beside(runs, 1, "top1", _baselines, TESTED, PRETRAINED),
         2: _beside(runs, 2, "top5", _baselines, TESTED, PRETRAINED),
@@ -201,6 +204,11 @@ def _removes(row: Row) -> str | None:
 def _is_control(row: Row, masked: Row) -> bool:
     """Whether `row` is the random choice of as many patches as `masked` leaves."""
     return row.condition == {**masked.condition, "mask": {**masked.mask, "selector": "random"}}
+
+
+def _is_papers_sweep(run: Run) -> bool:
+    """Of configs/papers.py."""
+    return Path(run.sweep_config.partition(":")[0]).name == "papers.py"
 
 
 def _family(run: Run) -> str:

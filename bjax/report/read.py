@@ -56,7 +56,8 @@ def load(folders: list[Path]) -> tuple[list[Run], list[str]]:
                 seed = index["runs"][name].get("seed")
                 notes.append(f"{folder / name} ({label}{f' seed={seed}' if seed else ''}): {reason}")
             else:
-                add(folder / name, name=label, sweep=folder.resolve().name, point=tuple(point.items()))
+                of = {"sweep": folder.resolve().name, "sweep_config": index["config"]}
+                add(folder / name, name=label, **of, point=tuple(point.items()))
     return runs, notes
 
 

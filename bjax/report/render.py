@@ -89,6 +89,14 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answers:
+    """The first screen: sentences with numbers, and the figure of these."""
+
+    lines: list[str]
+    figure: Figure
+
+
+@dataclasses.dataclass(frozen=True)
 class Details:
     """Text as it is, folded away."""
 
@@ -132,6 +140,8 @@ def _markdown(block, out: Path) -> str:
             return "\n".join(f"- {_md(line)}" for line in block.lines)
         case Table():
             return _markdown_table(block)
+        case Answers():
+            return "\n\n".join(_markdown(part, out) for part in (Items(block.lines), block.figure))
         case Figure():
             file = out / f"{block.name}.png"
             file.write_bytes(block.png)

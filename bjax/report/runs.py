@@ -132,6 +132,7 @@ class Run:
     gallery: dict[str, dict[str, np.ndarray]] | None = None  # by condition, see bjax/evaluate/gallery.py
     calibration: dict | None = None  # see bjax/evaluate/calibration.py; of several seeds the first's that has it
     sweep: str = ""  # the sweep it belongs to
+    sweep_config: str = ""  # the config that names its points
     point: tuple[tuple[str, str], ...] = ()  # its overrides there, without the seed
     number: int = 0  # in the report
 

@@ -59,6 +59,7 @@ def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
                 rows=rows,
                 sessions=tuple(session for run in group for session in run.sessions),
                 sweep=first.sweep,
+                sweep_config=first.sweep_config,
                 point=first.point,
                 number=number,
                 **files,
