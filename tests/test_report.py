@@ -20,7 +20,7 @@ pytest.importorskip("jinja2")
 from bjax import config as configs
 from bjax import report, stats
 from bjax.blur import imagenet_c
-from bjax.report import figures, masks, paper1, read, render
+from bjax.report import figures, masks, overlay, paper1, read, render
 from bjax.runtime import workdir as workdirs
 
 ROOT = Path(__file__).parents[1]
@@ -868,19 +868,54 @@ def test_the_line_of_a_threshold_is_on_the_map_of_its_own_measure(tmp_path, monk
         np.savez(run / "gallery.npz", **content | {"blurred_drop_below/measure": np.array("tenengrad")})
     text = written(run, out=tmp_path / "out")
     assert [threshold for threshold, *_ in drawn.values()] == [2000.0 if stored else None, 100.0]
-    assert text.count("the line: 2000") == stored
-    assert text.count("mean squared Sobel gradient (tenengrad), bright") == stored
+    assert text.count("red on the scale: the threshold, 2000") == stored
+    assert text.count("mean squared Sobel gradient (tenengrad), yellow") == stored
 
 
-def test_crosses_and_shadows_are_on_the_patches_that_are_dropped():
+def test_hatching_and_shadows_are_on_the_patches_that_are_dropped():
     image = np.full((1, 32, 32, 3), 200, np.uint8)
     kept = np.array([[[True, False], [False, True]]])
     drawn = figures.gallery(image, kept, np.full((1, 2, 2), 50.0), ["a"], 100.0, "score")
-    above = drawn.axes[0]
-    shown = above.images[0].get_array()
-    assert (shown[:16, :16] == 200).all() and (shown[:16, 16:] == 50).all() and (shown[16:, :16] == 50).all()
-    x, y = above.lines[0].get_data()
-    assert sorted(zip(x.tolist(), y.tolist(), strict=True)) == [(7.5, 23.5), (23.5, 7.5)]
+    shown = drawn.axes[0].images[0].get_array()
+    assert shown.shape == (288, 288, 3)
+    assert (shown[:144, :144] == 200).all() and (shown[144:, 144:] == 200).all()
+    for dropped in (shown[:144, 144:], shown[144:, :144]):
+        strokes = (dropped == 128).all(axis=-1)
+        assert (dropped[~strokes] == 50).all() and strokes.mean() == pytest.approx(1 / overlay.HATCH, rel=0.05)
+
+
+def test_the_gallerys_colours_and_scale_are_those_of_predicts_overlay():
+    image, kept = np.zeros((1, 32, 32, 3), np.uint8), np.ones((1, 2, 2), bool)
+    scores = np.array([[[0.5, 10.0], [1000.0, 20_000.0]]])
+    drawn = figures.gallery(image, kept, scores, ["a"], 100.0, "score")
+    shown = drawn.axes[1].images[0].get_array()
+    expected = overlay.colours(np.array([[0, 1 / 5], [3 / 5, np.log10(20_000) / 5]]))
+    np.testing.assert_array_equal(shown, np.uint8(np.round(expected)))
+    bar = drawn.axes[-1]
+    assert [label.get_text() for label in bar.get_yticklabels()] == [
+        "0 to 1",
+        "10",
+        "100",
+        "1,000",
+        "10,000",
+        "100,000",
+    ]
+    assert [line.get_ydata()[0] for line in bar.lines if line.get_color() == overlay.RED] == [2.0]
+
+
+def test_the_gallery_begins_with_masks_that_keep_some_and_has_no_random_ones(tmp_path):
+    kept = {"blurred_drop_below": 0.085, "blurred_drop_above": 0.915, "blurred_keep_half": 0.5}
+    kept["blurred_keep_half_random"] = 0.5
+    own = {name: made_up.conditions("configs/vit_mask.py")[name] for name in kept}
+    spec, of_all = "configs/vit_mask.py:demo", {"more": lambda name, _: {"kept": kept[name]}}
+    run = add_gallery(made_up.run(tmp_path / "run", spec, eval_only=own, **of_all))
+    with np.load(run / "gallery.npz") as file:
+        one = {k.removeprefix("sharp/"): file[k] for k in file if k.startswith("sharp/")}
+    content = {f"{name}/{k}": x for name in kept for k, x in one.items()}
+    np.savez(run / "gallery.npz", conditions=np.array(list(kept)), **content)
+    text = written(run, out=tmp_path / "out")
+    shown = [line.split(",")[0] for line in text.splitlines() if "images spread evenly" in line]
+    assert shown == ["blurred_keep_half", "blurred_drop_below", "blurred_drop_above"]
 
 
 def test_a_damaged_gallery_is_named(small, tmp_path):

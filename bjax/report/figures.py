@@ -6,6 +6,7 @@ import textwrap
 import numpy as np
 
 from bjax.errors import UserError
+from bjax.report import overlay
 
 # Marker, line, grey level: any two differ in two of them, so that a photocopy tells them apart.
 STYLES = (
@@ -18,6 +19,7 @@ STYLES = (
     ("X", "-.", "#8c1c2c"),
     ("*", ":", "#2a9fd6"),
 )
+SHOWN = 288  # pixels: side of a photograph of the gallery
 COLOURS = "Blues"  # light to dark: grey values keep the order
 
 
@@ -170,38 +172,39 @@ def _cells(panel, title: str, values, text, low: float, high: float) -> None:
 def gallery(images, kept, scores, titles: list[str], threshold: float | None, measure: str):
     """Photographs with what a mask drops, above the scores that decide it, of which `measure` says what they are.
 
-    images uint8[K, H, W, 3], kept bool[K, h, w], scores float32[K, h, w]. Dropped patches are darkened and crossed.
+    images uint8[K, H, W, 3], kept bool[K, h, w], scores float32[K, h, w]. The look is that of `overlay.draw`.
     """
     number = len(images)
     figure, axes = _subplots((1.0 + 1.75 * number, 4.35), 2, number)
-    shown = np.log10(np.maximum(scores, 0.1))
-    highest = max(4.0, float(shown.max()))
-    patch = np.array(images.shape[1:3]) / kept.shape[1:]
-    dropped = np.kron(~kept, np.ones((1, *patch.astype(int)), bool))[..., None]
-    darkened = np.where(dropped, images // 4, images)
+    # As many pixels as are shown: hatching on the photograph's own would be as coarse as they are.
+    larger = np.ones((max(1, round(SHOWN / images.shape[1])),) * 2, bool)
+    patch = np.ones(np.array(images.shape[1:3]) // kept.shape[1:], bool)
+    decades = overlay.decades_of(scores)
     for i, (above, below) in enumerate(axes.T):
-        above.imshow(darkened[i])
-        y, x = (np.argwhere(~kept[i]) + 0.5).T * patch[:, None] - 0.5
-        above.plot(x, y, "x", color="white", markersize=2.6 * 14 / kept.shape[2], markeredgewidth=0.5)
+        dropped = np.kron(np.kron(~kept[i], patch), larger)
+        photo = overlay.shade(np.kron(images[i], larger[..., None].astype(np.uint8)), dropped)
+        above.imshow(np.uint8(np.round(photo)))
         above.set_title(titles[i], fontsize=8)
-        drawn = below.imshow(shown[i], cmap="viridis", vmin=-1.0, vmax=highest)  # of overlay.py too
-        if threshold:
-            for ends in _edges(scores[i] >= threshold):
-                below.plot(*ends, color="#c2571a", linewidth=1.4, solid_capstyle="projecting")
+        shares = np.log10(np.maximum(scores[i], 1)) / decades
+        below.imshow(np.uint8(np.round(overlay.colours(shares))))
         for panel in (above, below):
             panel.set(xticks=[], yticks=[])
-    bar = figure.colorbar(drawn, ax=axes[1, :], location="right", fraction=0.03, pad=0.01)
-    ticks = range(-1, int(highest) + 1)
-    bar.set_ticks(list(ticks), labels=[f"$10^{{{t}}}$" for t in ticks], fontsize=8)
+    bar = figure.colorbar(_scale(decades), ax=axes[1, :], location="right", fraction=0.03, pad=0.01)
+    bar.set_ticks(range(decades + 1), labels=[overlay.score_text(10**t) for t in range(decades + 1)], fontsize=8)
     bar.set_label(measure, fontsize=8)
+    if threshold and 1 <= threshold <= 10**decades:
+        bar.ax.axhline(np.log10(threshold), color=overlay.RED, linewidth=2)
+        options = {"color": overlay.RED, "fontsize": 8, "ha": "right", "va": "center"}
+        bar.ax.text(-0.3, np.log10(threshold), f"{threshold:g}", transform=bar.ax.get_yaxis_transform(), **options)
     return figure
 
 
-def _edges(inside) -> list[tuple[list[float], list[float]]]:
-    """Where cells of bool[h, w] have a neighbour unlike them: (x, x), (y, y) of each side between two."""
-    beside, below = np.argwhere(inside[:, 1:] != inside[:, :-1]), np.argwhere(inside[1:] != inside[:-1])
-    sides = [([c + 0.5, c + 0.5], [r - 0.5, r + 0.5]) for r, c in beside]
-    return sides + [([c - 0.5, c + 0.5], [r + 0.5, r + 0.5]) for r, c in below]
+def _scale(decades: int):
+    """What a bar of `overlay`'s colours is drawn from."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    return ScalarMappable(Normalize(0, decades), LinearSegmentedColormap.from_list("scores", overlay.COLOURS / 255))
 
 
 def _figure(titles, width: tuple, height: tuple, labels: tuple, *, fontsize=10, least=(0.0, 0.0), share_x=True):

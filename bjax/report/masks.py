@@ -142,8 +142,12 @@ def gallery(runs: list[Run]) -> list:
 
 def _gallery(run: Run) -> list:
     rows = [row for row in run.rows if row.name in run.gallery]
-    # What is dropped says more than what is not; a run without masks shows its first conditions.
-    chosen = [row for row in rows if row.mask["mode"] != "none"][:CONDITIONS] or rows[: CONDITIONS // 2]
+    # What is dropped says more than what is not, and by a rule more than at random; images of which next to nothing is
+    # left come last. A run without masks shows its first conditions.
+    masked = [row for row in rows if row.mask["mode"] != "none"]
+    chosen = [row for row in masked if row.mask["selector"] not in CONTROLS] or masked
+    chosen = sorted(chosen, key=lambda row: not 0.1 <= row.kept <= 0.9)
+    chosen = chosen[:CONDITIONS] or rows[: CONDITIONS // 2]
     blocks = []
     for row in chosen:
         shown = run.gallery[row.name]
@@ -157,8 +161,8 @@ def _gallery(run: Run) -> list:
         caption = (
             f"{row.name}, {row.label}: {number} images spread evenly over {run.config['data']['name']} "
             f"{row.condition['split']}. Above: blurred as in the evaluation; patches that are left out are dark and "
-            f"crossed. Below: each patch's {measure}, bright is sharp"
-            + (f"; the line: {threshold:g}." if threshold else ".")
+            f"hatched. Below: each patch's {measure}, yellow is sharp"
+            + (f"; red on the scale: the threshold, {threshold:g}." if threshold else ".")
         )
         name, alt = f"gallery_{slug(row.name)}", f"Photographs under {row.name}, with patches and scores"
         blocks.append(Figure(f"run{run.number}_{name}", drawing, caption, alt))

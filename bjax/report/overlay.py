@@ -42,20 +42,18 @@ def draw(
     width, height = (max(1, round(side * scale)) for side in picture.shape[1::-1])
     photo = np.asarray(Image.fromarray(picture).resize((width, height), Resampling.LANCZOS), float)
     score, kept, scored, seen = _over_the_photograph(boxes, scores, keep, patch, height, width)
-    decades = max(4, math.ceil(math.log10(max(float(scores.max(initial=1)), 1))))
+    decades = decades_of(scores)
     left_out = scored & (kept < 0.5)
-    hatched = left_out & ((np.arange(height)[:, None] + np.arange(width)) % HATCH == 0)
-    photo = np.where(left_out[..., None], photo * DROPPED, photo)
-    photo = np.where(hatched[..., None], 128, photo)  # darkness alone would not show in what is dark already
+    photo = shade(photo, left_out)
     photo = np.where(seen[..., None], photo, photo + UNSEEN * (255 - photo))
-    colours = np.where(scored[..., None], _colours(score / decades), PALE)
+    heat = np.where(scored[..., None], colours(score / decades), PALE)
 
     left, top = MARGIN, MARGIN + HEAD
     right = left + width + GAP
     bar = right + width + 2 * GAP
     size = (max(bar + BAR + 64, 560) + MARGIN, max(top + height + FOOT + MARGIN, top + 160))
     page = Image.new("RGB", size, "white")
-    for pixels, place in ((photo, left), (colours, right)):
+    for pixels, place in ((photo, left), (heat, right)):
         page.paste(Image.fromarray(np.uint8(np.round(pixels))), (place, top))
     pen = ImageDraw.Draw(page)
     room = size[0] - 2 * MARGIN
@@ -70,6 +68,19 @@ def draw(
     _text(pen, (right, top - 24), "score of each patch", 15, width, GREY)
     _scale(page, pen, (bar, top, BAR, max(height, 120)), decades, threshold)
     return page
+
+
+def shade(photo: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """`photo` [..., h, w, 3], 0 to 255, with what is left out, bool[..., h, w], dark and hatched; float."""
+    height, width = left_out.shape[-2:]
+    hatched = left_out & ((np.arange(height)[:, None] + np.arange(width)) % HATCH == 0)
+    shaded = np.where(left_out[..., None], photo * DROPPED, photo)
+    return np.where(hatched[..., None], 128, shaded)  # darkness alone would not show in what is dark already
+
+
+def decades_of(scores: np.ndarray) -> int:
+    """Powers of ten that the scale of scores spans, from 1 on: 4, or more where scores are larger."""
+    return max(4, math.ceil(math.log10(max(float(scores.max(initial=1)), 1))))
 
 
 def mosaic(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,14 +135,14 @@ def _over_the_photograph(boxes, scores, keep, patch, height, width):
 
 def _scale(page, pen, box, decades, threshold) -> None:
     left, top, width, height = box
-    colours = _colours(np.linspace(1, 0, height)[:, None])
-    page.paste(Image.fromarray(np.uint8(np.round(colours))).resize((width, height)), (left, top))
+    strip = colours(np.linspace(1, 0, height)[:, None])
+    page.paste(Image.fromarray(np.uint8(np.round(strip))).resize((width, height)), (left, top))
 
     def y(score):
         return top + (1 - math.log10(score) / decades) * (height - 1)
 
     for score in (10**k for k in range(decades + 1)):
-        name = "0 to 1" if score == 1 else f"{score:,}"
+        name = score_text(score)
         pen.line((left + width, y(score), left + width + 4, y(score)), GREY)
         pen.text((left + width + 8, y(score)), name, GREY, ImageFont.load_default(14), anchor="lm")
     if threshold is not None and 1 <= threshold <= 10**decades:
@@ -139,7 +150,12 @@ def _scale(page, pen, box, decades, threshold) -> None:
         pen.text((left - 9, y(threshold)), f"{threshold:g}", RED, ImageFont.load_default(14), anchor="rm")
 
 
-def _colours(share: np.ndarray) -> np.ndarray:
+def score_text(score: int) -> str:
+    """What stands at a power of ten of the scale, whose lowest colour is that of all below it."""
+    return "0 to 1" if score == 1 else f"{score:,}"
+
+
+def colours(share: np.ndarray) -> np.ndarray:
     """Colours of values in [0, 1], on a last axis of their own."""
     anchors = np.linspace(0, 1, len(COLOURS))
     return np.stack([np.interp(share, anchors, channel) for channel in COLOURS.T], axis=-1)
