@@ -31,7 +31,11 @@ class Tokens:
 
 
 def budget(spec: MaskSpec, patches: int) -> int:
-    """The largest number of patches that `spec` keeps of `patches`."""
+    """The largest number of patches that `spec` keeps of `patches`, at least 1.
+
+    >>> budget(MaskSpec(mode="gather", keep_rate=0.5), 9)
+    4
+    """
     return patches if spec.keep_rate is None else max(1, round(spec.keep_rate * patches))
 
 

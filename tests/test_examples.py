@@ -13,9 +13,10 @@ from bjax import blur, sharpness, tokens
 ROOT = Path(__file__).parents[1]
 PUBLIC = {  # bjax.predictor has its own, in tests/test_predict.py, where a run is
     "bjax.blur.convolve": {"gaussian", "motion", "defocus"},
+    "bjax.blur.imagenet_c": {"mean_corruption_error"},
     "bjax.blur.one": {"corrupt"},
     "bjax.sharpness": {*(f.__name__ for f in sharpness.MEASURES.values()), "threshold", "whole", "own_blur"},
-    "bjax.tokens": {"select", "erase"},
+    "bjax.tokens": {"budget", "select", "erase"},
 }
 
 

@@ -24,6 +24,8 @@ def gaussian(images: Images, sigma_map: SigmaMap, *, kernel_size: int = 19) -> I
     sigma_map: pixels, ≥ 0.
     kernel_size: side of the kernel, odd and static. Costs kernel_size² passes, not 2·kernel_size.
 
+    Returns the blurred images, of the same shape and dtype.
+
     Raises ValueError for images that are not a float batch, a map of another size, an even kernel_size, σ < 0
     and a σ of which the kernel does not hold 3σ to either side.
     """
@@ -76,6 +78,8 @@ def regions(
     size: range of their sides, as fractions of the image's, in [0, 1].
     kernel_size: side of the kernel, odd and static.
 
+    Returns the images, of the same shape and dtype, and the σ of every pixel, float32[B, H, W].
+
     Raises ValueError as `bjax.blur.gaussian`, and for wrong keys, count < 1 and a size that is no range within [0, 1].
     """
     batch = convolve.check_images(images)
@@ -109,8 +113,10 @@ def ramp(
 
     key: typed keys, one per image.
     near: σ at one end of the image, pixels.
-    far: σ at the other end, likewise; the map returned goes from near to far.
+    far: σ at the other end, likewise.
     kernel_size: side of the kernel, odd and static.
+
+    Returns the images, of the same shape and dtype, and the σ of every pixel, float32[B, H, W], from near to far.
 
     Raises ValueError as `gaussian`, and for wrong keys.
     """
