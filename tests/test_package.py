@@ -115,5 +115,6 @@ def test_a_users_folder_of_configs_works_beside_the_packages(tmp_path):
     (tmp_path / "configs/base.py").write_text("SEED = 7\n")
     (tmp_path / "configs/mine.py").write_text(OWN.replace("mine.base", "configs.base"))
     flags = ("--config=configs/mine.py:demo", "--executor=print", "--grid", "optim.lr=1e-4,1e-3")
-    code, printed, said = python("-m", "bjax", "sweep", *flags, cwd=tmp_path, path=tmp_path / "site")
+    # -P: as of the script `bjax`, the working directory is not on the path.
+    code, printed, said = python("-P", "-m", "bjax", "sweep", *flags, cwd=tmp_path, path=tmp_path / "site")
     assert (code, said, printed.count("-m bjax.main --config=configs/mine.py:demo ")) == (0, "", 2)
