@@ -36,7 +36,7 @@ def laplacian_variance(images: Images, patch_size: PatchSize, *, scope: str = "i
 
     >>> import numpy as np
     >>> images = np.zeros((1, 16, 32, 3), np.float32)
-    >>> images[:, ::4, 16:] = 0.5  # stripes on the right, of which the left patch sees the next pixel
+    >>> images[:, ::4, 16:] = 0.5  # stripes, next to which the left patch ends
     >>> laplacian_variance(images, 16).round().tolist()
     [[[252.0, 24732.0]]]
     """
@@ -55,7 +55,7 @@ def tenengrad(images: Images, patch_size: PatchSize, *, scope: str = "image") ->
 
     >>> import numpy as np
     >>> images = np.zeros((1, 16, 32, 3), np.float32)
-    >>> images[:, ::4, 16:] = 0.5  # stripes on the right, of which the left patch sees the next pixel
+    >>> images[:, ::4, 16:] = 0.5  # stripes, next to which the left patch ends
     >>> tenengrad(images, 16).round().tolist()
     [[[1920.0, 113024.0]]]
     """
@@ -69,7 +69,7 @@ def sum_modified_laplacian(images: Images, patch_size: PatchSize, *, scope: str 
 
     >>> import numpy as np
     >>> images = np.zeros((1, 16, 32, 3), np.float32)
-    >>> images[:, ::4, 16:] = 0.5  # stripes on the right, of which the left patch sees the next pixel
+    >>> images[:, ::4, 16:] = 0.5  # stripes, next to which the left patch ends
     >>> sum_modified_laplacian(images, 16).round().tolist()
     [[[512.0, 31232.0]]]
     """
@@ -84,7 +84,7 @@ def high_frequency_energy(images: Images, patch_size: PatchSize, *, scope: str =
 
     >>> import numpy as np
     >>> images = np.zeros((1, 16, 32, 3), np.float32)
-    >>> images[:, ::4, 16:] = 0.5  # stripes on the right, of which the left patch sees the next pixel
+    >>> images[:, ::4, 16:] = 0.5  # stripes, next to which the left patch ends
     >>> high_frequency_energy(images, 16).round().tolist()
     [[[7.0, 1981.0]]]
     """
