@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import dataclasses
 import html.parser
 import json
 import subprocess
@@ -206,17 +207,17 @@ def test_table_5_has_both_polarities_their_controls_and_what_is_kept(tmp_path):
         n=50_000,
         more=lambda name, _: {"kept": 0.05 if "below" in name else 0.95} if "drop" in name else {},
     )
-    _, rows = table(
-        written(tmp_path / "vit", out=tmp_path / "out"), "### Table 5. Top-1 of the ViT with patches removed"
-    )
-    assert [row[3:8] for row in rows] == [
+    text = written(tmp_path / "vit", out=tmp_path / "out")
+    _, rows = table(text, "### Table 5. Top-1 of the ViT with patches removed")
+    assert [row[:5] for row in rows] == [
         ["original", "100.0", "58.04", "50.00 (49.6–50.4)", "−8.04"],
         ["below 100 removed (blurry)", "5.0", "51.75", "20.00 (19.7–20.4)", "−31.75"],
         ["as many as below 100, at random", "5.0", "", "10.00 (9.7–10.3)", ""],
         ["above 100 removed (wording)", "95.0", "51.75", "40.00 (39.6–40.4)", "−11.75"],
         ["as many as above 100, at random", "95.0", "", "30.00 (29.6–30.4)", ""],
     ]
-    assert rows[0][:3] == ["ViT-S/16", "sharp: imagenet2012, 20 %", "imagenet2012 validation, 50,000"]
+    alike = "model ViT-S/16; trained on sharp: imagenet2012, 20 %; tested on imagenet2012 validation, 50,000"
+    assert f"In every row: {alike}. Paper 1, table 5" in text
 
 
 def test_cells_go_by_content_not_by_name(tmp_path):
@@ -235,7 +236,8 @@ def test_cells_go_by_content_not_by_name(tmp_path):
     _, rows = table(text, "### Table 1. Top-1, trained on sharp images")
     assert rows[0][2:8] == ["76.13", "", "", "63.16", "60.00 (59.6–60.4)", "−3.16"]
     _, rows = table(text, "### Table 3. Top-1 on blurred test images")
-    assert rows[0][2:8] == ["58.69", "", "", "61.24", "", ""] and rows[0][8] == "60.00 (59.6–60.4)"
+    # No difference to tell in any row: no columns of them.
+    assert rows[0][2:6] == ["58.69", "", "61.24", ""] and rows[0][6] == "60.00 (59.6–60.4)"
     assert len(rows) == 3
 
 
@@ -257,10 +259,10 @@ def test_tables_take_the_papers_own_blur_alone(tmp_path):
     assert rows[0][5:7] == ["63.16", "59.8 (53.3–66.0)"]
     assert rows[1] == ["VGG19", "", "72.38", "", "", "54.12", "", "", ""]
     _, rows = table(text, "### Table 3. Top-1 on blurred test images")
-    assert rows[2] == ["GoogLeNet", "", "48.97", "", "", "51.62", "", "", "", ""]
+    assert rows[2] == ["GoogLeNet", "", "48.97", "", "51.62", "", "", ""]
     header, rows = table(text, "## Model × training blur × test condition")
     columns = ["σ = 1–2, kernel_size 19", "σ = 1–2, noise 0.1", "σ = 1–2, kernel_size 5"]
-    assert sorted(header[3:-1]) == sorted(columns)
+    assert sorted(header[2:-1]) == sorted(columns) and "In every row: trained on imagenet2012, all." in text
     assert {row[1] for row in rows if row[0] == "GoogLeNet"} == {"σ = 1–2, noise 0.1"}
 
 
@@ -285,10 +287,10 @@ def test_conditions_of_one_label_are_told_apart(tmp_path):
     header, (row,) = table(text, "## Model × training blur × test condition")
     label = "σ = 1–2: below 100 dropped"
     labels = [f"{label}, scope {s}, fill {f}" for s, f in (("image", "black"), ("image", "mean"), ("patch", "mean"))]
-    assert header[3:-1] == [*labels, "σ = 1–2"]
-    assert [cell[:4] for cell in row[3:7]] == ["10.0", "50.0", "90.0", "10.0"]
+    assert header[1:-1] == [*labels, "σ = 1–2"]
+    assert [cell[:4] for cell in row[1:5]] == ["10.0", "50.0", "90.0", "10.0"]
     _, rows = table(text, "### Table 5. Top-1 of the ViT with patches removed")
-    what = [row[3] for row in rows if row[3] != "original"]
+    what = [row[0] for row in rows if row[0] != "original"]
     assert what == [
         "below 100 removed (blurry), fill black",
         "below 100 removed (blurry), fill mean",
@@ -346,10 +348,10 @@ def test_no_figure_or_curve_takes_one_of_several(tmp_path, monkeypatch):
     origin = "ResNet50 · imagenet2012, all"
     assert [f"{origin} (runs 1, 2)", f"{origin} (runs 3, 4)"] in [list(panels) for panels in drawn]
     _, rows = table(text, "## Accuracy and calibration against Gaussian σ")
-    assert rows[0][2:6] == ["40.0"] * 4
+    assert rows[0][:5] == ["sharp", *["40.0"] * 4]
     assert "Where kernels of several sizes have the same σ, the largest counts." in text
     _, rows = table(text, "## ImageNet-C: error against severity")
-    assert [row[2] for row in rows[:2]] == ["imagenet2012 validation", "imagenet2012 train"]
+    assert [row[1] for row in rows[:2]] == ["imagenet2012 validation", "imagenet2012 train"]
 
 
 def test_seeds_become_one_run_with_a_t_interval(tmp_path):
@@ -365,8 +367,9 @@ def test_seeds_become_one_run_with_a_t_interval(tmp_path):
     assert cells(text, "1", "r")[-1] == "0, 1, 2"
     assert f"{tmp_path}/again: config and seed are those of {tmp_path}/r_0" in text
     header, rows = table(text, "## Model × training blur × test condition")
-    assert header[:3] == ["model", "training blur", "trained on"] and header[3:5] == ["sharp", "σ = 1–2"]
-    assert rows[0][3] == f"55.0 ({100 * low:.1f}–{100 * high:.1f})"
+    assert header[:3] == ["training blur", "sharp", "σ = 1–2"]
+    assert "In every row: model ResNet50; trained on imagenet2012, all." in text
+    assert rows[0][1] == f"55.0 ({100 * low:.1f}–{100 * high:.1f})"
 
 
 # --- sweeps
@@ -481,13 +484,13 @@ def test_curves_over_sigma_have_the_area_under_them(tmp_path):
     made_up.run(tmp_path / "run", "configs/resnet50.py", **fixed_sigmas((0.8, 0.6, 0.4, 0.2)), more=ece)
     text = written(tmp_path / "run", out=tmp_path / "out")
     header, rows = table(text, "## Accuracy and calibration against Gaussian σ")
-    assert header[2:] == ["top-1 accuracy in per cent at σ, pixels: 0", "1", "2", "4", "area", "run"]
+    assert header[1:] == ["top-1 accuracy in per cent at σ, pixels: 0", "1", "2", "4", "area", "run"]
     # (0.7 · 1 + 0.5 · 1 + 0.3 · 2) / 4
-    assert rows == [["ResNet50", "sharp", "80.0", "60.0", "40.0", "20.0", "45.0", "1"]]
+    assert rows == [["ResNet50", "80.0", "60.0", "40.0", "20.0", "45.0", "1"]]
     second = text[text.index("sigma1_top1_1.png") :]
     header, rows = table(second, second.splitlines()[2])
     # (0.03 + 0.06 + 0.18) / 4 = 0.0675
-    assert rows[0][2:] == ["2.0", "4.0", "8.0", "10.0", "6.8", "1"]
+    assert rows[0][1:] == ["2.0", "4.0", "8.0", "10.0", "6.8", "1"]
     x, y = [0.0, 0.5, 3.0], [1.0, 0.25, 0.5]
     assert stats.area(x, y) == pytest.approx(scipy_integrate.trapezoid(y, x) / 3)
 
@@ -522,7 +525,7 @@ def test_imagenet_c_gives_the_corruption_errors_of_the_benchmark(tmp_path):
     made_up.run(tmp_path / "other", "configs/resnet50.py:imagenette", **options)
     text = written(tmp_path / "run", tmp_path / "other", out=tmp_path / "out")
     _, rows = table(text, "## ImageNet-C: error against severity")
-    found = {(row[2], row[3]): row[4:] for row in rows}
+    found = {(row[0], row[1]): row[2:] for row in rows}
     # CE by hand: 100 · 0.5 / 0.81988 = 60.98
     assert found["imagenet2012", "defocus blur"] == [
         "46.0",
@@ -545,7 +548,7 @@ def test_imagenet_c_gives_the_corruption_errors_of_the_benchmark(tmp_path):
 def test_a_corruption_that_lacks_a_severity_has_no_mean(tmp_path):
     made_up.run(tmp_path / "run", "configs/resnet50.py", eval_only=corrupted(BLURS[:1], (1, 2, 3, 5)), top1=0.5)
     _, rows = table(written(tmp_path / "run", out=tmp_path / "out"), "## ImageNet-C: error against severity")
-    assert [row[4:] for row in rows] == [["50.0", "50.0", "50.0", "", "50.0", "", "", "1"]]
+    assert [row[1:] for row in rows] == [["50.0", "50.0", "50.0", "", "50.0", "", "", "1"]]
 
 
 @pytest.mark.parametrize("by_mode", [True, False])
@@ -562,7 +565,7 @@ def test_bn_adapt_stands_beside_what_it_adapts(tmp_path, by_mode):
     damaged(run, "config.json", json.dumps(config))
     text = written(run, out=tmp_path / "out")
     _, rows = table(text, "## Accuracy and calibration against Gaussian σ")
-    assert [row[1:5] for row in rows] == [
+    assert [row[:4] for row in rows] == [
         ["sharp", "80.0", "60.0", "40.0"],
         ["sharp, bn_adapt", "90.0", "70.0", "50.0"],
     ]
@@ -580,10 +583,12 @@ def test_abstention_has_what_the_results_have(tmp_path):
         return {"coverage": {"share": share, "confidence": values, "sharpness": [x - 0.1 for x in values]}}
 
     made_up.run(tmp_path / "run", "configs/resnet50.py", top1=0.5, n=1000, more=coverage)
-    header, rows = table(written(tmp_path / "run", out=tmp_path / "out"), "## Abstention: accuracy against coverage")
-    assert header[4:10:3] == ["top-1 %, by confidence: 80 %", "top-1 %, by sharpness: 80 %"]
+    text = written(tmp_path / "run", out=tmp_path / "out")
+    header, rows = table(text, "## Abstention: accuracy against coverage")
+    assert header[2:8:3] == ["top-1 %, by confidence: 80 %", "top-1 %, by sharpness: 80 %"]
     expected = ["50.0 (46.9–53.1)", "60.0", "75.0", "90.0", "50.0", "65.0", "80.0", "1"]
-    assert [row[2:] for row in rows] == [["sharp", *expected]]
+    assert [row[1:] for row in rows] == [expected]
+    assert "In every row: trained on sharp; test images sharp." in text
 
 
 # --- blur types
@@ -997,7 +1002,7 @@ def test_a_damaged_row_costs_that_row_alone(small, tmp_path):
     assert ": sharp: n is missing or damaged; evaluate again" in text
     assert "results.json has later, config.json has not" in text
     header, rows = table(text, "## Model × training blur × test condition")
-    assert header[3] == "σ = 1–2" and rows[0][3] == "50.0 (43.5–56.5)"
+    assert header[1] == "σ = 1–2" and rows[0][1] == "50.0 (43.5–56.5)"
 
 
 def places(node, path=()):
@@ -1100,6 +1105,18 @@ def test_the_report_imports_nothing_of_jax():
     assert not any(name.split(".")[0] in ("jax", "flax") for name in names)
     code = "import sys, bjax.report; sys.exit(any(m.split('.')[0] in ('jax', 'flax') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_columns_that_say_the_same_in_every_row_are_in_the_caption():
+    rows = [["a", "x", "", "1", ""], ["a", "y", "", "1", ""]]
+    given = render.Table(["model", "on", "from", "n", "gap"], rows, "Said.", 3, (("", 3), ("numbers", 2)))
+    expected = render.Table(["on", "n", "gap"], [["x", "1", ""], ["y", "1", ""]], "In every row: model a. Said.", 1)
+    expected = dataclasses.replace(expected, groups=(("", 1), ("numbers", 2)))
+    assert render.condensed(given) == expected
+    assert render.without_empty(expected, "gap").groups == (("", 1), ("numbers", 1))
+    assert render.without_empty(expected, "n") == expected
+    one = render.condensed(render.Table(["model", "on", "n"], [["a", "x", "1"]], left=2))
+    assert (one.header, one.rows, one.caption, one.left) == (["model", "n"], [["a", "1"]], "In every row: on x.", 1)
 
 
 def test_a_slug_is_a_file_name():

@@ -1,6 +1,6 @@
 """What the temperature that `bjax.predict` applies does to the honesty of a run's probabilities."""
 
-from bjax.report.render import Table
+from bjax.report.render import Table, condensed
 from bjax.report.runs import Run, in_order, number_text
 
 
@@ -29,4 +29,4 @@ def table(runs: list[Run]) -> list:
         "the first."
     )
     caption += " Images: crops of so many photographs." if few else ""
-    return [Table(header, body, caption, left=2, groups=groups)]
+    return [condensed(Table(header, body, caption, left=2, groups=groups))]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from bjax import stats
 from bjax.report import figures, intervals
 from bjax.report.intervals import accuracy
-from bjax.report.render import Figure, Heading, Table
+from bjax.report.render import Figure, Heading, Table, condensed
 from bjax.report.runs import Row, Run, firsts, grouped, images_text, in_order, number_text, told_apart
 from bjax.report.words import BLUR_DEFAULTS
 
@@ -51,7 +51,7 @@ def sigma_curves(runs: list[Run]) -> list:
                 caption += " Where kernels of several sizes have the same σ, the largest counts."
             if metric == "ece":
                 caption += " Expected calibration error: 15 bins of equal width, of the largest probability."
-            blocks.append(Table(header, body, caption, left=2, groups=groups))
+            blocks.append(condensed(Table(header, body, caption, left=2, groups=groups)))
             bars = "bars, of several seeds: Student's t over the seeds, on these images alone."
             if metric == "top1":
                 bars = intervals.about([row for *_, rows in measured for row in rows], "bars")
@@ -107,7 +107,7 @@ def imagenet_c(runs: list[Run]) -> list:
     axes = "severity", "top-1 error, %"
     bars = intervals.about(shown, "bars")
     told = f"Top-1 error against ImageNet-C's severity; {bars}", "Top-1 error against severity"
-    table = Table(header, body, caption, left=4, groups=groups)
+    table = condensed(Table(header, body, caption, left=4, groups=groups))
     return [table, *_figures("imagenet_c", panels, axes, *told)]
 
 
@@ -143,7 +143,7 @@ def abstention(runs: list[Run]) -> list:
     ) + intervals.about(shown)
     axes = "images answered, %", "top-1 accuracy of these, %"
     told = "Accuracy on what is answered.", "Accuracy against coverage"
-    table = Table(header, body, caption, left=3, groups=groups)
+    table = condensed(Table(header, body, caption, left=3, groups=groups))
     return [table, *_figures("abstention", panels, axes, *told, x_zero=True)]
 
 

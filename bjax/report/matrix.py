@@ -2,7 +2,7 @@
 
 from bjax.report import figures, intervals, seeds
 from bjax.report.intervals import accuracy
-from bjax.report.render import Figure, Heading, Table
+from bjax.report.render import Figure, Heading, Table, condensed
 from bjax.report.runs import Run, firsts, grouped, images_text, in_order, number_text, told_apart
 
 
@@ -34,7 +34,7 @@ def matrix(runs: list[Run]) -> list:
             f"Top-1 in per cent, {images_text(shown)} images of {data}. {intervals.about(shown)} Dropped are patches "
             "below or above that variance of the Laplacian."
         )
-        blocks.append(Table(header, body, caption, left=3))
+        blocks.append(condensed(Table(header, body, caption, left=3)))
         drawn = _matrix_figure(group, rows, name, number, data)
         blocks += [drawn] if drawn else []
     return blocks

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bjax.report import intervals, seeds
 from bjax.report.intervals import accuracy, signed
-from bjax.report.render import Heading, Table, Text
+from bjax.report.render import Heading, Table, Text, condensed, without_empty
 from bjax.report.runs import Row, Run, firsts, grouped, number_text, told_apart
 from bjax.report.words import is_papers
 
@@ -133,7 +133,8 @@ def _beside(runs: list[Run], number: int, metric: str, lines_of: Callable, title
     header = ["model", "trained on → tested on", *sum(parts.values(), ())]
     header.append("runs" if titles is TRAINED else "run")
     groups = (("", 2), *((title, len(cell)) for title, cell in parts.items()), ("", 1))
-    return [Table(header, body, f"Paper 1, table {number}: {about}", left=2, groups=groups)] if used else []
+    table = Table(header, body, f"Paper 1, table {number}: {about}", left=2, groups=groups)
+    return [without_empty(table, "difference")] if used else []
 
 
 def _baselines(runs: list[Run]) -> Lines:
@@ -185,7 +186,7 @@ def _patches_removed(runs: list[Run]) -> list:
     )
     if any(line[-2] for line in body):
         caption += f" − random: the difference from that choice, percentage points, {intervals.PAIRED}."
-    return [Table(header, body, caption, left=4)] if body else []
+    return [without_empty(condensed(Table(header, body, caption, left=4)), "difference")] if body else []
 
 
 def _removes(row: Row) -> str | None:

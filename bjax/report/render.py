@@ -61,6 +61,33 @@ class Table:
     groups: tuple[tuple[str, int], ...] = ()
 
 
+def condensed(table: Table) -> Table:
+    """Columns of words that say the same in every row go to the caption; one column of words stays."""
+    alike = [i for i in range(table.left) if len({str(row[i]) for row in table.rows}) == 1]
+    if len(alike) == table.left:
+        del alike[0]
+    told = "; ".join(f"{table.header[i]} {table.rows[0][i]}" for i in alike if str(table.rows[0][i]))
+    caption = " ".join(filter(None, [f"In every row: {told}." if told else "", table.caption]))
+    return dataclasses.replace(_without(table, alike), caption=caption)
+
+
+def without_empty(table: Table, name: str) -> Table:
+    """The columns of that name go where no row has anything in any of them."""
+    named = [i for i, header in enumerate(table.header) if header == name]
+    return table if any(str(row[i]) for row in table.rows for i in named) else _without(table, named)
+
+
+def _without(table: Table, columns: list[int]) -> Table:
+    kept = [i for i in range(len(table.header)) if i not in columns]
+    groups, place = [], 0
+    for title, number in table.groups:
+        groups.append((title, sum(i in kept for i in range(place, place + number))))
+        place += number
+    header, *rows = ([row[i] for i in kept] for row in (table.header, *table.rows))
+    left = sum(i < table.left for i in kept)
+    return dataclasses.replace(table, header=header, rows=rows, left=left, groups=tuple(g for g in groups if g[1]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Figure:
     """name: of the file, without .png. drawing: a matplotlib Figure. caption: what is measured, and of how many."""
