@@ -140,7 +140,7 @@ def test_the_best_of_a_sweep_is_said_to_be_chosen(tmp_path):
     title, lines = told(sweep)
     assert title == "ViT-Ti/16 (depth 6) on photos: sweep rates, 3 points over optim.lr"
     (line,) = [line for line in lines if line.startswith("Of the")]
-    assert "Of the 3 points of rates, optim.lr=1e-3 is right most often on σ = 1–2 images, on 56.0 % (" in line
+    assert "optim.lr=1e-3 is right most often on blurred images (σ = 1–2), on 56.0 % (" in line
     assert "+6.0 points (p < 0.001), more than chance explains. Chosen on the images it is measured on" in line
 
 

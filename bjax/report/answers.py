@@ -32,7 +32,8 @@ def answers(runs: list[Run]) -> Answers:
     ordered = in_order(runs)
     objects = [run for run in ordered if run.config["task"] == "object"]
     plain = [run for run in objects if run.training in ("sharp", "as given")] or objects
-    told = [*_cost(plain), *(_training(objects) or _best(runs)), *_adaptation(plain), *_masks(objects)]
+    trained = _training(objects)
+    told = [*([] if trained else _best(runs)), *_cost(plain), *trained, *_adaptation(plain), *_masks(objects)]
     told += _blur_types(ordered)
     most = sorted(told, key=lambda x: x[0])[: SENTENCES - 1]
     told = [x for x in told if x in most]
@@ -201,11 +202,11 @@ def _best(runs: list[Run]) -> list[Told]:
         (best, row), (second, other), *_ = sorted(rows, key=lambda x: -x[1].result["top1"])
         pair = Pair("", row, other)
         text = (
-            f"Of the {len(rows)} points of {sweep}, {point(best)} is right most often on {row.label} images, on "
+            f"Of the {len(rows)} points of {sweep}, {point(best)} is right most often on {_images(row)}, on "
             f"{_percent(row)}; the second, {point(second)}, on {_percent(other)}: {pair.points}, {pair.verdict}. "
             "Chosen on the images it is measured on, the best looks better than it is."
         )
-        drawn = [(point(run), row, run is not best) for run, row in rows]
+        drawn = [(f"{point(run)}, {row.label}", row, run is not best) for run, row in rows]
         told.append((1, text, drawn))
     return told[:2]
 
@@ -284,6 +285,10 @@ def _percent(row: Row) -> str:
     """ "75.0 % (68.9–80.2)"."""
     value, _, behind = accuracy(row).partition(" ")
     return f"{value} % {behind}".strip()
+
+
+def _images(row: Row) -> str:
+    return f"blurred images ({row.label})" if is_blurred(row) else f"{row.label} images"
 
 
 def _list(pairs: list[Pair]) -> str:

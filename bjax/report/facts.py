@@ -18,7 +18,7 @@ def overview(runs: list[Run]) -> list:
         task, size = run.config["task"].replace("_", " "), str(run.config["data"]["image_size"])
         seeds = ", ".join(map(str, run.seeds))
         body.append([str(run.number), run.name, task, run.model, run.trained_on, size, seeds])
-    header = ["", "run", "task", "model", "trained on", "px", "seeds"]
+    header = ["", "run", "task", "model", "trained on", "px", "seed no."]
     caption = "px: side of the images that the model sees. Runs that differ in their seed alone are one."
     return [Table(header, body, caption, left=5)]
 
