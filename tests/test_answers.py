@@ -148,9 +148,11 @@ def test_kinds_of_blur(tmp_path):
     confusion = [[40, 5, 3, 2], [4, 30, 6, 10], [0, 0, 50, 0], [10, 20, 0, 20]]
     more = {"confusion": confusion}
     run = made_up.run(tmp_path / "run", "configs/densenet121.py:demo", top1=0.7, n=200, more=lambda *_: more)
-    _, (line, _) = told(run)
+    title, (line, _) = told(run)
     assert line.startswith("DenseNet-121 names the kind of blur of 70.0 % (63.3–75.9) of the images")
-    assert line.endswith("most often defocus is taken for gaussian, 20 of 50 times.")
+    assert "most often defocus is taken for gaussian, 20 of 50 times" in line
+    assert line.endswith("Of each kind it names rightly: sharp 80 %, gaussian 60 %, motion 100 %, defocus 40 %.")
+    assert title == "DenseNet-121 telling kinds of blur apart (photos)"
 
 
 def test_a_run_with_nothing_to_compare_has_its_accuracy(tmp_path):
@@ -187,6 +189,14 @@ def test_the_papers_tables_are_for_its_images_and_its_sweep(tmp_path):
     made_up.sweep(tmp_path / "own", "configs/resnet50.py:demo", [{"optim.lr": "1"}, {"optim.lr": "2"}])
     assert report.main([str(tmp_path / "own"), f"--out={tmp_path}/out"]) == 0
     assert "## Paper 1" not in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_sweep_that_does_not_tell_its_config_is_shown(tmp_path):
+    sweep = made_up.sweep(tmp_path / "own", "configs/resnet50.py:demo", [{"optim.lr": "1"}, {"optim.lr": "2"}])
+    index = json.loads((sweep / "sweep.json").read_text())
+    del index["config"]
+    (sweep / "sweep.json").write_text(json.dumps(index))
+    assert told(sweep)[0].endswith("sweep own, 2 points over optim.lr")
 
 
 def test_an_interval_over_seeds_is_never_narrower_than_one_seeds():

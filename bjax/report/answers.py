@@ -63,6 +63,8 @@ def title(runs: list[Run]) -> str:
     if len(runs) > 1 and len(sweeps) == 1 and "" not in sweeps:
         keys = [{"config": "model", "train": "training blur"}.get(k, k) for k in axes([dict(r.point) for r in runs])]
         return f"{who} on {data}: sweep {sweeps.pop()}, {len(runs)} points over {_and(keys)}"
+    if all(run.config["task"] == "blur_type" for run in runs):
+        return f"{who} telling kinds of blur apart ({data})"
     if not any(run.trained for run in runs):
         return f"{who} with given weights, tested on {data}"
     trainings = list(dict.fromkeys(run.training for run in in_order(runs) if run.trained))
@@ -167,8 +169,9 @@ def _masks(runs: list[Run]) -> list[Told]:
     what = "blurred" if is_blurred(chosen.row) else "sharp"
     share = f"{100 * chosen.row.result.get('kept', chosen.row.keep_rate or 0):.0f} %"
     whole = row_like(run, {**chosen.row.condition, "mask": {**chosen.row.mask, "mode": "none"}})
+    by = "" if chosen.row.mask["selector"] == "laplacian" else f" by {chosen.row.mask['selector']}"
     text = (
-        f"With the {end} {share} of the patches of {what} images alone "
+        f"With the {end} {share} of the patches{by} of {what} images alone "
         f"{chosen.who} is right on {_percent(chosen.row)}, with as many at random on "
         f"{_percent(chosen.control)}: {chosen.points}, {chosen.verdict}"
         + (f"; with all patches on {_percent(whole)}." if whole else ".")
@@ -217,12 +220,17 @@ def _blur_types(runs: list[Run]) -> list[Told]:
     for run in [run for run in runs if run.config["task"] == "blur_type"][:2]:
         row = run.rows[0]
         text = f"{run.model} names the kind of blur of {_percent(row)} of the images ({row.name})"
-        counts = np.array(row.result.get("confusion", np.zeros((4, 4))), float)
+        matrix = row.result.get("confusion", [])
+        square = [len(line) for line in matrix] == [len(KINDS)] * len(KINDS)
+        counts = np.array(matrix, float) if square else np.zeros((len(KINDS), len(KINDS)))
         wrong = counts - np.diag(np.diag(counts))
-        if wrong.any() and wrong.shape == (len(KINDS),) * 2:
+        if wrong.any():
             true, answer = np.unravel_index(np.argmax(wrong / np.maximum(counts.sum(1, keepdims=True), 1)), wrong.shape)
             part, whole = wrong[true, answer], counts[true].sum()
             text += f"; most often {KINDS[true]} is taken for {KINDS[answer]}, {part:,.0f} of {whole:,.0f} times"
+        known = [(kind, n, hits) for kind, n, hits in zip(KINDS, counts.sum(axis=1), np.diag(counts), strict=True) if n]
+        each = ", ".join(f"{kind} {100 * hits / n:.0f} %" for kind, n, hits in known)
+        text += f". Of each kind it names rightly: {each}" if each else ""
         told.append((2, text + ".", [(f"{run.model}, {row.name}", r, False) for r in (row,)]))
     return told
 

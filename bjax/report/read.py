@@ -56,7 +56,7 @@ def load(folders: list[Path]) -> tuple[list[Run], list[str]]:
                 seed = index["runs"][name].get("seed")
                 notes.append(f"{folder / name} ({label}{f' seed={seed}' if seed else ''}): {reason}")
             else:
-                of = {"sweep": folder.resolve().name, "sweep_config": index["config"]}
+                of = {"sweep": folder.resolve().name, "sweep_config": index.get("config", "")}
                 add(folder / name, name=label, **of, point=tuple(point.items()))
     return runs, notes
 
@@ -273,7 +273,7 @@ FILES = {
     },
     "run.json": {"sessions": [SESSION]},
     "classes.json": [str],
-    "sweep.json": {"runs": {"*": {"*": str}}},
+    "sweep.json": {"config?": str, "runs": {"*": {"*": str}}},
 }
 
 
