@@ -41,7 +41,7 @@ def test_what_blur_costs_is_paired_over_photographs_and_n_is_said(tmp_path):
     # Differences of 30, 30, 30, 25 and 30 points: 29.0 ± 2.776 · 2.236 / √5
     assert "is right on 78.0 % (" in cost and "and on 49.0 % (" in cost
     assert cost.endswith("of the same blurred, −29.0 points (−31.8 to −26.2), more than chance explains.")
-    assert measured.startswith("Measured on photos test, 100 crops of 5 photographs; 1 seed of each.")
+    assert measured.startswith("Measured on photos test, 100 crops of 5 photographs; 1 seed. In brackets: 95 %")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_two_seeds_show_both_values_and_no_interval(tmp_path):
     _, (cost, measured) = told(*folders)
     assert "75.0 % (75.0 and 75.0)" in cost and "47.5 % (50.0 and 45.0)" in cost
     assert "−27.5 points (−25.0 and −30.0), more than chance explains." in cost
-    assert "2 seeds of each. In brackets: values of both seeds." in measured
+    assert "2 seeds. In brackets: values of both seeds." in measured
 
 
 def test_training_on_blur_is_compared_with_the_same_run_on_sharp_images(tmp_path):
@@ -149,6 +149,7 @@ def test_kinds_of_blur(tmp_path):
     more = {"confusion": confusion}
     run = made_up.run(tmp_path / "run", "configs/densenet121.py:demo", top1=0.7, n=200, more=lambda *_: more)
     title, (line, _) = told(run)
+    assert answers.answers(seeds.merge(read.load([run])[0])[0]).figure.alt.startswith("What each kind of blur is taken")
     assert line.startswith("DenseNet-121 names the kind of blur of 70.0 % (63.3–75.9) of the images")
     assert "most often defocus is taken for gaussian, 20 of 50 times" in line
     assert line.endswith("Of each kind it names rightly: sharp 80 %, gaussian 60 %, motion 100 %, defocus 40 %.")

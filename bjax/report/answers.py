@@ -50,7 +50,12 @@ def answers(runs: list[Run]) -> Answers:
     if any(control for *_, control in drawn):
         caption += " Hollow: what it is compared with."
     alt = "Top-1 accuracy of what the sentences compare"
-    figure = Figure("answers", figures.dots(dots, "top-1 accuracy, %"), caption, alt)
+    drawing = figures.dots(dots, "top-1 accuracy, %")
+    confusions = {row.name: counts for row in shown if (counts := _confusion(row)).any()}
+    if confusions and not objects:
+        drawing = figures.confusion(confusions, list(KINDS))
+        caption = alt = "What each kind of blur is taken for: share of the true kind, and counts."
+    figure = Figure("answers", drawing, caption, alt)
     return Answers([text for _, text, _ in told] + [_measured(runs, shown)], figure)
 
 
@@ -220,9 +225,7 @@ def _blur_types(runs: list[Run]) -> list[Told]:
     for run in [run for run in runs if run.config["task"] == "blur_type"][:2]:
         row = run.rows[0]
         text = f"{run.model} names the kind of blur of {_percent(row)} of the images ({row.name})"
-        matrix = row.result.get("confusion", [])
-        square = [len(line) for line in matrix] == [len(KINDS)] * len(KINDS)
-        counts = np.array(matrix, float) if square else np.zeros((len(KINDS), len(KINDS)))
+        counts = _confusion(row)
         wrong = counts - np.diag(np.diag(counts))
         if wrong.any():
             true, answer = np.unravel_index(np.argmax(wrong / np.maximum(counts.sum(1, keepdims=True), 1)), wrong.shape)
@@ -231,8 +234,15 @@ def _blur_types(runs: list[Run]) -> list[Told]:
         known = [(kind, n, hits) for kind, n, hits in zip(KINDS, counts.sum(axis=1), np.diag(counts), strict=True) if n]
         each = ", ".join(f"{kind} {100 * hits / n:.0f} %" for kind, n, hits in known)
         text += f". Of each kind it names rightly: {each}" if each else ""
-        told.append((2, text + ".", [(f"{run.model}, {row.name}", r, False) for r in (row,)]))
+        told.append((2, text + ".", [(f"{run.model}, {row.name}", row, False)]))
     return told
+
+
+def _confusion(row: Row) -> np.ndarray:
+    """Counts, rows true, columns predicted; all 0 where there are none of the kinds of blur."""
+    matrix = row.result.get("confusion", [])
+    square = [len(line) for line in matrix] == [len(KINDS)] * len(KINDS)
+    return np.array(matrix, float) if square else np.zeros((len(KINDS), len(KINDS)))
 
 
 def _plain(runs: list[Run]) -> list[Told]:
@@ -255,10 +265,10 @@ def _measured(runs: list[Run], rows: list[Row]) -> str:
         images[f"{run.config['data']['name']} {row.condition['split']}, {number}"] = None
     some = sorted({row.seeds for row in rows})
     count = " or ".join(map(str, some))
-    text = f"Measured on {_some(list(images))}; {count} seed{'' if some == [1] else 's'} of each."
+    text = f"Measured on {_some(list(images))}; {count} seed{'' if some == [1] else 's'}{' of each' * (len(runs) > 1)}."
     behind = "values of both seeds" if some == [2] else "95 % intervals"
     text += f" In brackets: {behind}" + (", of two seeds both values." if 2 in some and some != [2] else ".")
-    if some == [1]:
+    if some == [1] and any(run.trained for run in runs):
         text += " One seed says nothing of another training."
     if any(map(intervals.doubtful, rows)):
         text += " Some are over too few photographs to be trusted (Photographs, below)."
