@@ -38,6 +38,7 @@ random mask leaves out the same places of every photograph; a bucket mask keeps 
 import contextlib
 import itertools
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ def main(argv: list[str]) -> int:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     bar = Progress(len(paths), 0, "predict", shown=len(paths) > 1, unit="photo")
-    rows, drawn, broken, photos = [], set(), 0, {path.resolve() for path in paths}
+    rows, drawn, broken, photos = [], set(), 0, {os.path.realpath(path) for path in paths}
     for path, prediction, cause in predict(predictor, paths):
         bar.advance()
         if prediction is None:
@@ -245,12 +246,12 @@ def _number(x: float | None) -> str:
     return "unknown" if x is None else f"{x:.1f}"
 
 
-def _free(folder: Path, stem: str, drawn: set[Path], photos: set[Path]) -> Path:
+def _free(folder: Path, stem: str, drawn: set[Path], photos: set[str]) -> Path:
     """FOLDER/STEM.png, or STEM_2.png and so on where this command has drawn another photograph of that name, or that
     is one of the `photos` themselves."""
     names = (f"{stem}{'' if i == 1 else f'_{i}'}.png" for i in itertools.count(1))
-    taken = drawn | photos
-    file = next(folder / name for name in names if not {folder / name, (folder / name).resolve()} & taken)
+    files = (folder / name for name in names)
+    file = next(file for file in files if file not in drawn and os.path.realpath(file) not in photos)
     drawn.add(file)
     return file
 

@@ -48,7 +48,7 @@ def found(ready, tmp_path_factory):
     _, exp, _, variables = ready
     workdir = tmp_path_factory.mktemp("gallery")
     write(workdir / "gallery.npz", gallery.run(exp, variables)["gallery.npz"])
-    assert [path.name for path in workdir.iterdir()] == ["gallery.npz"]
+    assert sorted(path.name for path in workdir.iterdir()) == ["gallery.npz", "sums.sha256"]
     with np.load(workdir / "gallery.npz") as file:
         return dict(file)
 

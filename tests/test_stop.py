@@ -62,6 +62,7 @@ def test_ctrl_c_is_answered_also_where_python_runs_nothing():
     program = """
 import hashlib, os, signal, threading
 from bjax.runtime import stop
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script's background ignores
 stop.listen()
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
