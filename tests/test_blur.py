@@ -296,6 +296,7 @@ def test_the_batched_form_of_gpu_and_tpu_is_the_same_blur(monkeypatch):
         np.testing.assert_allclose(result, run(8)[:7], rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_draw_under_shard_map_equals_one_device():
     # Devices are counted once per process, so four of them need their own.
     program = """

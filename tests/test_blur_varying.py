@@ -7,8 +7,6 @@ import pytest
 from bjax import blur
 from bjax.blur import psf, varying
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 KEYS = jax.random.split(jax.random.key(0), 6)
 IMAGES = np.random.default_rng(0).random((6, 24, 32, 3), dtype=np.float32)
 

@@ -227,6 +227,7 @@ def test_a_killed_process_ends_the_job_and_the_next_job_goes_on_exactly(two, dat
     assert results(workdir) == results(two)
 
 
+@pytest.mark.slow
 def test_one_process_told_to_stop_saves(data_dir, tmp_path, capsys):
     workdir = tmp_path / "stopped"
     log = workdir / "metrics.jsonl"

@@ -15,8 +15,6 @@ import skimage
 from bjax import blur
 from bjax.blur import imagenet_c
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 KEY = jax.random.key(0)
 SEVERITIES = (1, 2, 3, 4, 5)
 

@@ -99,6 +99,7 @@ def test_a_run_leaves_results_metrics_and_a_table(finished):
         assert word in out, word
 
 
+@pytest.mark.slow
 def test_evaluation_alone_repeats_the_results(finished, data_dir, tmp_path):
     workdir, _ = finished
     before, _ = read(workdir)
@@ -293,6 +294,7 @@ def test_the_default_config_trains_on_imagenets_tars(tmp_path):
     assert rows[0]["step"] == 2
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_stops_the_run_or_is_counted(tmp_path, capsys, monkeypatch):
     tars = test_prepare.write_tars(tmp_path / "tars", test_prepare.train_images(), test_prepare.validation_images())
     prepare(test_prepare.builder(tars, tmp_path / "data"))
@@ -390,6 +392,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_it_came_from(evaluated
     assert "nan" in left["metrics"].values() or "inf" in left["metrics"].values()
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_counted_and_limited(evaluated_twice, tmp_path, monkeypatch, capsys):
     _, options = evaluated_twice
     options = options | {"checkpoint_every": 2, "eval_only": "sharp", "optim.ema": 0.5}
@@ -425,6 +428,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_limited(evaluated_twi
     assert json.loads((tmp_path / "limit" / "nonfinite.json").read_text())["from_step"] == 3
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_sets_what_gpus_need_and_has_the_same_results(
     evaluated_twice, tmp_path, monkeypatch, capsys
 ):

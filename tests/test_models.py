@@ -17,8 +17,6 @@ from bjax.models import MODELS, build
 from bjax.models.layers import MOMENTUM, adaptive_average_pool, max_pool
 from bjax.models.vit import Block, patchify, resize_positions
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 # At 224 pixels with 1000 classes: torchvision's own counts, and timm's for ViT Ti and S
 PARAMETERS = {
     "resnet18": 11_689_512,

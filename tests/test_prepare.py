@@ -633,6 +633,7 @@ def test_wrong_usage_exits_with_2(command, capsys):
     assert "--help" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_module_runs_as_a_command(tmp_path):
     command = [sys.executable, "-m", "bjax.data.prepare", "photos", f"--data_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True)

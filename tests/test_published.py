@@ -348,6 +348,7 @@ def evaluate(tmp_path, workdir, data, **changed):
     return main([f"--config={ROOT}/configs/resnet50.py", "--mode=eval", f"--workdir={tmp_path / workdir}", *flags])
 
 
+@pytest.mark.slow
 def test_published_weights_are_evaluated_on_a_folder_of_wnids(server, tiny, tmp_path, capsys):
     dataset(tmp_path, "few", WNIDS)
     assert evaluate(tmp_path, "all", "few") == 0
@@ -387,6 +388,7 @@ def test_published_weights_are_evaluated_on_a_folder_of_wnids(server, tiny, tmp_
         assert row["loss"] == pytest.approx(loss.mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_folder_is_evaluated_as_torchvision_does(server, tmp_path, monkeypatch):
     zoo = peers.torchvision_models()
     import torch

@@ -13,8 +13,6 @@ from scipy.special import erf
 
 from bjax.models import build, reduce
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 SMALL = {"num_classes": 5, "variant": "Ti/8", "depth": 3, "width": 24, "heads": 3}
 
 

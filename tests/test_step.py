@@ -113,7 +113,7 @@ def test_a_row_with_a_logit_that_is_not_finite_is_no_hit(wrong):
         assert np.asarray(jax.lax.top_k(logits, 1)[1])[:2, 0].tolist() == [0, 2]
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_eight_devices_train_as_one(data, fsdp):
     batches = [batch_of(16, seed) for seed in range(5)]
     mask = MaskSpec("gather", selector="random", keep_rate=0.5)
@@ -126,6 +126,7 @@ def test_eight_devices_train_as_one(data, fsdp):
     assert bool(split) == (fsdp > 1)
 
 
+@pytest.mark.slow
 def test_batch_norm_sees_the_whole_batch_of_all_devices():
     model = models.build("resnet18", num_classes=CLASSES)
     batches = [batch_of(16)]

@@ -102,6 +102,7 @@ sys.exit(15)
     assert ended(program.format(""))[0] == -signal.SIGTERM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_training_that_is_told_saves_its_step(number, tmp_path, data_dir):
     values = {**TINY, "steps": 3000, "log_every": 1, "data.data_dir": data_dir}

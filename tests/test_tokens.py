@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from bjax import sharpness, tokens
 from bjax.tokens import MaskSpec
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 PATCH = 8
 
 

@@ -1,4 +1,5 @@
 import builtins
+import functools
 import gzip
 import io
 import json
@@ -25,6 +26,7 @@ from bjax.models.vit import resize_positions
 from bjax.weights.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("optimized")
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 GOLDEN = json.loads(gzip.decompress((Path(__file__).parent / "golden" / "models.json.gz").read_bytes()))
 # The small members that tests/golden/make.py writes
@@ -71,10 +73,10 @@ def test_logits_of_golden_files(name):
     ("name", "sizes", "options", "gain"),
     [
         ("resnet18", (224,), {}, 1.0),
-        ("resnet50", (224, 193), {}, 1.0),
-        ("vgg19", (224, 160), {"init_weights": False}, 1.0),
-        ("googlenet", (224, 203), {"init_weights": False, "transform_input": True}, 1.25),
-        ("densenet121", (224, 187), {}, 1.25),
+        SLOW("resnet50", (224, 193), {}, 1.0),
+        SLOW("vgg19", (224, 160), {"init_weights": False}, 1.0),
+        SLOW("googlenet", (224, 203), {"init_weights": False, "transform_input": True}, 1.25),
+        SLOW("densenet121", (224, 187), {}, 1.25),
     ],
 )
 def test_logits_of_torchvision(name, sizes, options, gain):
