@@ -86,7 +86,7 @@ def test_a_sweep_as_an_array_job_of_which_one_run_is_preempted(tmp_path, data_di
     assert sorted(job.split("_")[1] for job in jobs) == ["0", "1"]  # one array
     log = runs[0] / "log.txt"
     try:
-        wait(lambda: log.exists() and "total " in log.read_text(), "did not start", log)
+        wait(lambda: log.exists() and "model    vit" in log.read_text(), "did not start", log)
         assert "finished" not in command(*sweep)  # submits nothing twice
         command("scancel", "--signal=USR2", jobs[0])  # what Slurm sends before the time limit
         wait(lambda: all((run / "results.json").exists() for run in runs), "did not end", log)
@@ -94,6 +94,6 @@ def test_a_sweep_as_an_array_job_of_which_one_run_is_preempted(tmp_path, data_di
     finally:
         subprocess.run(["scancel", *jobs], check=False)
     assert "the same command goes on" in log.read_text()  # saved, and in its next life
-    assert log.read_text().count("total ") == 2  # from the beginning, where it was told before its first step
+    assert log.read_text().count("model    vit") == 2  # from the beginning, where it was told before its first step
     assert "2 finished" in command(*sweep)
     assert [path.parent for path in tmp_path.glob("*/job")] == runs
