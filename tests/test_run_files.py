@@ -94,7 +94,7 @@ def test_a_run_that_may_only_be_read_predicts_reports_and_exports(tiny_run, tmp_
     photo = Path(skimage.__file__).parent / "data" / "chelsea.png"
     commands = {
         f"bjax.predict {photo} --workdir={run}": (0, "chelsea.png"),
-        f"bjax.report {run} --out={out / 'report'}": (0, "# Report"),
+        f"bjax.report {run} --out={out / 'report'}": (0, "trained on sharp and blurred images"),
         f"bjax.export {run} --out={out / 'model'} --platforms=cpu": (0, "wrote "),
         f"bjax.main --workdir={run} --mode=eval": (2, f"bjax: --workdir={run}: Permission denied ({run}/.lock); see "),
         f"bjax.report {run} --out={run / 'report'}": (2, f"{run}: may not be written; name another folder"),
