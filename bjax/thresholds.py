@@ -150,8 +150,8 @@ def _print_photos(photos: list[Photo], flags: argparse.Namespace) -> None:
     width = max(len("photo"), *(len(shown(photo.path)) for photo in photos))
     print(f"{'photo':{width}}  {'sharpness':>9}  {'own blur':>9}")
     for photo in photos:
-        blur = f"{photo.own_blur:.1f} px" if math.isfinite(photo.own_blur) else "no detail"
-        row = f"{shown(photo.path):{width}}  {photo.sharpness:9.1f}  {blur:>9}"
+        sigma = f"{photo.own_blur:.1f} px" if math.isfinite(photo.own_blur) else "no detail"
+        row = f"{shown(photo.path):{width}}  {photo.sharpness:9.1f}  {sigma:>9}"
         print(row + ("  blurred" if photo.blurred else ""))
     blurred = sum(photo.blurred for photo in photos)
     print(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -183,12 +184,16 @@ def test_one_two_and_four_processes_train_alike(one, two, data_dir, tmp_path, sh
     assert ids_of_steps(tmp_path / "ids", 4) == expected
 
 
+# What Gloo prints below Python, whose threads cut into each other's lines.
+GLOO = re.compile(r"\[Gloo\] Rank | is connected to | peer ranks\.?|Expected number of connected| is :|\d+|\s")
+
+
 @pytest.mark.slow
 def test_only_process_0_speaks(two):
     first, second = json.loads((two / "said.json").read_text())
     assert "4 cpu devices, 2 processes" in first
     assert "top-1 %" in first
-    assert [line for line in second.splitlines() if "[Gloo]" not in line] == []  # Gloo's own are below Python
+    assert GLOO.sub("", second) == ""
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ ALLOWED = {
     "experiment": {"step", "models", "weights", "blur", "tokens", "data", "specs", "config", "runtime"},
     "report": {"config", "specs", "options", "stats", "sums"},
     "step": {"blur", "tokens", "sharpness", "specs", "runtime"},
-    "weights": {"models"},
+    "weights": {"models", "runtime"},
     "tokens": {"sharpness", "specs"},
     "blur": {"specs"},
     "sharpness": frozenset(),

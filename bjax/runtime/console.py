@@ -9,12 +9,12 @@ from tqdm import tqdm
 COMPILING = "compiling …"
 
 
-def columns(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Aligned text columns: the first to the left, the others to the right."""
+def columns(header: tuple[str, ...], rows: list[tuple[str, ...]], left: int = 1) -> str:
+    """Aligned text columns: the first `left` to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(row):
-        cells = (row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)))
+        cells = (f"{c:{'<' if i < left else '>'}{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(header), "  ".join("─" * w for w in widths), *map(line, rows)])

@@ -8,13 +8,13 @@ python -m bjax.weights FILE --model=resnet50    checks a file
 import argparse
 import ast
 import sys
-from collections.abc import Iterable
 
 import jax
 import numpy as np
 
 from bjax import models, weights
 from bjax.errors import Parser, UserError, as_command, positive
+from bjax.runtime.console import columns
 from bjax.weights import cache
 from bjax.weights.published import HOSTS, PUBLISHED, Published, find
 
@@ -66,7 +66,8 @@ def _list(chosen: list[Published], model: str | None) -> None:
         if rows:
             header = (f"{zoo}:", "model", "10^6", "licence", "top-1 %", "top-5 %", "here")
             filled = [i for i in range(len(header)) if i < 2 or any(row[i] for row in rows) or header[i] == "here"]
-            print(_aligned(*([row[i] for i in filled] for row in (header, *rows))), end="\n\n")
+            header, *rows = ([row[i] for i in filled] for row in (header, *rows))
+            print(columns(header, rows, left=2), end="\n\n")
     print(LEGEND.format(cache.folder()))
 
 
@@ -78,19 +79,6 @@ def _row(w: Published) -> tuple[str, ...]:
     accuracies = ("" if share is None else f"{share:.3f}" for share in (w.top1, w.top5))
     here = "yes" if cache.place(w).is_file() else ""
     return w.short, f"{w.model} {w.variant}".strip(), f"{w.parameters / 1e6:.1f}", w.licence, *accuracies, here
-
-
-def _aligned(header: list[str], *rows: list[str]) -> str:
-    """Columns of text: the first two to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(row: Iterable[str]) -> str:
-        cells = (
-            f"{cell:{'<' if i < 2 else '>'}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(header), line("─" * width for width in widths), *map(line, rows)])
 
 
 def _shapes(args):
