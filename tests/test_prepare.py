@@ -439,6 +439,39 @@ def test_an_empty_tfds_data_dir_is_none(monkeypatch):
     assert builders.data_root("~/data") == os.path.expanduser("~/data")
 
 
+def test_folder_of_classes_that_is_split(tmp_path, capsys):
+    flat = {f"{c}/{i}.jpg": picture(10 * i) for c in ("cat", "dog") for i in range(10)}
+    source = write_tree(tmp_path / "pets", flat | {"cat/3 (1).jpg": picture(30), "notes.txt": b""})
+    command = ["folder", "pets", f"--source={source}", f"--data_dir={tmp_path / 'data'}", "--split=0.8"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "one side: 10 groups, such as cat/3 (1).jpg = cat/3.jpg = dog/3.jpg; cat/0.jpg = dog/0.jpg; " in printed
+    assert "Ignored, being no images: " in printed
+    train, held = (stored("pets", split, tmp_path / "data") for split in ("train", "validation"))
+    assert len(train) + len(held) == 21
+    assert [sum(x["label"] == label for x in held.values()) for label in (0, 1)] == [2, 2]
+    assert not train.keys() & held.keys()
+    assert {"cat/3.jpg", "cat/3 (1).jpg", "dog/3.jpg"} <= train.keys() or {"cat/3.jpg", "dog/3.jpg"} <= held.keys()
+    assert main([*command, "--overwrite", "--seed=1"]) == 0
+    assert stored("pets", "validation", tmp_path / "data").keys() != held.keys()
+
+
+@pytest.mark.parametrize(
+    ("tree", "share", "message"),
+    [
+        (TREE, "0.8", "holds test/, train/, val/: it is split already; leave --split out"),
+        ({"cat/1.jpg": b""}, "0.8", "must hold a folder a class, two at least; it holds cat"),
+        ({"cat/1.jpg": b"", "cat/2.jpg": b"", "dog/1.jpg": b""}, "0.8", "dog: its 1 images cannot be split"),
+        ({}, "80", "'80': expected a share of the images between 0 and 1, such as 0.8"),
+        ({}, "x", "'x': expected a share of the images"),
+    ],
+)
+def test_folder_that_cannot_be_split(tmp_path, capsys, tree, share, message):
+    source = write_tree(tmp_path / "pets", tree)
+    assert main(["folder", "pets", f"--source={source}", f"--data_dir={tmp_path}", f"--split={share}"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_folder_without_train(tmp_path):
     source = write_tree(
         tmp_path / "pets", {"val/b/1.jpg": picture(1), "test/a/1.jpg": picture(2), "test/b/1.jpg": picture(2)}
@@ -450,7 +483,8 @@ def test_folder_without_train(tmp_path):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"cat/1.jpg": b"", "dog/1.jpg": b""}, "must hold train/, val/ or test/, .*it holds cat, dog$"),
+        ({"cat/1.jpg": b"", "dog/1.jpg": b""}, "must hold train/, val/ or test/, .*it holds cat, dog; .*--split=0.8"),
+        ({"1.jpg": b""}, r"must hold train/, val/ or test/, .*it holds 1\.jpg$"),
         ({"train/cat/1.txt": b""}, "cat holds no images"),
         ({"train/1.jpg": b""}, "train holds no classes"),
         ({"train/a/1.jpg": b"", "val/a/1.jpg": b"", "valid/a/1.jpg": b""}, "val/ and valid/, .* keep one"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from bjax.data.builder import dataset_info, intact, some
+from bjax.data.split import split as split_by_file
 from bjax.errors import UserError
 
 SPLITS = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "validation"), "test": "test"}
@@ -20,10 +21,20 @@ class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, name: str, source: str | os.PathLike, on_corrupt: str = "raise", **kwargs):
+    def __init__(
+        self,
+        *,
+        name: str,
+        source: str | os.PathLike,
+        split: float | None = None,
+        seed: int = 0,
+        on_corrupt: str = "raise",
+        **kwargs,
+    ):
         """Constructs the builder.
 
-        source: the folder that holds train/, val/ or test/.
+        source: the folder that holds train/, val/ or test/; with `split`, one that holds a folder a class.
+        split: the share of the images that are trained on, drawn with `seed`; see `bjax.data.split`.
         on_corrupt: "raise" refuses damaged images, "skip" leaves them out; see `corrupt`.
         kwargs: of TFDS's builder: data_dir.
 
@@ -37,8 +48,13 @@ class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.corrupt = {}
         self._source = Path(source).expanduser()
         self._on_corrupt = on_corrupt
+        self.together = []
         try:
-            self._tree, self.ignored = scan(self._source)
+            if split is None:
+                self._tree, self.ignored = scan(self._source)
+            else:
+                classes, self.ignored = scan_classes(self._source)
+                self._tree, self.together = split_by_file(classes, split, seed)
         except OSError as error:
             raise UserError(f"--source={source} cannot be read: {error}") from None
         super().__init__(file_format="array_record", **kwargs)
@@ -80,7 +96,9 @@ def scan(source: Path) -> tuple[Tree, list[Path]]:
     if not folders:
         held = some([entry.name for entry in entries]) or "nothing"
         expected = "train/, val/ or test/, with a folder a class in each"
-        raise UserError(f"{source} must hold {expected}; it holds {held}")
+        flat = any(entry.is_dir() for entry in entries)
+        way = "; are these the classes? --split=0.8 trains on 80 % of their images" if flat else ""
+        raise UserError(f"{source} must hold {expected}; it holds {held}{way}")
     ignored = [entry for entry in entries if entry not in folders]
     tree = {}
     for folder in folders:
@@ -101,6 +119,26 @@ def scan(source: Path) -> tuple[Tree, list[Path]]:
         if unknown := sorted(set(classes) - set(tree.get("train", classes))):
             raise UserError(f"{folder} holds classes that train/ has not: {some(unknown)}")
     return tree, ignored
+
+
+def scan_classes(source: Path) -> tuple[dict[str, dict[str, Path]], list[Path]]:
+    """Lists a folder that holds a folder a class: {class: {"class/…/image": path}}, and what is no part of it.
+
+    Raises UserError and OSError as `scan` does, and for less than two classes.
+    """
+    if not source.is_dir():
+        raise UserError(f"--source={source} is no folder")
+    entries = _visible(source)
+    folders = [entry for entry in entries if entry.is_dir()]
+    if split := [entry.name for entry in folders if entry.name in SPLITS]:
+        raise UserError(
+            f"{source} holds {some([f'{name}/' for name in split])}: it is split already; leave --split out"
+        )
+    if len(folders) < 2:
+        held = some([entry.name for entry in entries]) or "nothing"
+        raise UserError(f"{source} must hold a folder a class, two at least; it holds {held}")
+    ignored = [entry for entry in entries if entry not in folders]
+    return {folder.name: _images(folder, ignored) for folder in folders}, ignored
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -4,11 +4,13 @@
   imagenette                           ten classes of ImageNet; downloads 340 MB
   imagenet2012 --manual_dir=DIR        from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in DIR
   folder NAME --source=DIR             from DIR/train/CLASS/IMAGE and DIR/val/… or DIR/test/…
+  folder NAME --source=DIR --split=0.8 from DIR/CLASS/IMAGE: 80 % of each class to train on, the others to validate on
 
 Killed at any moment, the same command starts afresh and cleans up; finished, it says so and does nothing.
 """
 
 import argparse
+import math
 import sys
 
 import tensorflow_datasets as tfds
@@ -43,6 +45,10 @@ def main(argv: list[str]) -> int | None:
     done = tfds.builder_from_directory(builder.data_dir)
     splits = ", ".join(f"{info.num_examples:,} {split}" for split, info in done.info.splits.items())
     print(f"{done.name}: {splits}, {done.info.features['label'].num_classes} classes in {builder.data_dir}")
+    if together := getattr(builder, "together", []):
+        largest = sorted(together, key=lambda group: (-len(group), sorted(group)))[:3]
+        examples = "; ".join(" = ".join(sorted(group)[:3]) for group in largest)
+        print(f"Versions of one picture by their names, kept on one side: {len(together)} groups, such as {examples}")
     if ignored := getattr(builder, "ignored", []):
         print(f"Ignored, being no images: {some([str(path) for path in ignored])}")
     if corrupt := getattr(builder, "corrupt", {}):
@@ -78,8 +84,25 @@ def _parser() -> Parser:
     folder = datasets.add_parser("folder", parents=[common, checked])
     folder.set_defaults(builder=Folder)
     folder.add_argument("name", help="what to call the data set: data.name in a config")
-    folder.add_argument("--source", required=True, help="folder that holds train/ and val/ or test/")
+    folder.add_argument("--source", required=True, help="folder that holds train/ and val/ or test/, or the classes")
+    folder.add_argument(
+        "--split",
+        type=_share,
+        metavar="SHARE",
+        help="where DIR holds the classes: the share of the images that are trained on, such as 0.8",
+    )
+    folder.add_argument("--seed", type=int, default=0, help="which images these are (default: %(default)s)")
     return parser
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a share of the images between 0 and 1, such as 0.8")
+    return share
 
 
 def _splits(text: str) -> tuple[str, ...]:
