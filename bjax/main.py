@@ -19,14 +19,16 @@ if __name__ == "__main__":
 
 import argparse
 import re
+import sys
 import traceback
 from pathlib import Path
 
 import jax
 
 from bjax import config as configs
-from bjax import evaluate, experiment, train
-from bjax.errors import Parser, UserError, command, positive
+from bjax import evaluate, experiment, report, small, train
+from bjax.errors import Parser, UserError, command, new_folder, positive
+from bjax.report import render
 from bjax.runtime import distributed, sharding
 from bjax.runtime.workdir import refused
 
@@ -67,6 +69,8 @@ def _run(argv: list[str]) -> int | None:
 
 
 def _in(workdir: Path, args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    if args.report:
+        render.check_installed()  # before the hours of a run
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: is a file; name a folder")
     if args.config:
@@ -77,18 +81,28 @@ def _in(workdir: Path, args: argparse.Namespace, overrides: list[tuple[str, str]
         raise UserError(f"--workdir={workdir}: its config.json is missing; name its --config")
     else:
         raise UserError("--config: missing; for example --config=configs/vit_mask.py:demo")
-    experiment.build(config, num_classes=2)  # finds mistakes before any data or device is touched
+    chooses = bool(args.config) and config.recipe == "small"  # a run's own config.json has what was chosen
+    if not chooses:
+        experiment.build(config, num_classes=2)  # finds mistakes before any data or device is touched
+    if not args.print_config:
+        if config.deterministic:
+            sharding.make_deterministic()
+        experiment.keep_compiled()
+        distributed.initialize(args.distributed, args.distributed_timeout)
+    if chooses:
+        config, table = small.fit(config, overrides)
+        experiment.build(config, num_classes=2)
+        if jax.process_index() == 0:
+            print(table, file=sys.stderr if args.print_config else sys.stdout, flush=True)
     if args.print_config:
         print(configs.to_json(config), end="")
         return
-    if config.deterministic:
-        sharding.make_deterministic()
-    experiment.keep_compiled()
-    distributed.initialize(args.distributed, args.distributed_timeout)
     if args.mode == "train":
         train.run(config, workdir)
     else:
         evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
+    if args.report and jax.process_index() == 0:
+        report.tell([workdir], args.report)
 
 
 def default_workdir(spec: str | None) -> str:
@@ -130,6 +144,7 @@ def _parser() -> Parser:
         metavar="SECONDS",
         help="how long to wait for the other processes (default: %(default)s)",
     )
+    p.add_argument("--report", type=new_folder, metavar="DIR", help="write the run's report there when it is done")
     p.add_argument("--print_config", action="store_true", help="print the resolved config as JSON and stop")
     return p
 

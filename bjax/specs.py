@@ -294,6 +294,8 @@ class Run:
     seed: int = number(0, low=0, high=2**32 - 1)
     # the dataset's label | the kind of blur that was drawn
     task: str = one_of("object", "blur_type", affects="weights")
+    # small: what the command line does not give is chosen from the data set and the device, see bjax.small
+    recipe: str = one_of("given", "small", added=True, affects="nothing")
     batch_size: int = number(1024, low=1)  # images per step, over all devices
     epochs: float = number(90.0, above=0)  # passes over the training split (ignored where steps is set)
     steps: int = number(0, low=0)  # length of the run in steps; 0: from epochs

@@ -42,9 +42,12 @@ def run(config, workdir: Path) -> dict[str, dict]:
     exp = experiment.build(config)
     source = exp.source
     if config.batch_size > source.num_examples:
+        step = jax.device_count() * config.optim.accumulate
+        fits = 2 ** int(math.log2(max(source.num_examples / 3, 1))) // step * step or step
         raise UserError(
             f"config.batch_size={config.batch_size}: more than the {source.num_examples} images of "
-            f"{source.name} {source.split}"
+            f"{source.name} {source.split}; use --config.batch_size={fits}, or let a config choose all sizes for so "
+            "small a data set, such as --config=vit_mask.py:small"
         )
     total_steps = config.steps or math.ceil(config.epochs * source.num_examples / config.batch_size)
     largest = max((split.num_examples for split in exp.splits.values()), default=0)

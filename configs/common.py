@@ -15,8 +15,9 @@ from bjax.errors import nearest
 
 ConfigDict = partial(ml_collections.ConfigDict, sort_keys=False)  # results come in the order written here
 
-# Instead of ImageNet: the embedded photographs, or ten classes downloaded on first use.
-SOURCES = ("demo", "imagenette")
+# Instead of ImageNet: the embedded photographs, ten classes downloaded on first use, or some images of one's own
+# (--config.data.name=…), for which bjax.small chooses what depends on them.
+SOURCES = ("demo", "imagenette", "small")
 TRAIN_BLURS = {  # paper 1, section 4.2: the three training sets
     "sharp": {"sharp": 1.0},
     "blurred": {"gaussian": 1.0},
@@ -97,17 +98,18 @@ def default():
 
 
 def use_source(c, arg):
-    """Points `c` at ImageNet, imagenette or the embedded photographs, with the blur and the share of images of `arg`.
+    """Points `c` at the source of `arg`, with its blur and its share of the images.
 
     Sets the conditions of paper 1's tables: sharp, blurred, and blurred with patches removed: on both sides of its
     threshold, because it says "above 100" although a low variance means blurry, each beside a random choice of as many.
     Returns the name of the split they are evaluated on.
     """
-    c.data.name = {"demo": "photos"}.get(arg.source, arg.source)
+    c.data.name = {"demo": "photos", "small": ""}.get(arg.source, arg.source)
+    c.recipe = "small" if arg.source == "small" else "given"
     if arg.fraction != 100:
         c.data.train = f"train[:{arg.fraction}%]"
     c.blur = blur(TRAIN_BLURS[arg.train])
-    split = arg.eval_split or {"demo": "test"}.get(arg.source, "validation")
+    split = arg.eval_split or {"demo": "test", "small": ""}.get(arg.source, "validation")
     c.eval.sharp = condition(split)
     c.eval.blurred = condition(split, GAUSSIAN())
     for drop in ("below", "above"):

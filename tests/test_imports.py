@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "": {"blur", "errors", "export", "models", "predict", "sharpness", "tokens", "weights"},  # for type checkers
     "__main__": frozenset(),
-    "main": {"train", "evaluate", "experiment", "config", "runtime"},
+    "main": {"train", "evaluate", "experiment", "small", "report", "config", "runtime"},
     "predict": {"predictor", "experiment", "report", "data", "stats", "runtime"},
     "predictor": {
         "experiment",
@@ -43,6 +43,7 @@ ALLOWED = {
         "runtime",
     },
     "experiment": {"step", "models", "weights", "blur", "tokens", "data", "specs", "config", "runtime"},
+    "small": {"weights", "data", "config", "runtime"},
     "report": {"config", "specs", "options", "stats", "sums"},
     "step": {"blur", "tokens", "sharpness", "specs", "runtime"},
     "weights": {"models", "runtime"},

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int | None:
     """Runs the command; returns the exit code: 0; 2: a user's mistake, told in one line on stderr; 130: Ctrl-C."""
     args = vars(_parser().parse_args(argv))
     dataset, builder, overwrite = (args.pop(name) for name in ("dataset", "builder", "overwrite"))
+    place = f" --config.data.data_dir={args['data_dir']}" if args["data_dir"] else ""
     args["data_dir"] = data_root(args["data_dir"])
     name = args.get("name", dataset)
     home = prepared.home(args["data_dir"], name, builder)
@@ -54,6 +55,9 @@ def main(argv: list[str]) -> int | None:
     if corrupt := getattr(builder, "corrupt", {}):
         left_out = some([f"{file_name} ({cause})" for file_name, cause in corrupt.items()])
         print(f"Left out {len(corrupt)} corrupt images: {left_out}")
+    if isinstance(builder, Folder):
+        flags = f"--config.data.name={done.name}{place} --workdir=runs/{done.name} --report=report"
+        print(f"next: python -m bjax.main --config=vit_mask.py:small {flags}")
     if not written:
         print("It was there already; --overwrite writes it anew.")
 

@@ -74,6 +74,15 @@ def write(folders: list[Path], out: Path, title: str = "") -> list[str]:
     return [title, *first.lines]
 
 
+def tell(folders: list[Path], out: Path, title: str = "") -> None:
+    """`write`, with the answers on the terminal."""
+    title, *lines = write(folders, out, title)
+    width = min(100, shutil.get_terminal_size().columns)
+    told = [textwrap.fill(line, width, initial_indent="- ", subsequent_indent="  ") for line in lines]
+    print("\n".join([title, *told]))
+    print(f"\nwrote {out / 'report.html'}, report.md and results.csv beside it", file=sys.stderr)
+
+
 @as_command
 def main(argv: list[str]) -> None:
     """Runs the command; returns the exit code: 0, or 2 for a user's mistake, told in one line on stderr."""
@@ -83,8 +92,4 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=new_folder, required=True, metavar="DIR", help="where the report goes")
     parser.add_argument("--title", default="", help="of the report (default: what was run)")
     args = parser.parse_args(argv)
-    title, *lines = write(args.folders, args.out, args.title)
-    width = min(100, shutil.get_terminal_size().columns)
-    told = [textwrap.fill(line, width, initial_indent="- ", subsequent_indent="  ") for line in lines]
-    print("\n".join([title, *told]))
-    print(f"\nwrote {args.out / 'report.html'}, report.md and results.csv beside it", file=sys.stderr)
+    tell(args.folders, args.out, args.title)

@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import functools
 import html
+import importlib.util
 import io
 import re
 from collections.abc import Callable
@@ -202,6 +203,12 @@ def _md(text: str) -> str:
 
 
 # --- HTML
+
+
+def check_installed() -> None:
+    """Raises UserError where what a report is written and drawn with is missing."""
+    if missing := [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]:
+        raise UserError(f'--report: needs {" and ".join(missing)}; pip install "bjax[report]"')
 
 
 def page(title: str, blocks: list) -> str:
