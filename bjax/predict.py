@@ -218,6 +218,10 @@ def _worth(run: Run) -> list[str]:
     lines = [f"worth: right on {right} of {of}: {tested}, condition {name}"]
     if not stats.covered(photographs or row["n"], row["top1"]):
         lines.append("   too few to trust that interval (docs/intervals.md)")
+    if not run.scaled:
+        lines.append(
+            f"   measured, as the calibration was, on single crops; an answer here is the mean of up to {run.crops}"
+        )
     return lines
 
 

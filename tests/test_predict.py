@@ -171,6 +171,7 @@ def test_the_footer_says_what_the_answers_are_worth(tiny_run, tmp_path, capsys):
     right = f"{100 * row['top1']:.1f} % (95 %: {100 * low:.1f}–{100 * high:.1f})"
     assert f"worth: right on {right} of 224 images of 14 photographs: " in text
     assert "photos test, condition sharp" in text
+    assert "measured, as the calibration was, on single crops; an answer here is the mean of up to 16" in text
     fitted = json.loads((run / "calibration.json").read_text())
     assert "among the 14 classes it knows; anything else gets one of them too" in text
     errors = "; error {:.1%} before, {:.1%} after, held out".format(*(fitted[k]["ece"] for k in ("before", "after")))
