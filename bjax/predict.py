@@ -218,6 +218,10 @@ def _worth(run: Run) -> list[str]:
     lines = [f"worth: right on {right} of {of}: {tested}, condition {name}"]
     if not stats.covered(photographs or row["n"], row["top1"]):
         lines.append("   too few to trust that interval (docs/intervals.md)")
+    if run.config.data.only_known_classes:
+        lines.append(
+            f"   measured among the classes of {run.config.data.name} alone; here all {len(run.classes):,} compete"
+        )
     if not run.scaled:
         lines.append(
             f"   measured, as the calibration was, on single crops; an answer here is the mean of up to {run.crops}"

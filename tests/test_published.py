@@ -370,6 +370,8 @@ def test_published_weights_are_evaluated_on_a_folder_of_wnids(server, tiny, tmp_
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 12 and {x["class"] for row in rows for x in row["prediction"]} <= set(names)
     assert predict.read(tmp_path / "all").what == "timm:tiny"
+    assert predict.main([str(tmp_path / "few"), f"--workdir={tmp_path / 'known'}"]) == 0
+    assert "measured among the classes of few alone; here all 1,000 compete" in capsys.readouterr().out
 
     # The same images through the model alone
     source = loader.open_split("few", "train", data_dir=str(tmp_path / "data"))
