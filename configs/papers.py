@@ -3,26 +3,28 @@
     python -m launch.sweep --config=configs/papers.py:demo --jobs=1          the embedded photographs, CPU
     python -m launch.sweep --config=configs/papers.py --seeds=3              a fifth of ImageNet, as paper 1
     python -m launch.sweep --config=configs/papers.py:imagenette --seeds=3
-    python -m launch.sweep --config=configs/papers.py:weights=/data/torchvision
+    python -m launch.sweep --config=configs/papers.py:weights=torchvision
     python -m bjax.report runs/sweep_papers_demo --out=report                the tables, beside the papers'
 
-ARGS: demo | imagenette, fraction=20 (per cent of the training images; 100 where ImageNet is not the data), weights=DIR.
+ARGS: demo | imagenette, fraction=20 (per cent of the training images; 100 where ImageNet is not the data),
+weights=torchvision|DIR.
 
 Every model is trained on sharp, blurred and mixed images of the same fraction: sharp is the control that paper 1, which
-compares weights of the whole ImageNet with its own of a fifth, does not have. With `weights`, a folder of torchvision's
-files, those are evaluated as they are (paper 1's tables 1, 2 and 5) and fine-tuned on blurred and on mixed images at a
-tenth of the learning rate for a tenth of the epochs; on other data than ImageNet they are only fine-tuned.
+compares weights of the whole ImageNet with its own of a fifth, does not have. With `weights`, torchvision's by name or
+a folder of its files, those are evaluated as they are (paper 1's tables 1, 2 and 5) and fine-tuned on blurred and on
+mixed images at a tenth of the learning rate for a tenth of the epochs; on other data than ImageNet they are only
+fine-tuned.
 Paper 2's DenseNet-121 tells blur types apart, beside the other models (not in the demo).
 """
 
 from bjax.configs.common import TRAIN_BLURS, parse_arg
 
-# torchvision's files: those of paper 1's tables 1 and 2, and its ViT-B/16.
-FILES = {
-    "resnet50": "resnet50-0676ba61.pth",
-    "vgg19": "vgg19-dcbb9e9d.pth",
-    "googlenet": "googlenet-1378be20.pth",
-    "vit": "vit_b_16-c867db91.pth",
+# torchvision's name and file: those of paper 1's tables 1 and 2, and its ViT-B/16.
+WEIGHTS = {
+    "resnet50": ("resnet50", "resnet50-0676ba61.pth"),
+    "vgg19": ("vgg19", "vgg19-dcbb9e9d.pth"),
+    "googlenet": ("googlenet", "googlenet-1378be20.pth"),
+    "vit": ("vit_b_16", "vit_b_16-c867db91.pth"),
 }
 # Their recipes at a tenth of the learning rate and of the epochs.
 TUNING = {
@@ -64,9 +66,9 @@ def sweep(arg=""):
         yield config("densenet121") | {"model.name": model} | changes
     if not arg.weights:
         return
-    for model, file in FILES.items():
+    for model, (name, file) in WEIGHTS.items():
         words = ["variant=B/16"] if model == "vit" else []
-        given = {"init_from": f"{arg.weights}/{file}"}
+        given = {"init_from": f"torchvision:{name}" if arg.weights == "torchvision" else f"{arg.weights}/{file}"}
         if arg.source == "imagenet2012":
             yield config(model, *words) | given | {"mode": "eval", "dtype": "float32"}
         for train in ("blurred", "mix"):

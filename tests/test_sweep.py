@@ -88,6 +88,8 @@ def test_papers_are_a_matrix_of_configs(capsys, monkeypatch):
     tuned = [run for run in weights if "--config.init_new_head" in run]
     assert len(tuned) == 8 and len(weights) == 12 + 5 + 4 + 8
     assert not any("--mode" in run for run in papers(capsys, ":imagenette,weights=w"))
+    names = [run.get("--config.init_from") for run in papers(capsys, ":weights=torchvision")]
+    assert {"torchvision:resnet50", "torchvision:vgg19", "torchvision:googlenet", "torchvision:vit_b_16"} < set(names)
 
 
 @pytest.mark.parametrize(
