@@ -3,8 +3,8 @@
     python -m tests.faults --kills=100 --damages=300 --beside=100 --signals=20 --two=4 --full=6 --processes=5 \\
         --data=300 --photos=300 --seed=0 --out=docs/reliability.md
 
-damages: of files below checkpoints/; beside: of the other files of a run. signals: in each phase, SIGTERM and SIGUSR1
-by turns. full: needs to mount a small tmpfs, as root. processes: runs of two. data, photos: cases of
+damages: of files below checkpoints/; beside: of the other files of a run. signals: SIGTERMs in each phase, and to every
+fifth of them a SIGUSR1. full: needs to mount a small tmpfs, as root. processes: runs of two. data, photos: cases of
 `tests.faults.data` and `tests.faults.photos`. Outcomes in capitals are failures. Exit code: 0, or 1 where there is one.
 """
 
@@ -77,9 +77,9 @@ def _outcomes(place: Place, reference: tuple, seconds: float, args):
         outcome = drivers.damage_beside(place, reference, rng, half, place.folder / "undisturbed")
         yield "damage to a random file beside checkpoints/, then a command that may read it", outcome, 1
     for i in range(args.signals):
-        number = (signal.SIGTERM, signal.SIGUSR1)[i % 2]
-        for phase in drivers.PHASES:
-            yield f"request to stop in {phase}", drivers.stop(place, reference, rng, phase, number), 1
+        for number in (signal.SIGTERM, signal.SIGUSR1)[: 2 - (i % 5 > 0)]:
+            for phase in drivers.PHASES:
+                yield f"{number.name} in {phase}", drivers.stop(place, reference, rng, phase, number), 1
     for _ in range(args.two):
         yield "two processes on one workdir", drivers.two(place, reference, rng), 1
     if args.full:
