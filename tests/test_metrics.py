@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -233,10 +234,12 @@ def test_log_of_another_process_writes_nothing(tmp_path):
 
 def test_tensorboard_files_appear_where_it_is_installed(tmp_path):
     pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
+    loaded = "torch" in sys.modules
     log = Log(tmp_path, 0, writes=True)
     log.write(1, {"loss": 1.0})
     log.close()
     assert list((tmp_path / "tensorboard").iterdir())
+    assert ("torch" in sys.modules) == loaded  # seconds of every start, for nothing
 
 
 def test_progress_is_plain_lines_off_a_terminal(capsys, monkeypatch):

@@ -261,6 +261,18 @@ def row_of(line: bytes) -> dict | None:
     return row if whole and all(isinstance(x, int | float) and math.isfinite(x) for x in row.values()) else None
 
 
+def _summary_writer() -> type:
+    """tensorboardX's, without torch: it would load that, which takes seconds, for tensors that it is never given."""
+    loaded = "torch" in sys.modules
+    sys.modules.setdefault("torch", None)  # which makes its import an ImportError
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if not loaded:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
 class Log:
     """metrics.jsonl, one object a row, and TensorBoard files where the `tensorboard` extra is installed.
 
@@ -291,9 +303,7 @@ class Log:
         sums.write(self.path, kept)
         self.sum = hashlib.sha256(kept)
         if importlib.util.find_spec("tensorboardX"):
-            from tensorboardX import SummaryWriter
-
-            self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            self.board = _summary_writer()(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self.file = self.path.open("ab", buffering=0)
 
     def _whole(self, crcs: list[int] | None, start_step: int) -> list[bytes]:
