@@ -3,14 +3,20 @@
 import os
 from pathlib import Path
 
-# Before JAX starts: tests of sharding need devices, and one machine has only one CPU device by default.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compilation: XLA tries less hard, here and in subprocesses, where `optimized` is not used.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import pytest
+from jax._src import compiler
+
+# The emitters of before compile twice as fast; jaxlib 0.12 does not have them, and knows no such flag.
+EMITTERS = "xla_cpu_use_fusion_emitters" if jax.__version__.startswith("0.10.") else None
+if EMITTERS:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{EMITTERS}=false".strip()
+# Tests of sharding need devices. Not by XLA_FLAGS: subprocesses have one device, as a user has, and the same programs.
+jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,12 +55,32 @@ def compilation_cache(shared_dir):
         jax.config.update(name, value)
 
 
+def use_emitters_of_users(patched):
+    intact = compiler.get_compile_options
+
+    def options(*args, **more):
+        found = intact(*args, **more)
+        found.env_option_overrides = [*found.env_option_overrides, (EMITTERS, True)]
+        return found
+
+    if EMITTERS:
+        patched.setattr(compiler, "get_compile_options", options)
+        patched.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(f"--{EMITTERS}=false", ""))
+
+
+@pytest.fixture
+def emitters_of_users(monkeypatch):
+    """Fused as for users: two programs that share a part compute it bit for bit alike."""
+    use_emitters_of_users(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def optimized():
     """Programs as users get them: for tests of numbers against somebody else's."""
     name = "jax_disable_most_optimizations"
     with pytest.MonkeyPatch.context() as patched:
         patched.delenv(name.upper())
+        use_emitters_of_users(patched)
         jax.clear_caches()  # They do not tell one from the other.
         jax.config.update(name, False)
         yield

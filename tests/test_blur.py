@@ -316,7 +316,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, many
 """
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)

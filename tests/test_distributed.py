@@ -75,7 +75,7 @@ class Job:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             address = address or f"127.0.0.1:{s.getsockname()[1]}"
-        shared = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
+        shared = {**os.environ, "JAX_NUM_CPU_DEVICES": str(4 // count)}
         if count > 1:
             shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
         if ids:

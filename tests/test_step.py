@@ -293,7 +293,7 @@ def test_inputs_are_normalised_and_erased_in_the_documented_order():
         np.testing.assert_allclose(out[0][~keep], np.broadcast_to(dropped, (192, 3)), atol=1e-6)
 
 
-def test_ema_follows_the_weights():
+def test_ema_follows_the_weights(emitters_of_users):
     batches = [batch_of(8, seed) for seed in range(3)]
     _, states, _ = run(one_device(), batches, ema=0.9)
     assert states[0].variables is states[0].ema

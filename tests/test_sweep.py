@@ -115,7 +115,6 @@ def test_a_mistake_is_one_line(more, message, capsys, tmp_path):
 @pytest.mark.slow
 def test_finished_runs_are_skipped_and_failed_ones_named_and_retried(tmp_path, data_dir, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("XLA_FLAGS", "")
     options = {**TINY, "steps": 2, "data.data_dir": data_dir}
     del options["batch_size"]
     grid = ("--grid", "batch_size=8,1000", "--jobs=1")  # there are 672 images
@@ -148,7 +147,7 @@ def test_a_sweep_told_to_stop_stops_its_runs_and_goes_on(tmp_path, data_dir):
         "launch.sweep",
         *arguments(tmp_path, "--grid", "optim.lr=1e-3", **options),
     ]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     killer = threading.Timer(200, process.kill)
     killer.start()
     while process.poll() is None and not list(tmp_path.glob("*/metrics.jsonl")):

@@ -74,7 +74,7 @@ def failures(counts: collections.Counter) -> list[str]:
 
 def _outcomes(command: list, paths: set[bytes], gs: Path, answered) -> collections.Counter:
     counts = collections.Counter()
-    environment = os.environ | {"PATH": f"{gs}{os.pathsep}{os.environ['PATH']}", "XLA_FLAGS": ""}
+    environment = os.environ | {"PATH": f"{gs}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"PYTHONIOENCODING": "utf-8:strict", "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(
         [sys.executable, "-c", MEASURED, sys.executable, "-m", *command],

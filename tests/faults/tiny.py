@@ -56,7 +56,7 @@ class Place:
     def start(self, workdir: Path, *more: str, **variables: str) -> subprocess.Popen:
         """The command in a process of its own, on one device; stdout and stderr are pipes of text."""
         command = [sys.executable, "-m", "bjax.main", *self.arguments(workdir, *more)]
-        environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **variables}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **variables}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
