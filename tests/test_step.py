@@ -31,6 +31,7 @@ SHARP = BlurSpec({"sharp": 1.0})
 MIX = BlurSpec({"sharp": 0.5, "gaussian": 0.5})
 # Not Adam: it turns the rounding noise of a gradient that is zero in theory (the keys' biases) into whole steps.
 SGD = optax.sgd(0.1, momentum=0.9)
+ADAM = optax.adamw(3e-3)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,15 +49,21 @@ def batch_of(size, seed=0):
     }
 
 
+@functools.cache
+def initial(mesh, model, tx, ema):
+    init = functools.partial(state.init, model=model, tx=tx, image_size=SIZE, ema=ema)
+    plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, ((".*", "fsdp"),))
+    return jax.jit(init, out_shardings=plan), plan
+
+
 def run(mesh, batches, *, model=MODEL, blur=MIX, mask=MaskSpec(), tx=SGD, **objective):  # noqa: B008
     """Trains on `batches` from a fixed start; returns the losses, and the state after every step, on the host.
 
     The last return value is the final state as it lies on the devices.
     """
     objective = Objective(**{"task": "object", "num_classes": CLASSES, **objective})
-    init = functools.partial(state.init, model=model, tx=tx, image_size=SIZE, ema=objective.ema > 0)
-    plan = sharding.plan(jax.eval_shape(init, jax.random.key(0)), mesh, ((".*", "fsdp"),))
-    current = jax.jit(init, out_shardings=plan)(jax.random.key(0))
+    init, plan = initial(mesh, model, tx, objective.ema > 0)
+    current = init(jax.random.key(0))
     update = jax.jit(
         functools.partial(train_step, model=model, tx=tx, inputs=inputs(blur, mask), objective=objective, mesh=mesh),
         donate_argnums=1,
@@ -308,7 +315,7 @@ def test_ema_follows_the_weights(emitters_of_users):
 
 @pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
 def test_mixing_trains(options):
-    losses, _, _ = run(one_device(), [batch_of(8)] * 40, blur=SHARP, tx=optax.adamw(3e-3), **options)
+    losses, _, _ = run(one_device(), [batch_of(8)] * 40, blur=SHARP, tx=ADAM, **options)
     assert np.isfinite(losses).all()
     # Not to zero: how much a step mixes decides how low its loss can be.
     assert losses[-10:].mean() < 0.7 * losses[0]
