@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from bjax.errors import UserError, as_command
+from bjax.errors import Parser, as_command, positive
 from bjax.launch import signals
 from bjax.launch.signals import STOPPED
 
@@ -22,19 +22,15 @@ from bjax.launch.signals import STOPPED
 @as_command
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    if not argv or not argv[0].isdecimal() or not int(argv[0]):
-        raise UserError(
-            f"{argv[0] if argv else 'PROCESSES'}: expected how many processes, as in python -m launch.local 2 "
-            "--config=configs/vit_mask.py:demo --workdir=runs/two"
-        )
+    count = _parser().parse_args(argv[:1]).processes
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    shared = {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": argv[0]}
+    shared = {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
     run = [sys.executable, "-m", "bjax.main", "--distributed=on", *argv[1:]]
     processes, code, passed_on = [], 0, 0
     with signals.heard() as told:
-        for index in range(int(argv[0])):
+        for index in range(count):
             environment = {**os.environ, **shared, "JAX_PROCESS_ID": str(index)}
             # Sessions of their own: what a terminal sends comes once, from here.
             processes.append(subprocess.Popen(run, env=environment, start_new_session=True))
@@ -54,6 +50,17 @@ def main(argv: list[str]) -> int:
                         process.kill()
     code = code or next((p.returncode for p in processes if p.returncode), 0)
     return code if code >= 0 else 128 - code
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "python -m launch.local",
+        __doc__.splitlines()[0],
+        usage="%(prog)s [-h] PROCESSES ARGUMENT …",
+        epilog="The arguments go to bjax.main: 2 --config=vit_mask.py:demo --workdir=runs/two",
+    )
+    parser.add_argument("processes", type=positive, metavar="PROCESSES", help="how many of them")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """bjax as a package: its commands, what its import costs, and its configs where there is no clone."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -78,12 +79,20 @@ def test_an_unknown_command_is_told_with_the_nearest(capsys):
     assert capsys.readouterr().err.startswith("bjax: tarin: no such command (did you mean train?); there are: train, ")
 
 
-@pytest.mark.parametrize("name", ["sweep", "weights"])
+@pytest.mark.parametrize("name", ["local", "sweep", "weights"])
 def test_a_command_is_that_of_its_module(name):
     code, help, _ = python("-m", "bjax", name, "--help")
     assert (code, help.split(" [")[0]) == (0, f"usage: bjax {name}")
     code, _, said = python("-m", "bjax", name, "--wrong")
     assert code == 2 and said.endswith(f"(see bjax {name} --help)\n")
+
+
+def test_every_command_has_help(capsys):
+    for name, (module, _) in door.COMMANDS.items():
+        module = importlib.import_module(f"{module}.__main__" if name == "weights" else module)
+        with pytest.raises(SystemExit) as e:
+            module.main(["--help"])
+        assert (e.value.code, capsys.readouterr().out.startswith("usage: ")) == (0, True), name
 
 
 def test_every_command_has_a_module():
