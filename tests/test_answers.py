@@ -44,6 +44,17 @@ def test_what_blur_costs_is_paired_over_photographs_and_n_is_said(tmp_path):
     assert measured.startswith("Measured on photos test, 100 crops of 5 photographs; 1 seed. In brackets: 95 %")
 
 
+def test_what_blur_changes_in_several_runs_has_the_sign_of_the_change(tmp_path):
+    own = some("configs/resnet50.py:demo", "sharp", "blurred")
+    folders = []
+    for name, sharp in (("resnet50", (16, 15, 17, 14, 16)), ("vgg19", (10, 9, 11, 9, 9))):
+        more = hits_of(sharp=sharp, blurred=(13, 12, 14, 12, 13))
+        folders.append(made_up.run(tmp_path / name, f"configs/{name}.py:demo", more=more, eval_only=own))
+    change = told(*folders)[1][0]
+    assert change.startswith("Blur (σ = 1–2) changes top-1, in points: ResNet50 −14.0 (")
+    assert "; VGG19" in change and " +16.0 (" in change and change.endswith(" – beyond chance in all 2.")
+
+
 @pytest.mark.parametrize(
     ("blurred", "verdict"),
     [

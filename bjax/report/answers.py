@@ -92,7 +92,7 @@ def _cost(runs: list[Run]) -> list[Told]:
             f"{_percent(first.row)} of the same blurred, {first.points}, {first.verdict}."
         )
     else:
-        text = f"Blur ({blurs}) costs, in points of top-1: {_list(pairs)}."
+        text = f"Blur ({blurs}) changes top-1, in points: {_list(pairs)}."
     drawn = [x for p in pairs[:NAMED] for x in ((p.who + ", sharp", p.control, True), _mark(p, p.row.blur))]
     return [(0, text, drawn)]
 
