@@ -74,8 +74,8 @@ def export(run: predictor.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu
         "temperature": run.temperature,
         "calibration": "probabilities are of these classes alone: what is none of them gets some all the same; "
         + (
-            "not calibrated: the run has no calibration.json"
-            if run.temperature is None
+            f"not calibrated: {run.uncalibrated}"
+            if run.uncalibrated
             else "calibrated on the run's condition sharp: logits are divided by the temperature, inside"
         ),
         "patch_size": run.patch_size,

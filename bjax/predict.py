@@ -27,9 +27,9 @@ smaller than a crop are extended by reflection.
 Sharpness is the variance of the Laplacian over the whole photograph, its shorter side brought to the run's evaluation
 size (data.resize, else data.image_size), so that photographs can be compared: `bjax.thresholds --size` has the same.
 
-Probabilities are softmax(logits / T), T fitted when the run's condition `sharp` was evaluated (calibration.json), and
-are of the run's own classes: what is none of them gets one of them all the same. Where a mask leaves nothing, there is
-no class but "nothing left to classify".
+Probabilities are softmax(logits / T), T fitted when the run's condition `sharp` was evaluated (calibration.json; 1
+where its images were all right), and are of the run's own classes: what is none of them gets one of them all the same.
+Where a mask leaves nothing, there is no class but "nothing left to classify".
 
 No condition's blur is applied: a photograph brings its own. A condition contributes its mask and its ViT options. A
 random mask leaves out the same places of every photograph; a bucket mask keeps what attend keeps.
@@ -196,8 +196,8 @@ def _footer(run: Run) -> list[str]:
 
 
 def _calibrated(run: Run) -> str:
-    if run.temperature is None:
-        return "not calibrated: no calibration.json, which evaluating a condition named sharp writes"
+    if run.uncalibrated:
+        return f"not calibrated: {run.uncalibrated}"
     said = f"calibrated by temperature {run.temperature:.3g}, fitted on its condition sharp"
     errors = [part.get("ece") for k in ("before", "after") if isinstance(part := run.calibration.get(k), dict)]
     if len(errors) == 2 and all(isinstance(error, float) for error in errors):

@@ -45,6 +45,15 @@ class Run:
         return self.calibration and self.calibration["temperature"]
 
     @property
+    def uncalibrated(self) -> str | None:
+        """Why probabilities are not calibrated; None where they are."""
+        if self.calibration is None:
+            return "no calibration.json, which evaluating a condition named sharp writes"
+        if self.temperature is None:
+            return "its condition sharp was all right, which tells no temperature"
+        return None
+
+    @property
     def size(self) -> int:
         """Side of the images that the model sees, pixels."""
         return self.config.data.image_size
@@ -138,8 +147,8 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
     what, variables = experiment.variables_of(exp, workdir)
     inputs = dataclasses.replace(inputs, blur=None, corruption=None)
     fitted, rows = (_read_json(workdir / name) for name in ("calibration.json", "results.json"))
-    temperature = fitted and fitted.get("temperature")
-    if not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
+    temperature = fitted and fitted.get("temperature", "missing")
+    if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
         fitted = None
     worth = next(((k, rows[k]) for k in (condition, "sharp", *(rows or {})) if rows and _is_row(rows.get(k))), None)
     return Run(what, config, classes, model, inputs, variables, fitted, worth)

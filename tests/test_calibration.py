@@ -57,6 +57,17 @@ def test_images_that_are_all_right_or_all_wrong_end_at_a_bound():
     assert calibration.temperature(logits, logits.argmin(axis=1)) == calibration.HIGHEST
 
 
+def test_images_that_are_all_right_tell_no_temperature():
+    logits, _ = made_up(24, classes=3)
+    answers = {"label": logits.argmax(axis=1), "id": np.arange(24)}
+    found = calibration.of_answers(logits, answers)
+    assert (found["temperature"], found["after"]) == (None, None)
+    answers["label"][:3] = logits[:3].argmin(axis=1)
+    assert calibration.of_answers(logits, answers)["temperature"] > 1
+    answers["label"] = logits.argmin(axis=1)
+    assert calibration.of_answers(logits, answers)["temperature"] == calibration.HIGHEST
+
+
 def test_after_is_of_images_whose_photographs_did_not_choose_it():
     logits, labels = made_up(n=600)
     photographs = np.array([f"p{i % 12:02}" for i in range(600)])
@@ -116,6 +127,9 @@ def test_the_report_has_it_before_and_after(tmp_path):
     (run / "calibration.json").write_text(json.dumps(fitted | {"after": None}))
     text = written()
     assert "1.23" in text
+    (run / "calibration.json").write_text(json.dumps(fitted | {"temperature": None, "after": None}))
+    (row,) = [line for line in written().splitlines() if "224 of 14" in line]
+    assert row.replace("|", " ").split()[-7:] == ["13.2", "1.250", "5", "224", "of", "14", "1"]
     (run / "calibration.json").write_text(json.dumps(fitted | {"after": {"nll": "?"}}))
     text = written()
     assert "calibration.json: after is missing or damaged; evaluate the run again" in text

@@ -28,7 +28,7 @@ from bjax.errors import UserError
 from bjax.evaluate.summary import PARAMETERS
 from bjax.report import overlay
 from bjax.runtime import checkpoint, sharding
-from bjax.runtime.workdir import write_text
+from bjax.runtime.workdir import write, write_text
 from bjax.step import optim, state
 from bjax.step.eval_step import prepare
 from bjax.step.inputs import apply
@@ -177,6 +177,8 @@ def test_the_footer_says_what_the_answers_are_worth(tiny_run, tmp_path, capsys):
     errors = "; error {:.1%} before, {:.1%} after, held out".format(*(fitted[k]["ece"] for k in ("before", "after")))
     assert f"by temperature {fitted['temperature']:.3g}, fitted on its condition sharp{errors}" in text
     assert "shorter side at 32 px" in text
+    write(run / "calibration.json", fitted | {"temperature": None, "after": None})
+    assert "not calibrated: its condition sharp was all right, which tells no" in footer()[0]
     (run / "calibration.json").unlink()
     (run / "results.json").unlink()
     text, _ = footer()

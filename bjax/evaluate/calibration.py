@@ -19,22 +19,25 @@ def of_answers(logits: np.ndarray, answers: dict[str, np.ndarray]) -> dict[str, 
     """The content of calibration.json. logits: float32[n, classes]; answers: label, int32[n], id and, where several
     images are of one photograph, photograph, as `summarise` has them.
 
-    temperature: fitted to all images. before, after: their nll and ece, after by the temperatures that the images of
-    the other folds chose; None where all are of one photograph. Crops of one photograph are in one fold: what they have
-    in common would be known already.
+    temperature: fitted to all images; None where it ends at `LOWEST`: of images that are all right the likelihood asks
+    for certainty, which a few of them cannot give. before, after: their nll and ece, after by the temperatures that the
+    images of the other folds chose; None where all are of one photograph, or there is no temperature. Crops of one
+    photograph are in one fold: what they have in common would be known already.
     """
     labels, n = answers["label"], len(logits)
     groups = answers.get("photograph", answers["id"])
     names, group = np.unique(groups, return_inverse=True)
     folds = min(FOLDS, len(names))
-    after = None
-    if folds > 1:
+    fitted, after = temperature(logits, labels), None
+    if fitted == LOWEST:
+        fitted = None
+    elif folds > 1:
         scaled, fold = np.empty_like(logits), group % folds
         for k in range(folds):
             scaled[fold == k] = logits[fold == k] / temperature(logits[fold != k], labels[fold != k])
         after = _measured(scaled, labels)
     return {
-        "temperature": temperature(logits, labels),
+        "temperature": fitted,
         "n": n,
         **({"n_photographs": len(names)} if "photograph" in answers else {}),
         "folds": folds,

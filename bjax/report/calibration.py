@@ -15,7 +15,7 @@ def table(runs: list[Run]) -> list:
         errors = [f"{100 * part['ece']:.1f}" if "ece" in part else "" for part in (before, after)]
         likelihoods = [f"{part['nll']:.3f}" if "nll" in part else "" for part in (before, after)]
         who = [run.model, run.trained_on]
-        temperature = f"{fitted['temperature']:.3g}"
+        temperature = "" if fitted["temperature"] is None else f"{fitted['temperature']:.3g}"
         body.append([*who, *errors, *likelihoods, temperature, str(fitted["folds"]), images, number_text(run)])
     if not body:
         return []

@@ -264,7 +264,7 @@ FILES = {
     "speed.json": {"device": str, "rounds": int, "batch_size": int, "how": str, "conditions": {"*": SPEED}},
     "mask_quality.json": {"*": {"*": RATES}},
     "calibration.json": {
-        "temperature": NUMBER,
+        "temperature": NUMBER_OR_NONE,
         "n": positive,
         "n_photographs?": positive,
         "folds": positive,
