@@ -98,7 +98,7 @@ def test_a_bin_of_strengths_is_over_its_photographs():
 
 def test_the_table_prints_the_interval_over_photographs_and_what_it_is_worth():
     rows = {"few": summarise(crops((16, 12, 12, 11))), "images": summarise(answers(8))}
-    lines = table(rows).splitlines()
+    lines = table(rows, classes=14).splitlines()
     low, high = rows["few"]["top1_95_photographs"]
     assert f"{100 * low:.1f}–{100 * high:.1f}" in lines[2] and lines[2].endswith(" 4")
     assert lines[0].endswith("photographs") and lines[3].endswith(" 8")
@@ -107,7 +107,7 @@ def test_the_table_prints_the_interval_over_photographs_and_what_it_is_worth():
         "few: too few photographs to trust that interval (docs/intervals.md); top-1 on each: a 100.0, b 75.0, c 75.0, "
         "d 68.8"
     ]
-    lines = table({"enough": summarise(crops([8] * 14))}).splitlines()
+    lines = table({"enough": summarise(crops([8] * 14))}, classes=14).splitlines()
     assert len(lines) == 5 and lines[3] == "each of 224 images, crops of 14 photographs"
 
 
@@ -180,13 +180,16 @@ def test_strengths_and_estimates_of_each_kind():
 
 def test_table_lines_up():
     row = summarise(answers(8, top1=np.float32([1, 0] * 4)))
-    lines = table({"sharp": row, "a_long_condition": {**row, "n": 50_000}}).splitlines()
+    lines = table({"sharp": row, "a_long_condition": {**row, "n": 50_000}}, classes=14).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert "50.00" in lines[2]
     assert "25.0" in lines[2]
     row |= {"top1_95": [0.1, 1.0], "n": 50_000}
-    lines = table(dict.fromkeys(("sharp", "blurred_drop_above_random"), row)).splitlines()
+    lines = table(dict.fromkeys(("sharp", "blurred_drop_above_random"), row), classes=14).splitlines()
     assert max(map(len, lines)) <= 80 and lines[-1] == "each of 50,000 images"
+    few = table(dict.fromkeys(("sharp", "blurred"), row), classes=5).splitlines()
+    assert [line[0].count("top-5") for line in (lines, few)] == [1, 0]
+    assert all(len(line.split()) == 5 for line in few[1:4])
 
 
 def test_log_drops_what_the_killed_run_wrote_after_its_checkpoint(tmp_path):

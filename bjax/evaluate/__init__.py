@@ -73,7 +73,7 @@ def leave_results(
         if keep_others:
             results = workdirs.results(path) | results
         workdirs.write(path, results)
-        print(f"{table(results)}\nwritten to {path}", flush=True)
+        print(f"{table(results, classes=len(exp.class_names))}\nwritten to {path}", flush=True)
         for name, content in (beside or {}).items():
             workdirs.write(workdir / name, content())
     for add_on in ADD_ONS if add_ons else ():

@@ -139,12 +139,12 @@ def estimate_errors(answers: dict[str, np.ndarray]) -> dict[str, dict]:
     return errors
 
 
-def table(results: dict[str, dict]) -> str:
+def table(results: dict[str, dict], *, classes: int) -> str:
     """The results as text: a row per condition, accuracies in per cent with a 95 % interval, and what these are.
 
-    It fits 80 columns: what all rows have in common stands below it.
+    It fits 80 columns: what all rows have in common stands below it. Of up to five classes top-5 is no news.
     """
-    header = ("condition", "top-1 %", "95 %", "top-5 %", "loss", "kept %")
+    header = ("condition", "top-1 %", "95 %", *(["top-5 %"] if classes > 5 else []), "loss", "kept %")
     numbers = {(r["n"], r.get("n_photographs")) for r in results.values()}
     alike = len(numbers) == 1
     of_few = {name: r for name, r in results.items() if "n_photographs" in r}
@@ -152,7 +152,8 @@ def table(results: dict[str, dict]) -> str:
     rows = []
     for name, r in results.items():
         low, high = stats.interval(r, "top1")
-        row = (name, f"{100 * r['top1']:.2f}", f"{100 * low:.1f}–{100 * high:.1f}", f"{100 * r['top5']:.2f}")
+        row = (name, f"{100 * r['top1']:.2f}", f"{100 * low:.1f}–{100 * high:.1f}")
+        row += (f"{100 * r['top5']:.2f}",) if classes > 5 else ()
         row += (f"{r['loss']:.4f}", f"{100 * r['kept']:.1f}")
         rows.append(row if alike else (*row, str(r["n"]), *([str(r.get("n_photographs", ""))] if of_few else [])))
     if not alike:
