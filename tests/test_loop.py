@@ -188,7 +188,10 @@ def test_a_workdir_belongs_to_one_config(finished, data_dir):
             "--workdir=nowhere: holds no",
         ),
         (["--config=configs/vit_mask.py"], ":imagenette"),
-        (["--config=configs/vit_mask.py:demo", "--config.batch_size=1000"], "more than the 672 images"),
+        (
+            ["--config=configs/vit_mask.py:demo", "--config.batch_size=1000"],
+            "images of photos train; use --config.batch_size=128,",
+        ),
         (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=tset"], "tset"),
         (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=unseen"], "have no label"),
         (["--config=configs/vit_mask.py:demo", "--config.data.train=unseen"], "config.data.train=unseen"),
