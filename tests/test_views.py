@@ -26,6 +26,7 @@ def test_tiles_cover_the_photograph_and_overlap(height, width, size):
     for top, left, bottom, right in np.maximum(pixels.round().astype(int), 0):
         covered[top:bottom, left:right] = True
     assert view.seen == pytest.approx(covered.mean(), abs=1e-9)
+    assert (view.seen == 1) == covered.all()
     if max(view.height, view.width) <= size * (1 + 15 * views.STEP):
         assert covered.all()
         starts = (np.unique(pixels[:, axis]) for axis in (0, 1))

@@ -35,7 +35,8 @@ class View:
         top, left, bottom, right = boxes.T[:, :, None]
         inside = ((top <= middles[0]) & (middles[0] < bottom))[:, :, None]
         inside = (inside & ((left <= middles[1]) & (middles[1] < right))[:, None]).any(0)
-        return float((inside * np.outer(np.diff(rows), np.diff(columns))).sum())
+        # Rounded: the parts of a whole do not add up to 1 to the last bit.
+        return round(float((inside * np.outer(np.diff(rows), np.diff(columns))).sum()), 12)
 
 
 def evaluated(photo: np.ndarray, size: int, resize: int, interpolation: str = "bilinear") -> View:
