@@ -41,6 +41,7 @@ SMALL = {
     "log_every": 1,
     "checkpoint_every": 5,
     "optim.warmup": 5,
+    "gallery": 0,  # `tiny_run` has one
 }
 
 
