@@ -21,10 +21,23 @@ jax.config.update("jax_num_cpu_devices", 8)
 ROOT = Path(__file__).parents[1]
 
 
+# Files of 15 seconds and more, the longest first: one of them at the end would leave the other workers idle.
+LONG = """
+faults loop distributed step report weights bucket sweep blur predict run_files blur_draw export intervals gallery
+calibration checkpoint models loader published imagenet_c prepare decode mask_quality
+"""
+LONG = [f"test_{name}" for name in LONG.split()]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def pytest_xdist_make_scheduler(config, log):
     """A file's tests stay on one worker, so that what they share is made once."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False  # by the number of tests, of which the longest files have few
     return LoadFileScheduling(config, log)
 
 
