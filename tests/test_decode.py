@@ -426,7 +426,7 @@ def test_only_regular_files_are_read(tmp_path):
         file.truncate(decode.LARGEST_FILE + 1)
     for name, cause in (
         ("pipe.jpg", "not a regular file"),
-        (".", "not a regular file"),
+        (".", "a folder; name a photograph in it"),
         ("link.jpg", "no such file"),
         ("large.jpg", "1,073,741,825 bytes: image files are read up to 1,073,741,824"),
     ):

@@ -72,6 +72,8 @@ def read(path: str | os.PathLike) -> bytes:
         status = os.stat(path)
     except FileNotFoundError:
         raise ValueError("no such file") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError("a folder; name a photograph in it")
     if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise ValueError("not a regular file")
     if status.st_size > LARGEST_FILE:
