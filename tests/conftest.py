@@ -72,9 +72,9 @@ def use_emitters_of_users(patched):
     intact = compiler.get_compile_options
 
     def options(*args, **more):
-        found = intact(*args, **more)
-        found.env_option_overrides = [*found.env_option_overrides, (EMITTERS, True)]
-        return found
+        compile_options = intact(*args, **more)
+        compile_options.env_option_overrides = [*compile_options.env_option_overrides, (EMITTERS, True)]
+        return compile_options
 
     if EMITTERS:
         patched.setattr(compiler, "get_compile_options", options)
