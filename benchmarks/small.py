@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bjax.data import loader, prepare
 from bjax.data.builder import cores
-from bjax.errors import Parser, UserError, as_command, positive
+from bjax.errors import Parser, UserError, as_command, new_file, positive
 from bjax.report import pairs, read
 from bjax.report.intervals import accuracy
 from bjax.runtime.workdir import commit
@@ -31,9 +31,9 @@ HEADER = ("images", "recipe", "batch", "steps", "minutes", "sharp %", "blurred %
 def main(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.small", __doc__.partition("\n")[0])
     parser.add_argument("--images", type=_numbers, default="60,600", help="training images (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=10, help="of training each (default: %(default)s)")
+    parser.add_argument("--minutes", type=positive, default=10, help="of training each (default: %(default)s)")
     parser.add_argument("--steps", type=positive, help="of each, instead of the minutes")
-    parser.add_argument("--out", type=Path, help="where the page goes too")
+    parser.add_argument("--out", type=new_file, help="where the page goes too")
     args = parser.parse_args(argv)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -36,6 +36,7 @@ COMMANDS = {
     "benchmarks.figure_blur": ([], "--out=docs", "--photo=nowhere.jpg"),
     "benchmarks.input": ([], "--threads=1,x", NUMBERS),
     "benchmarks.scaling": ([], "--models=vgg91", NUMBERS),
+    "benchmarks.small": ([], "--images=60,many", "--out=docs"),
     "benchmarks.tokens": ([], "--keep=1,2", NUMBERS),
 }
 ELSEWHERE = {"bjax.sharpness"}  # which says where it went, see tests/test_sharpness.py

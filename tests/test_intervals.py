@@ -54,7 +54,7 @@ def test_a_run_on_crops_counts_its_photographs(tiny_run, tmp_path):
     over = stats.over_photographs(np.array(hits) / 16, row["top1_95"], within=(0, 1))
     assert row["top1_95_photographs"] == pytest.approx(over)
     shown = "{:.1f}–{:.1f}".format(*(100 * x for x in over))
-    assert shown in summary.table({"sharp": row})
+    assert shown in summary.table({"sharp": row}, classes=14)
     text = written(tiny_run, out=tmp_path / "out")
     assert f"({shown})" in text and "Student's t over the 14 photographs" in text
 
