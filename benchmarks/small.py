@@ -1,6 +1,6 @@
-"""What `small` gives over the recipe for ImageNet in the same time on this machine: docs/small.md's table.
+"""What `small` gives over the recipe for ImageNet in the same time on this machine, as a page.
 
-    python -m benchmarks.small --images=60,600 --minutes=10 --out=docs/small.md
+    python -m benchmarks.small --images=60,600 --minutes=10 --out=small.md
 
 Trained on crops of the embedded photographs, as many of each, and tested on the 224 crops of `test`, from parts of
 them that no training crop shows. A few steps of each recipe are timed first; then both get as many as fill the minutes.

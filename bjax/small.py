@@ -1,8 +1,8 @@
 """What a config of `small` leaves open, chosen for some tens to some thousands of one's own images and the device.
 
 From random weights a small set needs many passes, small batches and a short warm-up; from published ones a fifth of the
-passes and a lower rate. The rules are plain functions of a few facts, measured against the recipes for ImageNet in
-docs/small.md. What the command line gives stays as it is.
+passes and a lower rate. The rules are plain functions of a few facts; `python -m benchmarks.small` measures them beside
+the recipes for ImageNet. What the command line gives stays as it is.
 """
 
 import dataclasses

@@ -50,9 +50,12 @@ def shared_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir(shared_dir) -> str:
-    """Where the tests keep prepared datasets; `photos` prepares itself there on first use."""
+    """Where the tests keep prepared datasets; `photos` is there, so that no command tells of preparing it."""
+    from bjax.data import loader
+
     path = shared_dir / "datasets"
     path.mkdir(exist_ok=True)
+    loader.open_split("photos", "train", data_dir=path)
     return str(path)
 
 
