@@ -104,7 +104,7 @@ def _training(runs: list[Run]) -> list[Told]:
         base = next((run for run in alike if run.training == "sharp"), None)
         for run in alike if base else ():
             sharp, row = sharp_row(run), blurred_row(run)
-            theirs, control = (row_like(base, own.condition) if own else None for own in (sharp, row))
+            theirs, control = (row_like(base, ours.condition) if ours else None for ours in (sharp, row))
             if run.training == "sharp" or None in (row, control, sharp, theirs):
                 continue
             of_blurred, of_sharp = told.setdefault(run.training, ([], []))
