@@ -109,10 +109,12 @@ def choices(c: ConfigDict, facts: Facts, given: set[str] = frozenset()) -> Itera
     passes = 100 * math.sqrt(500 / images)
     if tuned:
         yield "init_new_head", True, "your classes, not the file's"
-        yield "epochs", float(round(min(max(passes / 5, 10), 60))), f"few: from weights; for {images:,} images"
+        epochs, why = min(max(passes / 5, 10), 60), "few: from weights"
     else:
         yield from _architecture(c)
-        yield "epochs", float(round(min(max(passes, 30), 300))), f"many: from random weights; for {images:,} images"
+        epochs, why = min(max(passes, 30), 300), "many: from random weights"
+    if not c.steps:
+        yield "epochs", float(round(epochs)), f"{why}; for {images:,} images"
     steps = c.steps or math.ceil(c.epochs * images / c.batch_size)
     peak, root = 2e-4 if tuned else 1e-3, math.sqrt(c.batch_size / 64)
     yield "optim.name", "adamw", "fewer steps than SGD needs"

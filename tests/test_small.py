@@ -81,6 +81,9 @@ def test_what_is_given_stays_and_the_rest_follows():
     assert c.optim.lr == pytest.approx(1e-3 / 2)
     assert c.optim.warmup == 15  # 5 % of 10 × 480 / 16
     assert (c.eval.sharp.split, c.eval.blurred.split) == ("test", "validation")
+    made, c = chosen(facts(480), overrides=[("steps", "40")])
+    assert "epochs" not in made
+    assert c.optim.warmup == 2
 
 
 def test_kinds_of_blur_keep_their_pixels():
