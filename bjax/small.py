@@ -102,7 +102,7 @@ def choices(c: ConfigDict, facts: Facts, given: set[str] = frozenset()) -> Itera
     yield from _images(c, facts)
     yield "data.threads", min(facts.cores, 16), "cores"
     if on_cpu:
-        yield "dtype", "float32", "CPUs compute bfloat16 slowly"
+        yield "dtype", "float32", "bfloat16 is no faster on a CPU"
     batch, most = _batch(images, facts), 128 - 128 % facts.devices
     yield "batch_size", batch, "a third of the images, 8 to 64" if on_cpu else "a third of the images, 8 to 128"
     yield "eval_batch_size", min(most, images - images % facts.devices), "at most 128, and the images"
