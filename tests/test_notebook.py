@@ -34,7 +34,7 @@ def test_the_notebook_was_run_from_top_to_bottom():
     assert kinds <= {"stream", "display_data", "execute_result"}  # no error
     pictures = [base64.b64decode(data) for data in outputs("image/png")]
     assert len(pictures) == 4 and all(picture.startswith(b"\x89PNG") for picture in pictures)
-    assert PAGE.stat().st_size < 1_500_000
+    assert PAGE.stat().st_size < 500_000
 
 
 def test_the_notebook_holds_nothing_of_the_machine_that_ran_it():
