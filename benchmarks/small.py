@@ -6,6 +6,8 @@ Trained on crops of the embedded photographs, as many of each, and tested on the
 them that no training crop shows. A few steps of each recipe are timed first; then both get as many as fill the minutes.
 """
 
+import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -38,43 +40,44 @@ def main(argv: list[str]) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number in args.images:
-            name = prepared(number, Path(folder))
-            runs = {}
-            for recipe, flags in recipes(number).items():
-                workdir = Path(folder) / f"{name}_{recipe}"
-                flags = [*flags, f"--config.data.name={name}", f"--config.data.data_dir={folder}"]
-                steps = args.steps or fitting(flags, workdir.with_suffix(".timed"), 60 * args.minutes)
-                seconds = train(flags, workdir, steps)
-                (runs[recipe],) = read.load([workdir])[0]
-                config = json.loads((workdir / "config.json").read_text())
-                sharp, blurred = pairs.sharp_row(runs[recipe]), pairs.blurred_row(runs[recipe])
-                gain = (
-                    "" if recipe == "ImageNet's" else pairs.Pair("", sharp, pairs.sharp_row(runs["ImageNet's"])).points
-                )
-                cells = f"{config['batch_size']}", f"{steps}", f"{seconds / 60:.1f}", accuracy(sharp), accuracy(blurred)
-                rows.append((f"{number}", recipe, *cells, gain))
-                print(" | ".join(rows[-1]), flush=True)
+            rows += compared(number, Path(folder), args)
     page = _page(rows, argv)
     print(page)
     if args.out:
         args.out.write_text(page)
 
 
+def compared(number: int, folder: Path, args: argparse.Namespace) -> list[tuple[str, ...]]:
+    """The rows of `HEADER` of as many images, one a recipe."""
+    name, rows, first = prepared(number, folder), [], None
+    for recipe, flags in recipes(number).items():
+        workdir = folder / f"{name}_{recipe}"
+        flags = [*flags, f"--config.data.name={name}", f"--config.data.data_dir={folder}"]
+        steps = args.steps or fitting(flags, workdir.with_suffix(".timed"), 60 * args.minutes)
+        seconds = train(flags, workdir, steps)
+        (run,), _ = read.load([workdir])
+        sharp, blurred = pairs.sharp_row(run), pairs.blurred_row(run)
+        gain = pairs.Pair("", sharp, first).points if first else ""
+        cells = f"{run.config['batch_size']}", f"{steps}", f"{seconds / 60:.1f}", accuracy(sharp), accuracy(blurred)
+        rows.append((f"{number}", recipe, *cells, gain))
+        print(" | ".join(rows[-1]), flush=True)
+        first = first or sharp
+    return rows
+
+
 def prepared(number: int, folder: Path) -> str:
-    """The name of a data set of as many training crops, written below `folder`."""
-    splits = {split: loader.open_split("photos", split) for split in ("train", "test")}
-    each = number // splits["train"].num_classes
-    for split, source in splits.items():
-        taken = dict.fromkeys(source.class_names, 0)
-        for image in source:
-            label = source.class_names[image["label"]]
-            if split == "test" or taken[label] < each + (sum(taken.values()) >= each * len(taken)):
-                if split == "train" and sum(taken.values()) == number:
-                    break
-                taken[label] += 1
-                path = folder / f"images{number}" / split / label / Path(image["file_name"]).name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(image["image"])
+    """The name of a data set of as many training crops, by turns of each photograph, written below `folder`."""
+    train, by_class = loader.open_split("photos", "train"), {}
+    if number > len(train):
+        raise UserError(f"--images={number}: there are {len(train)} training crops")
+    for image in train:
+        by_class.setdefault(image["label"], []).append(image)
+    by_turns = (image for turn in itertools.zip_longest(*by_class.values()) for image in turn if image)
+    splits = {"train": itertools.islice(by_turns, number), "test": loader.open_split("photos", "test")}
+    for split, image in ((split, image) for split, images in splits.items() for image in images):
+        place = folder / f"images{number}" / split / train.class_names[image["label"]]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / Path(image["file_name"]).name).write_bytes(image["image"])
     name = f"own{number}"
     command = ["folder", name, f"--source={folder / f'images{number}'}", f"--data_dir={folder}"]
     if prepare.main(command):

@@ -47,10 +47,11 @@ def fit(config: ConfigDict, overrides: list[tuple[str, str]]) -> tuple[ConfigDic
     facts = facts_of(config)
     given, rows = {key for key, _ in overrides}, []
     config = configs.copied(config)
-    for key, value, why in choices(config, facts, given):
+    for key, value, why in choices(config, facts):
         if key not in given:
-            configs.override(config, key, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-            rows.append((key, ",".join(f"{x:.2g}" for x in value) if isinstance(value, tuple) else f"{value}", why))
+            text = ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else str(value)
+            configs.override(config, key, text)
+            rows.append((key, text, why))
     configs.validate(config)
     about = f"{facts.images:,} training images in {facts.classes:,} classes, about {facts.side:,} px"
     on = f"{facts.devices} {facts.platform} device{'s' * (facts.devices > 1)}, {facts.cores} cores"
@@ -88,14 +89,14 @@ def _shorter_side(image: bytes) -> int | None:
         return None
 
 
-def choices(c: ConfigDict, facts: Facts, given: set[str] = frozenset()) -> Iterator[tuple[str, object, str]]:
+def choices(c: ConfigDict, facts: Facts) -> Iterator[tuple[str, object, str]]:
     """(key, value, why) of each choice; later ones follow what `c` has when they are asked for.
 
-    given: keys that the command line has.
+    Raises UserError where no images are left to evaluate on, or fewer than devices to train on.
     """
     on_cpu, tuned = facts.platform == "cpu", bool(c.init_from)
     images = facts.images
-    for key, split, why in _splits(c, facts, given):
+    for key, split, why in _splits(c, facts):
         yield key, split, why
         if key == "data.train":
             images = round(0.8 * images)
@@ -114,7 +115,7 @@ def choices(c: ConfigDict, facts: Facts, given: set[str] = frozenset()) -> Itera
         yield from _architecture(c)
         epochs, why = min(max(passes, 30), 300), "many: from random weights"
     if not c.steps:
-        yield "epochs", float(round(epochs)), f"{why}; for {images:,} images"
+        yield "epochs", round(epochs), f"{why}; for {images:,} images"
     steps = c.steps or math.ceil(c.epochs * images / c.batch_size)
     peak, root = 2e-4 if tuned else 1e-3, math.sqrt(c.batch_size / 64)
     yield "optim.name", "adamw", "fewer steps than SGD needs"
@@ -129,22 +130,25 @@ def choices(c: ConfigDict, facts: Facts, given: set[str] = frozenset()) -> Itera
     yield "gallery", 6, "images in the report"
 
 
-def _splits(c: ConfigDict, facts: Facts, given: set[str]) -> Iterator[tuple[str, str, str]]:
+def _splits(c: ConfigDict, facts: Facts) -> Iterator[tuple[str, str, str]]:
     """Which images are evaluated, and, where they are taken from the training images, which are trained on."""
     open_keys = [f"eval.{name}.split" for name, condition in c.eval.items() if not condition.split]
     if not open_keys:
         return
     there = [split for split in EVALUATED if split in facts.splits]
-    if not there and "data.train" in given:
-        raise UserError(
-            f"config.data.train={c.data.train}: {c.data.name} has no split {' or '.join(EVALUATED)} to evaluate on; "
-            "leave it out, and the last fifth of train is"
-        )
+    split, why = there[0] if there else "train[80%:]", "not trained on"
     if not there:
+        if c.data.train != "train":
+            raise UserError(
+                f"config.data.train={c.data.train}: {c.data.name} has no split {' or '.join(EVALUATED)} to evaluate "
+                "on; leave it out, and the last fifth of train is"
+            )
         yield "data.train", "train[:80%]", "the last fifth is to be evaluated"
-    split = there[0] if there else "train[80%:]"
+        why = "no other split (by file: prepare --split is safer)"
+    elif split in c.data.train:
+        why = f"TRAINED ON: data.train={c.data.train} has it"
     for key in open_keys:
-        yield key, split, "not trained on" if there else "no other split (by file: prepare --split is safer)"
+        yield key, split, why
 
 
 def _images(c: ConfigDict, facts: Facts) -> Iterator[tuple[str, object, str]]:
@@ -158,10 +162,10 @@ def _images(c: ConfigDict, facts: Facts) -> Iterator[tuple[str, object, str]]:
             yield f"normalize.{name}", getattr(weights, name), "what the weights were trained on"
         yield "data.image_size", weights.image_size, "of the weights"
         yield "data.interpolation", weights.interpolation, "of the weights"
-    else:
-        most, why = (96, "a CPU") if facts.platform == "cpu" else (224, f"a {facts.platform.upper()}")
+    elif not c.init_from:  # what a file was trained on is not known: the config's size stays
+        most = 96 if facts.platform == "cpu" else 224
         cap = min(most, max(facts.side, 64))
-        yield "data.image_size", cap - cap % patch, f"{most} on {why}, or the images' own"
+        yield "data.image_size", cap - cap % patch, f"the images' own, 64 to {most} on a {facts.platform.upper()}"
     if c.task == "object":
         yield "data.resize", round(c.data.image_size * 8 / 7), "8/7 of it before the centre crop"
         yield "data.scale", (0.25, 1.0), "crops that show what the label says"

@@ -43,11 +43,11 @@ def run(config, workdir: Path) -> dict[str, dict]:
     source = exp.source
     if config.batch_size > source.num_examples:
         step = jax.device_count() * config.optim.accumulate
-        fits = 2 ** int(math.log2(max(source.num_examples / 3, 1))) // step * step or step
+        fits = source.num_examples // step * step
+        way = f"use at most {fits}" if fits else "use fewer devices, or no optim.accumulate"
         raise UserError(
             f"config.batch_size={config.batch_size}: more than the {source.num_examples} images of "
-            f"{source.name} {source.split}; use --config.batch_size={fits}, or let a config choose all sizes for so "
-            "small a data set, such as --config=vit_mask.py:small"
+            f"{source.name} {source.split}; {way}, or let a config choose all sizes, such as --config=vit_mask.py:small"
         )
     total_steps = config.steps or math.ceil(config.epochs * source.num_examples / config.batch_size)
     largest = max((split.num_examples for split in exp.splits.values()), default=0)

@@ -191,7 +191,7 @@ def test_a_workdir_belongs_to_one_config(finished, data_dir):
         (["--config=configs/vit_mask.py"], ":imagenette"),
         (
             ["--config=configs/vit_mask.py:demo", "--config.batch_size=1000"],
-            "images of photos train; use --config.batch_size=128,",
+            "images of photos train; use at most 672,",
         ),
         (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=tset"], "tset"),
         (["--config=configs/vit_mask.py:demo", "--config.eval.sharp.split=unseen"], "have no label"),

@@ -11,6 +11,7 @@ from PIL import Image
 from bjax import config as configs
 from bjax import small
 from bjax.data import prepare
+from bjax.errors import UserError
 from bjax.main import main
 from bjax.small import Facts
 
@@ -27,7 +28,7 @@ def chosen(what, config="vit_mask.py", overrides=(), args=""):
     c = configs.load(f"{config}:small{args}", list(overrides))
     keys = {key for key, _ in overrides}
     made = {}
-    for key, value, _ in small.choices(c, what, keys):
+    for key, value, _ in small.choices(c, what):
         if key not in keys:
             made[key] = value
             configs.override(c, key, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
@@ -147,8 +148,10 @@ def test_two_commands_from_folders_to_a_report(pets, tmp_path, capsys):
     c = json.loads((workdir / "config.json").read_text())
     assert (c["recipe"], c["batch_size"], c["steps"], c["data"]["image_size"]) == ("small", 8, 2, 64)
     assert "report.html" in {file.name for file in (tmp_path / "report").iterdir()}
+    assert main(command) == 0  # chosen again, alike
+    assert "small: 32 " in (again := capsys.readouterr().out) and "finished: step 2 of 2" in again
     assert main([f"--workdir={workdir}"]) == 0  # as it was chosen
-    assert "small:" not in capsys.readouterr().out
+    assert "small:" not in (again := capsys.readouterr().out) and "finished: step 2 of 2" in again
 
 
 def test_what_cannot_be_chosen_for(pets, capsys):
@@ -163,6 +166,25 @@ def test_what_cannot_be_chosen_for(pets, capsys):
     assert "did you mean small" in refused("--config=vit.py:smal")
 
 
-def test_a_held_out_fifth_needs_the_whole_train_split():
-    with pytest.raises(configs.UserError, match=r"has no split validation or test to evaluate on; leave it out"):
-        chosen(facts(50, splits=("train",)), overrides=[("data.train", "train[:50%]"), ("data.name", "pets")])
+@pytest.mark.parametrize(("overrides", "args"), [([("data.train", "train[:50%]")], ""), ([], ",fraction=50")])
+def test_a_held_out_fifth_needs_the_whole_train_split(overrides, args):
+    with pytest.raises(UserError, match=r"=train\[:50%\]: .*has no split validation or test to evaluate on; leave it"):
+        chosen(facts(50, splits=("train",)), overrides=[*overrides, ("data.name", "pets")], args=args)
+
+
+def test_images_that_are_trained_on_and_evaluated_are_called_so():
+    c = configs.load("vit.py:small", [("data.train", "train+validation")])
+    assert {why for key, _, why in small.choices(c, facts(50)) if key.endswith(".split")} == {
+        "TRAINED ON: data.train=train+validation has it"
+    }
+
+
+def test_weights_of_a_file_are_tuned_at_the_size_of_the_config():
+    made, c = chosen(facts(480), "resnet50.py", [("init_from", "resnet50-0676ba61.pth")])
+    assert "data.image_size" not in made
+    assert (c.data.image_size, c.data.resize) == (224, 256)
+
+
+def test_more_devices_than_images_are_refused():
+    with pytest.raises(UserError, match="small: 20 training images are fewer than the 32 devices"):
+        chosen(facts(20, devices=32))
