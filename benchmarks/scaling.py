@@ -10,11 +10,8 @@ often as it runs; one call may send many arrays, bytes are those of its results 
 
 import functools
 import itertools
-import math
 import os
-import re
 import sys
-from collections import Counter, defaultdict
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +20,7 @@ from jax.sharding import NamedSharding
 
 from benchmarks import save
 from bjax import models
+from bjax.aot import hlo
 from bjax.blur.sample import BlurSpec
 from bjax.configs import common
 from bjax.errors import Parser, UserError, as_command, new_file, positive, some_of
@@ -37,11 +35,6 @@ from bjax.tokens import MaskSpec
 DEVICES = 8
 MODELS = {"vit": {"variant": "L/16"}, "vgg19": {}}
 MESHES = ((8, 1), (2, 4), (1, 8))
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# What an instruction runs: the body of a loop, of a fusion, of an asynchronous call; branches.
-CALLED = re.compile(r"(?:body|calls|to_apply|(?:branch|true|false)_computations?)=(\{[^}]*\}|[\w.%-]+)")
-BYTES = {1: ("pred", "s8", "u8"), 2: ("bf16", "f16"), 4: ("s32", "u32", "f32"), 8: ("s64", "u64", "f64")}
-SIZES = {name: size for size, names in BYTES.items() for name in names}
 
 
 def compiled_step(
@@ -67,46 +60,6 @@ def compiled_step(
     return update.lower(jax.random.key(0), placed, batch).compile(), shapes, plan
 
 
-def held(shapes, plan) -> int:
-    """Bytes of `shapes` that one device holds under `plan`."""
-    arrays = zip(jax.tree.leaves(shapes), jax.tree.leaves(plan), strict=True)
-    return sum(int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize for x, s in arrays)
-
-
-def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """{kind: {calls, arrays, bytes}} of one run of an optimised HLO module; bytes of the results on one device.
-
-    What lies in a loop counts as often as the loop runs, each branch of a condition once. Where the module does not say
-    how often a loop runs, that counts once, and the row says so: at_least, the number of calls in such loops.
-    """
-    computations = {"": []}  # name: its lines; the entry's is empty
-    lines = computations[""]
-    for line in hlo.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            lines = computations.setdefault("" if header[1] else header[2], [])
-        else:
-            lines.append(line)
-
-    @functools.cache
-    def within(name: str) -> dict[str, Counter]:
-        counted = defaultdict(Counter)
-        for line in computations[name]:
-            if match := re.match(rf"\s*(?:ROOT )?%?\S+ = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line):
-                arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-                sizes = [SIZES[t] * math.prod(int(n) for n in dims.split(",") if n) for t, dims in arrays]
-                counted[match[2]].update(calls=1, arrays=len(sizes), bytes=sum(sizes))
-            trips = re.search(r"known_trip_count\W+n\W+(\d+)", line)
-            times = int(trips[1]) if trips else 1
-            for called in re.findall(r"[\w.-]+", " ".join(CALLED.findall(line))):
-                for kind, row in within(called).items():
-                    counted[kind].update({k: n * times for k, n in row.items()})
-                    if " while(" in line and not trips:
-                        counted[kind]["at_least"] += row["calls"] - row["at_least"]
-        return counted
-
-    return {kind: dict(row) for kind, row in within("").items()}
-
-
 def measure(name: str, options: dict, mesh_shape, **sizes) -> dict:
     compiled, shapes, plan = compiled_step(name, options, mesh_shape, **sizes)
     memory = compiled.memory_analysis()
@@ -117,10 +70,10 @@ def measure(name: str, options: dict, mesh_shape, **sizes) -> dict:
         "fsdp": mesh_shape[1],
         **sizes,
         "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
-        "state": held(shapes, plan),
+        "state": sharding.held(shapes, plan),
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "collectives": collectives(compiled.as_text()),
+        "collectives": hlo.collectives(hlo.parse(compiled.as_text())),
     }
 
 
@@ -148,7 +101,7 @@ def main(argv: list[str]) -> None:
         options = MODELS[name] | ({"depth": args.depth} if name == "vit" else {})
         rows.append(measure(name, options, mesh, **sizes))
         print(rows[-1], flush=True)
-    kinds = [k for k in COLLECTIVES if any(k in row["collectives"] for row in rows)]
+    kinds = [k for k in hlo.COLLECTIVES if any(k in row["collectives"] for row in rows)]
 
     def calls(row, kind):
         sent = row["collectives"].get(kind)

@@ -14,6 +14,7 @@ COMMANDS = {
     "sweep": ("bjax.launch.sweep", "many runs: a grid, or the sweep of a config"),
     "local": ("bjax.launch.local", "several processes of this machine as one run"),
     "thresholds": ("bjax.thresholds", "which photographs are blurred, and a mask's threshold"),
+    "preflight": ("bjax.launch.preflight", "does a run fit on a GPU or TPU, how fast at best? needs none"),
     "weights": ("bjax.weights", "published weights by name; does a file fit a model?"),
     "prepare": ("bjax.data.prepare", "ImageNet, or a folder of images, as a data set"),
 }

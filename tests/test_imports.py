@@ -44,6 +44,7 @@ ALLOWED = {
     },
     "experiment": {"step", "models", "weights", "blur", "tokens", "data", "specs", "config", "runtime"},
     "small": {"weights", "data", "config", "runtime"},
+    "aot": {"experiment", "step", "runtime"},
     "report": {"config", "specs", "options", "stats", "sums"},
     "step": {"blur", "tokens", "sharpness", "specs", "runtime"},
     "weights": {"models", "runtime"},

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import scaling
 from bjax import models
+from bjax.aot import hlo
 from bjax.configs import common
 from bjax.runtime import sharding
 from bjax.step import optim, state
@@ -51,8 +52,8 @@ def test_a_device_holds_its_part_of_vgg19s_classifier():
     for fsdp in (1, 8):
         plan = sharding.plan(shapes, sharding.make_mesh(8 // fsdp, fsdp), ((".*", "fsdp"),))
         held[fsdp] = (
-            scaling.held(shapes, plan),
-            scaling.held(shapes.params["classifier_0"], plan.params["classifier_0"]),
+            sharding.held(shapes, plan),
+            sharding.held(shapes.params["classifier_0"], plan.params["classifier_0"]),
         )
     assert held[1] == (pytest.approx(12 * 143_667_240, rel=1e-6), 4 * (25088 + 1) * 4096)
     assert held[8][1] == 4 * (25088 // 8 + 1) * 4096
@@ -60,21 +61,21 @@ def test_a_device_holds_its_part_of_vgg19s_classifier():
 
 
 def test_collectives_are_read_from_hlo():
-    hlo = """
+    text = """
   %all-reduce.1 = (f32[4,8]{1,0}, /*index=1*/bf16[3]{0}) all-reduce(%a, %b), channel_id=1
   ROOT %ag = f32[2,2]{1,0} all-gather(%c), dimensions={0}
   %all-gather-start.2 = f32[] all-gather-start(%c), dimensions={0}
   %done = f32[] all-gather-done(%all-gather-start.2)
   %x = f32[4]{0} add(%all-reduce.1, %y)
 """
-    assert scaling.collectives(hlo) == {
+    assert hlo.collectives(hlo.parse(text)) == {
         "all-reduce": {"calls": 1, "arrays": 2, "bytes": 134},
         "all-gather": {"calls": 2, "arrays": 2, "bytes": 20},
     }
 
 
 def test_collectives_in_a_loop_count_as_often_as_it_runs():
-    hlo = """
+    text = """
 HloModule step
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -113,12 +114,12 @@ ENTRY %main (p: f32[4]) -> f32[4] {
         "all-gather": {"calls": 2, "arrays": 2, "bytes": 2 * 32},
         "collective-permute": {"calls": 1, "arrays": 1, "bytes": 8},
     }
-    assert scaling.collectives(hlo) == found
+    assert hlo.collectives(hlo.parse(text)) == found
     # A loop of unknown length: at least once what is in it.
-    hlo = hlo.replace("conditional(%i", "while(%i").replace("branch_computations={%sometimes, %add}", "body=%unknown")
+    text = text.replace("conditional(%i", "while(%i").replace("branch_computations={%sometimes, %add}", "body=%unknown")
     del found["collective-permute"]
     found["all-reduce"] = {"calls": 7 + 3, "arrays": 13 + 6, "bytes": 124 + 60, "at_least": 3}
-    assert scaling.collectives(hlo) == found
+    assert hlo.collectives(hlo.parse(text)) == found
 
 
 def test_a_batch_in_parts_reduces_the_gradient_of_every_part():

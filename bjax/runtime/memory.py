@@ -84,11 +84,8 @@ def of_device(device: jax.Device) -> int | None:
 
 
 def _on_one_device(shapes: object, parts: tuple[str, ...], mesh: Mesh, config: ConfigDict) -> int:
-    plan, total = sharding.plan(shapes, mesh, config.mesh.rules), 0
-    for part in parts:
-        for x, place in zip(_arrays(shapes, part), _arrays(plan, part), strict=True):
-            total += math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
-    return total
+    plan = sharding.plan(shapes, mesh, config.mesh.rules)
+    return sum(sharding.held(getattr(shapes, part), getattr(plan, part)) for part in parts)
 
 
 def _arrays(tree: object, part: str) -> list:

@@ -52,6 +52,12 @@ def plan(tree, mesh: Mesh, rules) -> object:
     return shardings
 
 
+def held(shapes: object, plan: object) -> int:
+    """Bytes of a tree of arrays or shapes that one device holds under its `plan`."""
+    arrays = zip(jax.tree.leaves(shapes), jax.tree.leaves(plan), strict=True)
+    return sum(math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize for x, place in arrays)
+
+
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays, split over every device."""
     sharding = NamedSharding(mesh, BATCH)

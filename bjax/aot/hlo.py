@@ -1,0 +1,258 @@
+"""What a compiled program does, read off the text of its optimised HLO: bytes by kind of kernel, and collectives.
+
+A kernel is an instruction of the entry, or of a loop that it runs, which counts as often as it does. Everything is of
+one device, as the program is. Buffers that live in a TPU's own vector memory (`S(1)` in a layout) are no traffic.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+BYTES = {0.5: ("s4", "u4", "f4e2m1fn"), 1: ("pred", "s8", "u8"), 2: ("bf16", "f16", "s16", "u16")}
+BYTES |= {4: ("s32", "u32", "f32"), 8: ("s64", "u64", "f64", "c64"), 16: ("c128",)}
+SIZES = {name: size for size, names in BYTES.items() for name in names}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+FREE |= {"opt-barrier", "add-dependency", "get-dimension-size"}
+# What an instruction runs: the body of a loop, an asynchronous call, branches; not what a fusion or a reduction is of.
+RUNS = re.compile(r"(?:body|calls|to_apply|(?:branch|true|false)_computations?)=(\{[^}]*\}|[\w.%-]+)")
+SCRATCH = re.compile(r"[su]8\[\d*\](\{[^}]*\})?\)$")
+RUNNING = {"while", "call", "conditional", "async-start"}
+# The kind of a fusion is that of the first of these that it holds.
+KINDS = {
+    "convolution": ("convolution",),
+    "matmul": ("dot",),
+    "scatter": ("scatter", "select-and-scatter"),
+    "pooling": ("reduce-window",),
+    "transpose": ("transpose",),
+    "gather": ("gather",),
+    "reduce": ("reduce",),
+    "pad": ("pad",),
+    "copy": ("copy", "concatenate", "dynamic-update-slice"),
+}
+TARGETS = {"conv": "convolution", "cublas": "matmul", "fmha": "attention", "Conv": "convolution", "Sort": "other"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    name: str
+    shape: str  # its type, as the text has it
+    opcode: str
+    operands: tuple[str, ...]  # names
+    rest: str  # its attributes
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel: its kind, the bytes that it reads and writes, and how often it runs."""
+
+    name: str
+    kind: str
+    read: int
+    written: int
+    times: int
+    where: str = ""  # the operation in the source that it stems from
+
+
+Module = dict[str, dict[str, Instruction]]  # computations by name, the entry's is ""; instructions by name, in order
+
+
+def parse(text: str) -> Module:
+    """The computations of an optimised module's text, as `Compiled.as_text` returns it."""
+    body = {}
+    module = {"": body}
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            body = {}
+            module["" if header[1] else header[2]] = body
+        elif match := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)$", line):
+            shape, after = _first_type(match[2])
+            opcode, _, after = after.partition("(")
+            operands, rest = _closed(after)
+            names = () if opcode in ("parameter", "constant") else tuple(re.findall(r"%([\w.-]+)", operands))
+            rest = operands if opcode == "parameter" else rest  # its number
+            body[match[1]] = Instruction(match[1], shape, opcode, names, rest)
+    return module
+
+
+def size(shape: str) -> int:
+    """Bytes in a device's main memory of a type such as `(f32[8,128]{1,0}, bf16[])`, without a layout's padding."""
+    return math.ceil(sum(_arrays(shape)))
+
+
+def kernels(module: Module) -> list[Kernel]:
+    """Every kernel of one run of the program, in the text's order."""
+    return [_kernel(module, body, i, times) for body, i, times, _ in _run(module) if i.opcode not in FREE]
+
+
+def by_kind(found: list[Kernel]) -> dict[str, dict[str, int]]:
+    """{kind: {kernels, bytes}} of one run, the largest first."""
+    totals = defaultdict(Counter)
+    for k in found:
+        totals[k.kind].update(kernels=k.times, bytes=k.times * (k.read + k.written))
+    return dict(sorted(((kind, dict(row)) for kind, row in totals.items()), key=lambda row: -row[1]["bytes"]))
+
+
+def collectives(module: Module) -> dict[str, dict[str, int]]:
+    """{kind: {calls, arrays, bytes}} of one run; bytes of the results on one device.
+
+    What lies in a loop counts as often as the loop runs, each branch of a condition once. Where the module does not say
+    how often a loop runs, that counts once, and the row says so: at_least, the number of calls in such loops.
+    """
+    counted = defaultdict(Counter)
+    for _, i, times, known in _run(module):
+        if (kind := _collective(i)) is None:
+            continue
+        results = _results(i)
+        counted[kind].update(calls=times, arrays=len(results) * times, bytes=math.ceil(sum(results)) * times)
+        if not known:
+            counted[kind].update(at_least=times)
+    return {kind: dict(row) for kind, row in counted.items()}
+
+
+def _collective(i: Instruction) -> str | None:
+    kind = i.opcode.removesuffix("-start")
+    return kind if kind in COLLECTIVES else None
+
+
+def _results(i: Instruction) -> list[float]:
+    """Bytes of each array that a collective leaves; the types of two kinds name what it was given before them."""
+    arrays = _arrays(i.shape)
+    if i.opcode == "collective-permute-start":
+        return arrays[1:2] or arrays
+    if i.opcode == "all-gather-start" and len(arrays) > 1:
+        return arrays[len(arrays) // 2 :]
+    return arrays
+
+
+def _run(
+    module: Module, name: str = "", times: int = 1, known: bool = True
+) -> Iterator[tuple[dict[str, Instruction], Instruction, int, bool]]:
+    """(Its computation, an instruction, how often it runs, whether that is known) of all that one run reaches."""
+    for i in module[name].values():
+        if i.opcode not in RUNNING:
+            yield module[name], i, times, known
+            continue
+        trips = re.search(r"known_trip_count\W+n\W+(\d+)", i.rest)
+        inner = times * int(trips[1]) if trips else times
+        sure = known and (i.opcode != "while" or bool(trips))
+        for called in re.findall(r"[\w.-]+", " ".join(RUNS.findall(i.rest))):
+            yield from _run(module, called, inner, sure)
+
+
+def _kernel(module: Module, body: dict[str, Instruction], i: Instruction, times: int) -> Kernel:
+    fused = module.get(_called(i)) if i.opcode == "fusion" else None
+    operands = [body[name] for name in i.operands]
+    if fused is None:
+        read, written = sum(size(x.shape) for x in operands), size(i.shape)
+        if i.opcode in ("dynamic-slice", "gather", "slice"):
+            read = written + sum(size(x.shape) for x in operands[1:])
+        if i.opcode == "copy-start":  # its type is what it copies to, what from, and a context
+            written = math.ceil(_arrays(i.shape)[0])
+        elif i.opcode.endswith("-done") or i.opcode == "async-update":
+            read = written = 0
+        elif _collective(i):
+            written = math.ceil(sum(_results(i)))
+        elif i.opcode == "custom-call":  # a library's; its last result is room to work in
+            written -= size(SCRATCH.search(i.shape)[0]) if SCRATCH.search(i.shape) else 0
+    else:
+        needed, written = _needs(fused)
+        parameters = {int(n): name for name, n in _parameters(fused)}
+        read = sum(min(size(x.shape), needed[parameters[n]]) for n, x in enumerate(operands))
+        written = min(size(i.shape), written)
+    where = re.search(r'op_name="([^"]*)"', i.rest)
+    return Kernel(i.name, _kind(i, fused), round(read), round(written), times, where[1] if where else "")
+
+
+def _kind(i: Instruction, fused: dict[str, Instruction] | None) -> str:
+    if _collective(i) or i.opcode.removesuffix("-done") in COLLECTIVES:
+        return "collective"
+    if i.opcode == "custom-call":
+        target = re.search(r'custom_call_target="([^"]*)"', i.rest)
+        return next((kind for part, kind in TARGETS.items() if target and part in target[1]), "other")
+    opcodes = {x.opcode for x in fused.values()} if fused else {i.opcode.removesuffix("-start").removesuffix("-done")}
+    return next((kind for kind, words in KINDS.items() if opcodes & set(words)), "elementwise")
+
+
+def _needs(fused: dict[str, Instruction]) -> tuple[dict[str, float], float]:
+    """({name: bytes that are read of it}, bytes that are written) of a fusion: of what it is given often only a slice.
+
+    What is only passed through a `dynamic-update-slice` is updated in place: read and written is the update alone.
+    """
+    *_, root = fused.values()
+    results = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    needed, written = defaultdict(float), 0.0
+    for result in results:
+        if result.opcode == "dynamic-update-slice":
+            written += size(fused[result.operands[1]].shape)
+        else:
+            written += size(result.shape)
+        needed[result.name] = size(result.shape)
+    for i in reversed(fused.values()):
+        whole = size(i.shape)
+        share = min(needed[i.name] / whole, 1.0) if whole else 0.0
+        needed[i.name] = share * whole
+        if i.opcode == "tuple" and i is root:
+            continue
+        numbers = _numbers(i.shape)
+        for n, name in enumerate(i.operands):
+            operand = fused[name]
+            if i.opcode in ("slice", "dynamic-slice", "gather", "broadcast") and n == 0:
+                elements = min(share * numbers, _numbers(operand.shape))
+            elif i.opcode == "dynamic-update-slice" and n == 0:
+                elements = 0 if i in results else share * (numbers - _numbers(fused[i.operands[1]].shape))
+            else:
+                elements = share * _numbers(operand.shape)
+            each = size(operand.shape) / max(_numbers(operand.shape), 1)
+            needed[name] += elements * each
+    return needed, written
+
+
+def _parameters(fused: dict[str, Instruction]) -> Iterator[tuple[str, str]]:
+    for i in fused.values():
+        if i.opcode == "parameter":
+            yield i.name, i.rest
+
+
+def _called(i: Instruction) -> str:
+    match = re.search(r"calls=%?([\w.-]+)", i.rest)
+    return match[1] if match else ""
+
+
+def _arrays(shape: str) -> list[float]:
+    """Bytes of each array of a type."""
+    found = re.findall(r"(\w+)\[([\d,<=]*)\](\{[^}]*\})?", shape)
+    return [_bytes(name) * _count(dims) if "S(1)" not in layout else 0.0 for name, dims, layout in found]
+
+
+def _numbers(shape: str) -> int:
+    return sum(_count(dims) for _, dims in re.findall(r"(\w+)\[([\d,<=]*)\]", shape))
+
+
+def _count(dims: str) -> int:
+    return math.prod(int(n.lstrip("<=")) for n in dims.split(",") if n)
+
+
+def _bytes(name: str) -> float:
+    return SIZES.get(name, 1.0 if name.startswith("f8") else 0.0)  # tokens and opaque values take none
+
+
+def _first_type(text: str) -> tuple[str, str]:
+    """(The type that `text` begins with, what follows it)."""
+    if text.startswith("("):
+        inner, rest = _closed(text[1:])
+        return f"({inner})", rest.lstrip()
+    shape, _, rest = text.partition(" ")
+    return shape, rest
+
+
+def _closed(text: str) -> tuple[str, str]:
+    """(What stands before the bracket that closes, what follows it)."""
+    depth = 1
+    for at, c in enumerate(text):
+        depth += (c == "(") - (c == ")")
+        if not depth:
+            return text[:at], text[at + 1 :]
+    return text, ""
