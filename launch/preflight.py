@@ -211,7 +211,8 @@ def told(r: Row, images_per_core: int) -> str:
         lines += [
             f"           at most {r.images_per_second:,.0f} images/s, which {math.ceil(cores):,} cores read and decode"
         ]
-        lines += [f"           {r.steps:,} steps in {hours:,.1f} h at least; a checkpoint takes {gb(r.checkpoint)}"]
+        lasting = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} minutes"
+        lines += [f"           {r.steps:,} steps in {lasting} at least; a checkpoint takes {gb(r.checkpoint)}"]
     if r.advice:
         lines += [f"  {r.advice}"]
     return "\n".join(lines)

@@ -158,10 +158,7 @@ def _kernel(module: Module, body: dict[str, Instruction], i: Instruction, times:
         elif i.opcode == "custom-call":  # a library's; its last result is room to work in
             written -= size(SCRATCH.search(i.shape)[0]) if SCRATCH.search(i.shape) else 0
     else:
-        needed, written = _needs(fused)
-        parameters = {int(n): name for name, n in _parameters(fused)}
-        read = sum(min(size(x.shape), needed[parameters[n]]) for n, x in enumerate(operands))
-        written = min(size(i.shape), written)
+        read, written = _moved(fused, operands)
     where = re.search(r'op_name="([^"]*)"', i.rest)
     return Kernel(i.name, _kind(i, fused), round(read), round(written), times, where[1] if where else "")
 
@@ -176,44 +173,39 @@ def _kind(i: Instruction, fused: dict[str, Instruction] | None) -> str:
     return next((kind for kind, words in KINDS.items() if opcodes & set(words)), "elementwise")
 
 
-def _needs(fused: dict[str, Instruction]) -> tuple[dict[str, float], float]:
-    """({name: bytes that are read of it}, bytes that are written) of a fusion: of what it is given often only a slice.
+def _moved(fused: dict[str, Instruction], operands: list[Instruction]) -> tuple[float, float]:
+    """(Bytes that are read, bytes that are written) by a fusion: of what it is given often only a slice.
 
-    What is only passed through a `dynamic-update-slice` is updated in place: read and written is the update alone.
+    What is only passed through a `dynamic-update-slice` is updated in place: the update alone is written, and nothing
+    of the rest is read.
     """
     *_, root = fused.values()
     results = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    needed, written = defaultdict(float), 0.0
-    for result in results:
-        if result.opcode == "dynamic-update-slice":
-            written += size(fused[result.operands[1]].shape)
-        else:
-            written += size(result.shape)
-        needed[result.name] = size(result.shape)
+    updates = {i.name: fused[i.operands[1]] for i in results if i.opcode == "dynamic-update-slice"}
+    written = sum(size(i.shape) * _share(updates.get(i.name, i), i) for i in results)
+    needed = defaultdict(float) | {i.name: _numbers(i.shape) for i in results}  # elements
     for i in reversed(fused.values()):
-        whole = size(i.shape)
-        share = min(needed[i.name] / whole, 1.0) if whole else 0.0
-        needed[i.name] = share * whole
+        whole = _numbers(i.shape)
+        needed[i.name] = min(needed[i.name], whole)
         if i.opcode == "tuple" and i is root:
             continue
-        numbers = _numbers(i.shape)
         for n, name in enumerate(i.operands):
-            operand = fused[name]
-            if i.opcode in ("slice", "dynamic-slice", "gather", "broadcast") and n == 0:
-                elements = min(share * numbers, _numbers(operand.shape))
-            elif i.opcode == "dynamic-update-slice" and n == 0:
-                elements = 0 if i in results else share * (numbers - _numbers(fused[i.operands[1]].shape))
-            else:
-                elements = share * _numbers(operand.shape)
-            each = size(operand.shape) / max(_numbers(operand.shape), 1)
-            needed[name] += elements * each
-    return needed, written
+            part = needed[i.name] / whole if whole else 0.0
+            if n == 0 and i.name in updates:
+                part = 0.0
+            elif n == 0 and i.opcode in ("slice", "dynamic-slice", "gather", "broadcast"):
+                part = min(needed[i.name] / max(_numbers(fused[name].shape), 1), 1.0)
+            needed[name] += part * _numbers(fused[name].shape)
+    parameters = {int(i.rest): i for i in fused.values() if i.opcode == "parameter"}
+    read = 0.0
+    for n, given in enumerate(operands):
+        inside = parameters[n]
+        read += size(given.shape) * min(needed[inside.name] / max(_numbers(inside.shape), 1), 1.0)
+    return read, written
 
 
-def _parameters(fused: dict[str, Instruction]) -> Iterator[tuple[str, str]]:
-    for i in fused.values():
-        if i.opcode == "parameter":
-            yield i.name, i.rest
+def _share(part: Instruction, whole: Instruction) -> float:
+    return _numbers(part.shape) / max(_numbers(whole.shape), 1)
 
 
 def _called(i: Instruction) -> str:

@@ -113,21 +113,21 @@ def devices(target: Target) -> list[jax.Device]:
         return topologies.get_topology_desc(
             platform="cuda", topology=topology, target_config=_gpu(target), topology_name=target.name
         ).devices
-    shape = _slice(target.number, target.chip.axes)
     chip = target.name.partition("-")[0]
     more = {"chips_per_host_bounds": (1, 1, 1)} if target.number == 1 else {}
     if target.chip.cores == 2:
         more["chip_config_name"] = "megacore"  # one device a chip
-    return topologies.get_topology_desc(f"{chip}:{'x'.join(map(str, shape))}", "tpu", **more).devices
+    return topologies.get_topology_desc(f"{chip}:{'x'.join(map(str, slice_of(target)))}", "tpu", **more).devices
 
 
-def _slice(chips: int, axes: int) -> tuple[int, ...]:
-    """The shape of a slice: as near to a square or a cube as powers of two come, the longer axes last."""
-    shape = [1] * axes
-    while math.prod(shape) < chips:
+def slice_of(target: Target) -> tuple[int, ...]:
+    """The shape of a slice of TPUs: as near to a square or a cube as powers of two come."""
+    shape = [1] * target.chip.axes
+    while math.prod(shape) < target.number:
         at = max(i for i, side in enumerate(shape) if side == min(shape))
         shape[at] *= 2
-    return tuple(sorted(shape)) if axes == 2 else tuple(sorted(shape, reverse=chips == 4))
+    flat = target.chip.axes == 3 and target.number == 4  # the smallest: 2x2x1
+    return tuple(sorted(shape, reverse=flat))
 
 
 def _gpu(target: Target) -> str:
