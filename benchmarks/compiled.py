@@ -1,0 +1,159 @@
+"""What the compiled steps of the five models read and write, by kind of kernel, beside the least that they could.
+
+    python -m benchmarks.compiled --out=docs/compiled.md [--on=h200x1,v5e-1] [--models=resnet50,vit] [--json=FILE]
+
+Needs no GPU or TPU: the programs are those of bjax.aot, batch 256, bfloat16, 224 pixels; what was compiled once is
+remembered. The least of a forward pass is every weight read and every output of a convolution or a dense layer moved
+once; training moves them three times (forward, and twice backward), and the optimiser's arrays once in and out.
+"""
+
+import argparse
+import sys
+
+from bjax import aot
+
+if __name__ == "__main__":
+    aot.prepare()  # before JAX is there
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+from flax import linen as nn
+
+from benchmarks import save
+from bjax import config as configs
+from bjax import experiment
+from bjax.aot import programs, targets
+from bjax.errors import Parser, as_command, new_file, some_of
+from bjax.experiment import Experiment
+from bjax.runtime.workdir import commit, write_text
+from bjax.step.inputs import apply, image_keys, see
+
+BATCH = 256
+MODELS = {  # config, arguments
+    "resnet50": "resnet50.py",
+    "vgg19": "vgg19.py",
+    "googlenet": "googlenet.py",
+    "densenet121": "densenet121.py",
+    "vit": "vit.py",
+    "vit_mask": "vit_mask.py",
+    "resnet50 blurred": "resnet50.py:train=blurred",
+}
+SHOWN = (
+    "convolution",
+    "matmul",
+    "attention",
+    "elementwise",
+    "reduce",
+    "pooling",
+    "scatter",
+    "transpose",
+    "copy",
+    "pad",
+)
+GIGA = 1e9
+
+
+@as_command
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    rows = []
+    for on in args.on.split(","):
+        target = targets.target(on)
+        targets.check_installed(target)
+        for model in args.models:
+            rows += measured(model, target)
+            print("\n".join(" | ".join(cells(r)) for r in rows[-2:]), flush=True)
+            if args.json:
+                save(args.json, rows)
+    if args.out:
+        write_text(args.out, page(rows, argv))
+
+
+def measured(model: str, target: targets.Target) -> list[dict]:
+    """A row of the train step and one of inference."""
+    config = configs.load(
+        MODELS[model], [("dtype", "bfloat16"), ("batch_size", f"{BATCH}"), ("eval_batch_size", f"{BATCH}")]
+    )
+    exp = programs.placed(config, 1000, targets.devices(target))
+    rows = []
+    for mode, program in (("train", programs.train(exp)), ("infer", programs.evaluation(exp, exp.conditions["sharp"]))):
+        row = {"model": model, "target": target.name, "mode": mode, "least": least(exp, mode), "peak": program.peak}
+        rows.append(row | {"traffic": program.traffic, "kinds": program.kinds, "flops": program.flops})
+    return rows
+
+
+def least(exp: Experiment, mode: str) -> int:
+    """Bytes that a step moves at least, if what lies between the layers is all computed where they are."""
+    width = jnp.dtype(exp.config.dtype).itemsize
+    inputs = exp.train if mode == "train" else exp.conditions["sharp"].inputs
+    _, _, shapes, _ = experiment.state_of(exp, programs.STEPS)
+
+    def outputs(key, variables, batch):
+        seen = see(image_keys(key, batch["id"]), batch["image"], inputs)
+        layers = nn.Conv, nn.Dense
+        captured = {"capture_intermediates": lambda module, _: isinstance(module, layers), "mutable": ["intermediates"]}
+        return apply(exp.model, variables, seen.images, seen.kept, train=False, **captured)[1]
+
+    between = jax.eval_shape(outputs, jax.random.key(0), shapes.variables, programs.batch(exp, BATCH))
+    moved = sum(width * x.size for x in jax.tree.leaves(between))
+    weights = sum(width * x.size for x in jax.tree.leaves(shapes.params))
+    if mode == "infer":
+        return moved + weights
+    arrays = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((shapes.params, shapes.opt_state)))
+    return 3 * (moved + weights) + 2 * arrays
+
+
+HEADER = ("model", "chip", "step", "GB", "least", "ratio", "peak GB", *SHOWN, "other")
+
+
+def cells(row: dict) -> tuple[str, ...]:
+    """Of `HEADER`: GB of each kind; empty where it has none."""
+    kinds = {kind: k["bytes"] for kind, k in row["kinds"].items()}
+    more = sum(moved for kind, moved in kinds.items() if kind not in SHOWN)
+    parts = [*(kinds.get(kind, 0) for kind in SHOWN), more]
+    traffic, least = row["traffic"] / GIGA, row["least"] / GIGA
+    first = row["model"], row["target"], row["mode"], f"{traffic:.1f}", f"{least:.1f}", f"{traffic / least:.2f}"
+    return (*first, f"{row['peak'] / GIGA:.1f}", *(f"{x / GIGA:.1f}" if x >= GIGA / 20 else "" for x in parts))
+
+
+def page(rows: list[dict], argv: list[str]) -> str:
+    """The rows as a page in Markdown."""
+    table = "\n".join("| " + " | ".join(line) + " |" for line in (HEADER, ["---"] * len(HEADER), *map(cells, rows)))
+    calls = []
+    for row in rows:
+        numbers = ", ".join(f"{row['kinds'][kind]['kernels']} {kind}" for kind in SHOWN if kind in row["kinds"])
+        calls.append(f"- {row['model']}, {row['mode']}, {row['target']}: {numbers}")
+    versions = f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
+    return f"""\
+# What the compiled steps read and write
+
+`python -m benchmarks.compiled {" ".join(argv)}` on commit {commit()[:12]}, {versions}, without any of these chips: GB
+that the kernels of one step read from and write to a chip's memory, batch {BATCH}, bfloat16, 224 pixels, by what the
+kernels are (a fusion's kind is that of the first operation that it holds of: convolution, product, scatter, pooling,
+transpose, gather, reduction, padding, copy; the rest is elementwise). The least: every weight and every output of a
+convolution or a dense layer moved once forward and twice backward, and the optimiser's arrays once in and out; no
+compiler reaches that, because normalisations need their input twice. Kernels are not autotuned here, as they are on
+the GPU itself: what is counted is the program, and its time is at least these bytes by the memory's rate.
+
+{table}
+
+Kernels:
+
+{chr(10).join(calls)}
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = Parser("python -m benchmarks.compiled", __doc__.splitlines()[0])
+    p.add_argument(
+        "--on", default="h200x1,v5e-1", metavar="CHIP,…", help="as of launch.preflight (default: %(default)s)"
+    )
+    p.add_argument("--models", type=some_of(MODELS), default=",".join(MODELS), help=", ".join(MODELS))
+    p.add_argument("--json", type=new_file, help="file for the numbers")
+    p.add_argument("--out", type=new_file, help="file for the page")
+    return p
+
+
+if __name__ == "__main__":
+    sys.exit(main())
