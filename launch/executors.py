@@ -230,9 +230,12 @@ class Table:
 
 
 def summary(runs: list[Run], code: int, alive: dict[Run, str] | None = None) -> int:
-    """Counts the states, names the failed runs; returns the exit code."""
+    """Counts the states, names the failed runs and the next command; returns the exit code."""
     states = {run: (alive or {}).get(run) or run.state for run in runs}
-    print(counted(states))
+    if not sys.stdout.isatty():  # there it is the last line of the table
+        print(counted(states))
+    if set(states.values()) == {"finished"}:
+        print(f"next: python -m bjax.report {runs[0].workdir.parent} --out=report")
     failed = [run for run, state in states.items() if state == "failed"]
     for run in failed:
         told = f"failed: {run.label}: {run.cause} ({run.workdir / 'log.txt'}; --retry runs it again)"
