@@ -191,7 +191,8 @@ def test_a_sweep_of_an_earlier_version_is_found_again_whatever_its_folders_are_c
     rewritten(tmp_path / "sweep.json", lambda index: index["runs"].pop(third.name))
     monkeypatch.setattr(executors, "start", lambda run, cores: pytest.fail(f"starts {run}"))
     assert sweep.main(arguments(tmp_path, *GRID)) == 0
-    assert "4 finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 finished" in said and f"next: python -m bjax.report {tmp_path}" in said
     index = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     names = {first.name: 0, "the best": 1, fourth.name: 3, third.name: 2}
     assert {name: POINTS[i] for name, i in names.items()} == index
