@@ -118,11 +118,11 @@ def _collective(i: Instruction) -> str | None:
 
 
 def _results(i: Instruction) -> list[float]:
-    """Bytes of each array that a collective leaves; the types of two kinds name what it was given before them."""
+    """Bytes of each array that a collective leaves; the types of some name what it was given before them."""
     arrays = _arrays(i.shape)
     if i.opcode == "collective-permute-start":
         return arrays[1:2] or arrays
-    if i.opcode == "all-gather-start" and len(arrays) > 1:
+    if i.opcode in ("all-gather-start", "reduce-scatter-start") and len(arrays) > 1:
         return arrays[len(arrays) // 2 :]
     return arrays
 

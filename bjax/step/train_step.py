@@ -6,10 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from bjax.step import augment, losses
+from bjax.step.gather import gathered
 from bjax.step.inputs import Batch, Inputs, apply, blur, image_keys, mask
 from bjax.step.losses import Objective
 from bjax.step.state import State
@@ -25,12 +25,14 @@ def train_step(
     inputs: Inputs,
     objective: Objective,
     mesh: Mesh,
+    plan: dict | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One update. batch: image uint8[B, H, W, 3], label int32[B], id uint32[B], mask bool[B].
 
     Rows whose mask is False are blank; they have no loss of their own, but BatchNorm sees them and mixing uses them.
 
-    key: the run's key, the same at every step. Returns the new state and float32[] metrics: loss, top1 (both over the
+    key: the run's key, the same at every step. plan: the NamedShardings of the params; None: the compiler decides how
+    weights that lie split come together. Returns the new state and float32[] metrics: loss, top1 (both over the
     images that count), kept (mean share of patches), grad_norm; corrupt, how many rows do not count; and, where the
     objective skips steps whose loss or gradient is not finite, skipped: 1 where all but the step's number stays.
     """
@@ -48,12 +50,15 @@ def train_step(
 
     def loss_of_part(params, batch_stats, part, dropout_key):
         images, kept, targets, kind, drawn, weights = part
-        # Split weights are gathered where they are used. Left to itself the compiler may send the activations, which
-        # are larger, from device to device instead.
-        params = jax.lax.with_sharding_constraint(params, NamedSharding(mesh, P()))
-        variables = {"params": params, "batch_stats": batch_stats}
-        training = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": dropout_key}}
-        outputs, changed = apply(model, variables, images, kept, **training)
+
+        def outputs_of(params):
+            variables = {"params": params, "batch_stats": batch_stats}
+            training = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": dropout_key}}
+            return apply(model, variables, images, kept, **training)
+
+        if plan is not None and mesh.shape["fsdp"] > 1:
+            params = gathered(params, plan, outputs_of)
+        outputs, changed = outputs_of(params)
         outputs, aux = outputs if isinstance(outputs, tuple) else (outputs, ())
 
         def loss_of(outputs):
@@ -100,7 +105,7 @@ def train_step(
 
 def compiled(plan: State, **options) -> Callable:
     """`train_step` with these options, compiled: the next state lies as `plan` says, in the memory of the last."""
-    step = functools.partial(train_step, **options)
+    step = functools.partial(train_step, plan=plan.params, **options)
     return jax.jit(step, donate_argnums=1, out_shardings=(plan, None))
 
 
