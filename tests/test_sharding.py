@@ -73,7 +73,9 @@ def test_weights_are_gathered_as_they_are_read_and_their_gradients_come_back_spl
 
     program = jax.jit(jax.value_and_grad(loss)).lower(tree)
     sent = {line.rsplit(" : ", 1)[1] for line in program.as_text().splitlines() if "sharding_constraint" in line}
-    assert sent >= {"tensor<128x512xbf16>", "tensor<512xf32>"} and "tensor<128x512xf32>" not in sent  # "odd" is not used
+    assert (
+        sent >= {"tensor<128x512xbf16>", "tensor<512xf32>"} and "tensor<128x512xf32>" not in sent
+    )  # "odd" is not used
     (value, gradients), (want, wanted) = program.compile()(tree), jax.jit(jax.value_and_grad(use))(tree)
     np.testing.assert_allclose(value, want, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), gradients, wanted)
