@@ -18,6 +18,7 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after
 FREE |= {"opt-barrier", "add-dependency", "get-dimension-size"}
 # What an instruction runs: the body of a loop, an asynchronous call, branches; not what a fusion or a reduction is of.
 RUNS = re.compile(r"(?:body|calls|to_apply|(?:branch|true|false)_computations?)=(\{[^}]*\}|[\w.%-]+)")
+IN_VECTOR_MEMORY = re.compile(r"S\(1\)")
 SCRATCH = re.compile(r"[su]8\[\d*\](\{[^}]*\})?\)$")
 RUNNING = {"while", "call", "conditional", "async-start"}
 # The kind of a fusion is that of the first of these that it holds.
@@ -119,7 +120,7 @@ def _collective(i: Instruction) -> str | None:
 
 def _results(i: Instruction) -> list[float]:
     """Bytes of each array that a collective leaves; the types of some name what it was given before them."""
-    arrays = _arrays(i.shape)
+    arrays = _arrays(IN_VECTOR_MEMORY.sub("", i.shape))  # what is sent is sent from there too
     if i.opcode == "collective-permute-start":
         return arrays[1:2] or arrays
     if i.opcode in ("all-gather-start", "reduce-scatter-start") and len(arrays) > 1:
@@ -153,8 +154,8 @@ def _kernel(module: Module, body: dict[str, Instruction], i: Instruction, times:
             written = math.ceil(_arrays(i.shape)[0])
         elif i.opcode.endswith("-done") or i.opcode == "async-update":
             read = written = 0
-        elif _collective(i):
-            written = math.ceil(sum(_results(i)))
+        elif _collective(i) and i.opcode.endswith("-start"):  # its type may name what it was given as well
+            written = read
         elif i.opcode == "custom-call":  # a library's; its last result is room to work in
             written -= size(SCRATCH.search(i.shape)[0]) if SCRATCH.search(i.shape) else 0
     else:

@@ -1,10 +1,11 @@
 """A run's own train and evaluation steps, compiled for a target's devices, and the facts read off them.
 
-The facts of a program are kept in `~/.cache/bjax/aot`, by its text before compilation, the target and the versions:
-asked again, nothing is compiled.
+Compiled programs are kept in `~/.cache/bjax/aot`, by their text before, the target and the versions: asked again,
+nothing is compiled.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
@@ -101,35 +102,34 @@ def measured(step, *args, mesh: Mesh) -> Program:
     lowered = step.lower(*args)
     device = mesh.devices.flat[0]
     asked = lowered.as_text(), device.device_kind, mesh.devices.shape, jax.__version__, device.client.platform_version
-    kept = KEPT / f"{hashlib.sha256(repr((*asked, os.environ.get('XLA_FLAGS'))).encode()).hexdigest()[:32]}.json"
+    name = hashlib.sha256(repr((*asked, os.environ.get("XLA_FLAGS"))).encode()).hexdigest()[:32]
+    operations, (text, *memory) = flops.of(step, *args), _compiled(lowered, KEPT / f"{name}.json.gz")
+    if not memory:
+        return too_big(operations, text)
+    module = hlo.parse(text)
+    found = hlo.kernels(module)
+    traffic = sum(k.times * (k.read + k.written) for k in found)
+    return Program(operations, *memory, traffic, hlo.by_kind(found), hlo.collectives(module))
+
+
+def _compiled(lowered: jax.stages.Lowered, kept: Path) -> list:
+    """[Its text, bytes of arguments, of temporaries, at most], or [what the compiler says of too big a program]."""
     if kept.is_file():
-        return Program(**json.loads(kept.read_text()))
-    found = _measured(lowered, flops.of(step, *args))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(dataclasses.asdict(found)))
-    part.rename(kept)
-    return found
-
-
-def _measured(lowered: jax.stages.Lowered, operations: float) -> Program:
+        return json.loads(gzip.decompress(kept.read_bytes()))
     try:
         program = lowered.compile()
+        memory = program.memory_analysis()
+        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.peak_memory_in_bytes
+        found = [program.as_text(), *sizes]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return too_big(operations, str(error))
-    memory, module = program.memory_analysis(), hlo.parse(program.as_text())
-    found = hlo.kernels(module)
-    return Program(
-        operations,
-        memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes,
-        memory.peak_memory_in_bytes,
-        sum(k.times * (k.read + k.written) for k in found),
-        hlo.by_kind(found),
-        hlo.collectives(module),
-    )
+        found = [str(error)]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(f".{os.getpid()}")
+    part.write_bytes(gzip.compress(json.dumps(found).encode()))
+    part.rename(kept)
+    return found
 
 
 def too_big(operations: float, told: str) -> Program:
