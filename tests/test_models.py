@@ -14,7 +14,7 @@ import pytest
 from bjax import weights
 from bjax.errors import UserError
 from bjax.models import MODELS, build
-from bjax.models.layers import MOMENTUM, adaptive_average_pool, max_pool
+from bjax.models.layers import MOMENTUM, adaptive_average_pool
 from bjax.models.vit import Block, patchify, resize_positions
 
 # At 224 pixels with 1000 classes: torchvision's own counts, and timm's for ViT Ti and S
@@ -153,21 +153,6 @@ def test_unknown_names_and_options(name, options, message):
     with pytest.raises(UserError, match=message) as error:
         build(name, **options)
     assert "\n" not in str(error.value)
-
-
-def test_max_pool_is_torchs():
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    for height in (3, 4, 9):
-        x = np.random.RandomState(height).normal(-3, 1, (1, height, 15 - height, 2)).astype(np.float32)
-        for window, stride, padding, ceil in [
-            (3, 2, 1, False),
-            (3, 2, 0, True),
-            (2, 2, 0, True),
-            (3, 1, 1, True),
-        ]:
-            theirs = torch.nn.MaxPool2d(window, stride, padding, ceil_mode=ceil)
-            ours = max_pool(x, window, stride, padding=padding, ceil=ceil)
-            np.testing.assert_array_equal(ours, peers.run(theirs, x).transpose(0, 2, 3, 1))
 
 
 def test_adaptive_average_pool_is_torchs():

@@ -9,7 +9,8 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import MOMENTUM, adaptive_average_pool, global_average, max_pool
+from bjax.models.layers import MOMENTUM, adaptive_average_pool, global_average
+from bjax.models.pooling import max_pool
 
 # 1x1, 3x3 reduction, 3x3, "5x5" reduction, "5x5", pool projection
 INCEPTIONS = {

@@ -1,4 +1,4 @@
-"""What the families share: BatchNorm's momentum, and pooling with PyTorch's borders, which Flax's "SAME" does not have.
+"""What the families share: BatchNorm's momentum, and pooling by averages.
 
 Flax keeps the biased variance of a batch for evaluation, torch the unbiased one; both normalise with the biased one in
 training. A running variance that is learned here is (n - 1) / n of what torch would have kept, where n counts a
@@ -7,25 +7,11 @@ channel's values, images × height × width: 0.008 % less for 256 images of 7 by
 larger. Weights from files bring torch's statistics with them.
 """
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
 MOMENTUM = 0.9  # share of the running statistics that a step keeps; torch counts the other share, 0.1
-
-
-def max_pool(
-    x: Float[Array, "b h w c"], window: int, stride: int, *, padding: int = 0, ceil: bool = False
-) -> Float[Array, "b rows columns c"]:
-    """`torch.nn.MaxPool2d(window, stride, padding, ceil_mode=ceil)`; borders are -inf."""
-
-    def border(size: int) -> tuple[int, int]:
-        # Rounding up means that the last window may hang over the far edge by less than one stride.
-        return padding, padding + (window - size - 2 * padding) % stride * ceil
-
-    borders = (border(x.shape[1]), border(x.shape[2]))
-    return nn.max_pool(x, (window, window), (stride, stride), padding=borders)
 
 
 def global_average(x: Float[Array, "b h w c"]) -> Float32[Array, "b c"]:

@@ -6,7 +6,8 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import MOMENTUM, global_average, max_pool
+from bjax.models.layers import MOMENTUM, global_average
+from bjax.models.pooling import max_pool
 
 
 class ResNet(nn.Module):

@@ -5,7 +5,8 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import MOMENTUM, adaptive_average_pool, max_pool
+from bjax.models.layers import MOMENTUM, adaptive_average_pool
+from bjax.models.pooling import max_pool
 
 
 class VGG(nn.Module):
