@@ -117,10 +117,11 @@ def choices(c: ConfigDict, facts: Facts) -> Iterator[tuple[str, object, str]]:
     if not c.steps:
         yield "epochs", round(epochs), f"{why}; for {images:,} images"
     steps = c.steps or math.ceil(c.epochs * images / c.batch_size)
-    peak, root = 2e-4 if tuned else 1e-3, math.sqrt(c.batch_size / 64)
+    new_cnn, root = not tuned and c.model.name != "vit", math.sqrt(c.batch_size / 64)
+    peak, of = (1e-3, "a new CNN") if new_cnn else (2e-4, "weights" if tuned else "a new ViT")
     yield "optim.name", "adamw", "fewer steps than SGD needs"
     yield "optim.schedule", "cosine", "falls to 0 whatever the length"
-    yield "optim.lr", float(f"{peak * root:.2g}"), f"{peak:g} at batch 64, by its root; {'tuned' if tuned else 'new'}"
+    yield "optim.lr", float(f"{peak * root:.2g}"), f"of {of}: {peak:g} at batch 64, by its root"
     yield "optim.weight_decay", 0.05, "of AdamW, times the rate"
     yield "optim.warmup", round(steps * (0.1 if tuned else 0.05)), f"{10 if tuned else 5} % of {steps:,} steps"
     yield "optim.clip", 1.0, "no step runs away"
@@ -168,7 +169,7 @@ def _images(c: ConfigDict, facts: Facts) -> Iterator[tuple[str, object, str]]:
         yield "data.image_size", cap - cap % patch, f"the images' own, 64 to {most} on a {facts.platform.upper()}"
     if c.task == "object":
         yield "data.resize", round(c.data.image_size * 8 / 7), "8/7 of it before the centre crop"
-        yield "data.scale", (0.25, 1.0), "crops that show what the label says"
+        yield "data.scale", (0.08, 1.0), "crops of all sizes: few images are seen often"
 
 
 def _architecture(c: ConfigDict) -> Iterator[tuple[str, object, str]]:

@@ -39,10 +39,10 @@ def chosen(what, config="vit_mask.py", overrides=(), args=""):
 @pytest.mark.parametrize(
     ("images", "platform", "init_from", "expected"),
     [
-        (48, "cpu", "", (16, 48, 300, 45, 5e-4, 96, "float32")),
-        (480, "cpu", "", (64, 128, 102, 38, 1e-3, 96, "float32")),
-        (4_800, "cpu", "", (64, 128, 32, 120, 1e-3, 96, "float32")),
-        (4_800, "gpu", "", (128, 128, 32, 60, 1.4e-3, 224, "bfloat16")),
+        (48, "cpu", "", (16, 48, 300, 45, 1e-4, 96, "float32")),
+        (480, "cpu", "", (64, 128, 102, 38, 2e-4, 96, "float32")),
+        (4_800, "cpu", "", (64, 128, 32, 120, 2e-4, 96, "float32")),
+        (4_800, "gpu", "", (128, 128, 32, 60, 2.8e-4, 224, "bfloat16")),
         (48, "cpu", "torchvision:vit_b_16", (16, 48, 60, 18, 1e-4, 224, "float32")),
         (480, "gpu", "torchvision:vit_b_16", (128, 128, 20, 8, 2.8e-4, 224, "bfloat16")),
         (4_800, "tpu", "torchvision:vit_b_16", (128, 128, 10, 38, 2.8e-4, 224, "bfloat16")),
@@ -79,12 +79,18 @@ def test_what_is_given_stays_and_the_rest_follows():
     bound, c = chosen(facts(480), overrides=overrides)
     assert free.keys() - bound.keys() == {key for key, _ in overrides}
     assert c.data.resize == round(64 * 8 / 7)
-    assert c.optim.lr == pytest.approx(1e-3 / 2)
+    assert c.optim.lr == pytest.approx(2e-4 / 2)
     assert c.optim.warmup == 15  # 5 % of 10 × 480 / 16
     assert (c.eval.sharp.split, c.eval.blurred.split) == ("test", "validation")
     made, c = chosen(facts(480), overrides=[("steps", "40")])
     assert "epochs" not in made
     assert c.optim.warmup == 2
+
+
+def test_new_cnns_take_a_higher_rate_than_vits_and_weights():
+    rates = [chosen(facts(480), config)[1].optim.lr for config in CONFIGS]
+    assert rates == [2e-4, 2e-4, 1e-3, 1e-3, 1e-3, 1e-3]
+    assert chosen(facts(480), "resnet50.py", [("init_from", "torchvision:resnet50")])[1].optim.lr == 2e-4
 
 
 def test_kinds_of_blur_keep_their_pixels():
