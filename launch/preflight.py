@@ -203,8 +203,8 @@ def told(r: Row, images_per_core: int) -> str:
     lines += [f"  memory   {held}; evaluation {gb(r.evaluation_peak)}"]
     if r.traffic:
         sent = ", ".join(f"{c['calls']:,} {kind} ({gb(c['bytes'])})" for kind, c in r.collectives.items())
-        moved = f"{gb(r.traffic)} of traffic a chip; {sent or 'nothing sent'}"
-        lines += [f"  a step   {r.flops / 1e12:,.2f} TFLOP in all; {moved}"]
+        lines += [f"  a step   {r.flops / 1e12:,.2f} TFLOP in all, {gb(r.traffic)} between a chip and its memory"]
+        lines += [f"  sent     {sent or 'nothing'}"]
         parts = ", ".join(f"{name} {1e3 * getattr(r.bound, name):,.2f}" for name in ("compute", "memory", "links"))
         lines += [f"  at least {1e3 * r.bound.seconds:,.2f} ms by {r.bound.reason} ({parts})"]
         hours, cores = r.steps * r.bound.seconds / 3600, r.images_per_second / images_per_core
@@ -218,23 +218,27 @@ def told(r: Row, images_per_core: int) -> str:
     return "\n".join(lines)
 
 
-HEADER = ("config", "target", "GB a chip", "of", "fits", "TFLOP", "GB moved", "sent MB", "least ms", "by", "images/s")
+HEADER = ("config", "on", "GB", "of", "fits", "moved", "sent", "ms", "by", "images/s")
+MEANS = """\
+GB: the most that a step takes on a chip, of what a program can have there
+moved: GB between a chip's memory and its units; sent: MB that its calls leave
+ms: a step at least, images/s: at most, by the chip's published rates, where
+    every array goes through the memory (what a cache holds comes faster)"""
 
 
 def cells(r: Row) -> tuple[str, ...]:
     """Of `HEADER`; what a compiler does not say of a program that is too big stays empty."""
     first = r.config, r.target, f"{r.peak / GIGA:,.1f}", f"{r.usable / GIGA:,.0f}", "yes" if r.fits else "no"
     if not r.traffic:
-        return (*first, f"{r.flops / 1e12:,.1f}", *[""] * 5)
+        return (*first, *[""] * 5)
     sent = sum(c["bytes"] for c in r.collectives.values()) / 1e6
-    work = f"{r.flops / 1e12:,.1f}", f"{r.traffic / GIGA:,.1f}", f"{sent:,.0f}"
-    return (*first, *work, f"{1e3 * r.bound.seconds:,.1f}", r.bound.reason, f"{r.images_per_second:,.0f}")
+    work = f"{r.traffic / GIGA:,.1f}", f"{sent:,.0f}", f"{1e3 * r.bound.seconds:,.1f}"
+    return (*first, *work, r.bound.reason, f"{r.images_per_second:,.0f}")
 
 
 def summary(rows: list[Row]) -> str:
     """The rows as a table for the terminal."""
-    table = columns(HEADER, [cells(r) for r in rows], left=2)
-    return f"{table}\nbounds: the chips' published rates allow no more; GB and MB are of one chip, TFLOP of all"
+    return f"{columns(HEADER, [cells(r) for r in rows], left=2)}\n{MEANS}"
 
 
 def page(rows: list[Row], argv: list[str]) -> str:
@@ -245,10 +249,12 @@ def page(rows: list[Row], argv: list[str]) -> str:
 
 `python -m launch.preflight {" ".join(argv)}` on commit {commit()[:12]}, without any of these chips: the train steps
 that their compilers make, and what the chips' published rates allow at most (`bjax/aot/bounds.py`). Bounds, no
-measurements: nothing here was run on a GPU or a TPU. GB and MB are of one chip and step, TFLOP of all chips; "of" is
-what a program can have of a chip's memory, of GPUs the three quarters that JAX takes by default.
+measurements: nothing here was run on a GPU or a TPU. Of a GPU a program has the three quarters that JAX takes by
+default.
 
 {table}
+
+{MEANS}.
 """
 
 

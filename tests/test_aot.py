@@ -259,7 +259,7 @@ def test_preflight_tells_what_fits_and_how_fast_it_is_at_best(on_cpus, capsys, m
     assert preflight.main([*TINY, "--on=h200x1,v5e-4", f"--json={file}", f"--out={page}"]) == 0
     told, rows = capsys.readouterr().out, json.loads(file.read_text())
     assert "vit.py on h200x1: fits" in told and "vit.py on v5e-4: fits" in told
-    assert all(len(line) <= 120 for line in told.splitlines())
+    assert all(len(line) <= 80 for line in told.splitlines())
     one, four = rows
     assert one["collectives"] == {} and four["collectives"]["all-reduce"]["calls"] >= 1
     assert one["flops"] == four["flops"] > 0 and four["peak"] < one["peak"]

@@ -2,7 +2,8 @@
 
 A step does matrix products, moves bytes between a chip's memory and its units, and sends bytes to other chips. Each
 has a published rate that nothing exceeds, so that the longest of the three is a bound: the chip would have to do all
-three at full rate and all at once.
+three at full rate and all at once. Traffic is counted as if every array that a kernel reads or writes went through the
+memory: where a cache holds it until the next kernel, a step can be faster than this.
 """
 
 import dataclasses
