@@ -1,17 +1,17 @@
 """Measurements that are not part of a run: speed beside others' code, what a step sends, coverage of intervals."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 from bjax.errors import UserError
-from bjax.runtime.workdir import to_json
 from bjax.sums import replace
 
 
 def save(path: Path, numbers) -> None:
     """Writes `numbers` as JSON, into a folder that need not be there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, to_json(numbers).encode())
+    replace(path, f"{json.dumps(numbers, indent=2, allow_nan=False)}\n".encode())
 
 
 def installed(asked: list[str] | None, modules: dict[str, str]) -> list[str]:

@@ -27,7 +27,7 @@ from benchmarks import installed, save
 from bjax import blur
 from bjax.blur import psf
 from bjax.errors import Parser, as_command, new_file, positive, some_of
-from bjax.evaluate.speed import timed
+from bjax.runtime.timing import timed
 
 PEERS = {"cv2": "cv2", "torch": "torch", "pix": "dm_pix"}  # and the module each needs
 

@@ -28,9 +28,9 @@ from benchmarks import save
 from bjax import models
 from bjax.blur.sample import BlurSpec
 from bjax.errors import Parser, UserError, as_command, new_file, positive, some_of
-from bjax.evaluate.speed import timed
 from bjax.models.vit import ViT
 from bjax.runtime import sharding
+from bjax.runtime.timing import timed
 from bjax.step import optim
 from bjax.step.eval_step import eval_step
 from bjax.step.inputs import Inputs

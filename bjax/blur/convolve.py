@@ -10,7 +10,6 @@ correlations with a point-symmetric kernel, so correlation and convolution agree
 import functools
 from collections.abc import Callable
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -276,6 +275,8 @@ def _sparse_jvp(channels: int, primals: tuple[Array, Array], tangents: tuple[Arr
 
 
 def _gaussian_pix(images: Images, sigma: Float32[Array, " b"], kernel_size: int) -> Images:
+    import dm_pix  # only where it is asked for: not every machine that blurs has it
+
     radius = kernel_size // 2
     padded = jnp.pad(images, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="reflect")
     sigma = jnp.maximum(sigma, 0.05)  # dm-pix divides by σ; see psf.gaussian_taps

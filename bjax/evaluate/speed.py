@@ -8,8 +8,6 @@ each gets the median of its rounds, so that a machine whose speed drifts is the 
 import dataclasses
 import itertools
 import statistics
-import time
-from collections.abc import Callable, Hashable
 
 import jax
 import numpy as np
@@ -19,6 +17,7 @@ from bjax.blur import sample
 from bjax.evaluate import bucket
 from bjax.experiment import Condition, Experiment, eval_batches
 from bjax.runtime import sharding
+from bjax.runtime.timing import timed
 from bjax.step.eval_step import eval_step, look
 
 BUCKET_BATCHES = 4  # of a stream: grouping needs more than one batch to show what it costs
@@ -66,18 +65,6 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict]:
         "conditions": measured,
     }
     return {"speed.json": content}
-
-
-def timed(runs: dict[Hashable, Callable], rounds: int, *, pause: float = 0.0) -> dict[Hashable, list[float]]:
-    """Seconds of every round of each, run interleaved, `pause` seconds before each run."""
-    seconds = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            time.sleep(pause)
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def _whole(key, variables, batch, options):
