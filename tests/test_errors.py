@@ -34,10 +34,13 @@ COMMANDS = {
     "benchmarks.blur": ([], "--against=scipy", NUMBERS),
     "benchmarks.coverage": ([], "--repetitions=0", None),
     "benchmarks.figure_blur": ([], "--out=docs", "--photo=nowhere.jpg"),
+    "benchmarks.gpu": (["--out=docs"], "--only=train-vgg91", "--out=README.md"),
+    "benchmarks.infer": ([], "--models=vgg91", NUMBERS),
     "benchmarks.input": ([], "--threads=1,x", NUMBERS),
     "benchmarks.scaling": ([], "--models=vgg91", NUMBERS),
     "benchmarks.small": ([], "--images=60,many", "--out=docs"),
     "benchmarks.tokens": ([], "--keep=1,2", NUMBERS),
+    "benchmarks.train": ([], "--against=tensorflow", NUMBERS),
 }
 ELSEWHERE = {"bjax.sharpness"}  # which says where it went, see tests/test_sharpness.py
 MORE = [
@@ -45,6 +48,7 @@ MORE = [
     ("benchmarks.figure_blur", "--out=figure.txt"),
     ("benchmarks.scaling", "--batch=9"),
     ("benchmarks.scaling", "--size=100"),
+    ("benchmarks.infer", "--size=100"),
     ("benchmarks.tokens", "--batch=9"),
     ("benchmarks.tokens", "--variant=Q/16"),
     ("benchmarks.tokens", "--size=100"),
