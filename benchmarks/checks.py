@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import peers
 from bjax import blur, models, tokens
-from bjax.models.layers import max_pool
+from bjax.models.pooling import max_pool
 from bjax.specs import MaskSpec
 
 POOLS = {  # window, stride, padding, ceil

@@ -3,11 +3,12 @@
     python -m benchmarks.compiled --out=docs/compiled.md [--on=h200x1,v5e-1] [--models=resnet50,vit] [--json=FILE]
 
 Needs no GPU or TPU: the programs are those of bjax.aot, batch 256, bfloat16, 224 pixels; what was compiled once is
-remembered. The least of a forward pass is every weight read and every output of a convolution or a dense layer moved
-once; training moves them three times (forward, and twice backward), and the optimiser's arrays once in and out.
+remembered. The least is what a step moves layer by layer, each convolution, dense layer and normalisation reading its
+input and writing its output once forward and twice backward, as benchmarks/roofline.py counts it.
 """
 
 import argparse
+import functools
 import sys
 
 from bjax import aot
@@ -16,18 +17,16 @@ if __name__ == "__main__":
     aot.prepare()  # before JAX is there
 
 import jax
-import jax.numpy as jnp
 import jaxlib
-from flax import linen as nn
 
-from benchmarks import save
+from benchmarks import roofline, save
 from bjax import config as configs
 from bjax import experiment
 from bjax.aot import programs, targets
 from bjax.errors import Parser, as_command, new_file, some_of
 from bjax.experiment import Experiment
 from bjax.runtime.workdir import commit, write_text
-from bjax.step.inputs import apply, image_keys, see
+from bjax.step.inputs import image_keys, see
 
 BATCH = 256
 MODELS = {  # config, arguments
@@ -84,24 +83,13 @@ def measured(model: str, target: targets.Target) -> list[dict]:
 
 
 def least(exp: Experiment, mode: str) -> int:
-    """Bytes that a step moves at least, if what lies between the layers is all computed where they are."""
-    width = jnp.dtype(exp.config.dtype).itemsize
+    """Bytes that a step moves layer by layer (`benchmarks.roofline`)."""
     inputs = exp.train if mode == "train" else exp.conditions["sharp"].inputs
+    rows = programs.batch(exp, BATCH)
+    keys = jax.eval_shape(image_keys, jax.random.key(0), rows["id"])
+    seen = jax.eval_shape(functools.partial(see, inputs=inputs), keys, rows["image"])
     _, _, shapes, _ = experiment.state_of(exp, programs.STEPS)
-
-    def outputs(key, variables, batch):
-        seen = see(image_keys(key, batch["id"]), batch["image"], inputs)
-        layers = nn.Conv, nn.Dense
-        captured = {"capture_intermediates": lambda module, _: isinstance(module, layers), "mutable": ["intermediates"]}
-        return apply(exp.model, variables, seen.images, seen.kept, train=False, **captured)[1]
-
-    between = jax.eval_shape(outputs, jax.random.key(0), shapes.variables, programs.batch(exp, BATCH))
-    moved = sum(width * x.size for x in jax.tree.leaves(between))
-    weights = sum(width * x.size for x in jax.tree.leaves(shapes.params))
-    if mode == "infer":
-        return moved + weights
-    arrays = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((shapes.params, shapes.opt_state)))
-    return 3 * (moved + weights) + 2 * arrays
+    return roofline.moved(exp.model, shapes, seen.images, train=mode == "train", kept=seen.kept)
 
 
 HEADER = ("model", "chip", "step", "GB", "least", "ratio", "peak GB", *SHOWN, "other")
@@ -131,9 +119,9 @@ def page(rows: list[dict], argv: list[str]) -> str:
 `python -m benchmarks.compiled {" ".join(argv)}` on commit {commit()[:12]}, {versions}, without any of these chips: GB
 that the kernels of one step read from and write to a chip's memory, batch {BATCH}, bfloat16, 224 pixels, by what the
 kernels are (a fusion's kind is that of the first operation that it holds of: convolution, product, scatter, pooling,
-transpose, gather, reduction, padding, copy; the rest is elementwise). The least: every weight and every output of a
-convolution or a dense layer moved once forward and twice backward, and the optimiser's arrays once in and out; no
-compiler reaches that, because normalisations need their input twice. Kernels are not autotuned here, as they are on
+transpose, gather, reduction, padding, copy; the rest is elementwise). The least is what the step moves layer by layer:
+convolutions, dense layers and normalisations read their input and write their output, once forward and twice backward
+(`benchmarks/roofline.py`). Kernels are not autotuned here, as they are on
 the GPU itself: what is counted is the program, and its time is at least these bytes by the memory's rate.
 
 {table}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bjax.aot.targets import CHIPS, Chip
+from bjax.step.inputs import apply
 from bjax.step.state import State
 
 # What JAX calls the chips; not those of a name alike and of other figures, such as cards for PCIe.
@@ -36,8 +37,8 @@ def chip(device_kind: str) -> Chip | None:
     return CHIPS.get(KINDS.get(device_kind))
 
 
-def moved(model: nn.Module, state: State, images: jax.ShapeDtypeStruct, *, train: bool) -> int:
-    """Bytes that a step of normalised images [B, H, W, 3] moves; state: arrays or shapes.
+def moved(model: nn.Module, state: State, images: jax.ShapeDtypeStruct, *, train: bool, kept=None) -> int:
+    """Bytes that a step of normalised images [B, H, W, 3] moves; state, kept (tokens): arrays or shapes.
 
     Activations and weights count in the model's type, the optimiser's arrays in their own.
     """
@@ -57,12 +58,12 @@ def moved(model: nn.Module, state: State, images: jax.ShapeDtypeStruct, *, train
             total += width * result.size * (5 if train else 2)
         return result
 
-    def forward(variables, images):
-        rngs = {"dropout": jax.random.key(0)}
-        return model.apply(variables, images, train=train, mutable=["batch_stats"] if train else False, rngs=rngs)
+    def forward(variables, images, kept):
+        options = {"mutable": ["batch_stats"] if train else False, "rngs": {"dropout": jax.random.key(0)}}
+        return apply(model, variables, images, kept, train=train, **options)
 
     with nn.intercept_methods(count):
-        jax.eval_shape(forward, {k: v for k, v in state.variables.items() if v}, images)
+        jax.eval_shape(forward, state.variables, images, kept)
     weights = sum(width * x.size for x in jax.tree.leaves(state.params))
     if not train:
         return total + weights
