@@ -25,7 +25,7 @@ from bjax.aot import hlo, programs, targets
 from bjax.errors import Parser, UserError, as_command, new_file, positive, some_of
 from bjax.runtime.console import columns
 
-MODELS = {"vit": ("vit.py", ("model.options.variant", "L/16")), "vgg19": ("vgg19.py",)}
+MODELS = {"vit": ("vit.py", ("model.options.variant", "L/16")), "vgg19": ("vgg19.py",), "resnet50": ("resnet50.py",)}
 CLASSES = 1000
 
 
@@ -53,7 +53,7 @@ def measure(model: str, devices: list[jax.Device], fsdp: int, overrides: dict[st
 def main(argv: list[str]) -> None:
     p = Parser("python -m benchmarks.scaling", __doc__.splitlines()[0])
     p.add_argument("--on", default="h200x8", metavar="CHIPS,…", help="as of launch.preflight (default: %(default)s)")
-    p.add_argument("--models", type=some_of(MODELS), default=",".join(MODELS), help=", ".join(MODELS))
+    p.add_argument("--models", type=some_of(MODELS), default="vit,vgg19", help=", ".join(MODELS))
     p.add_argument("--batch", type=positive, default=256, help="images a step, over all devices")
     p.add_argument("--accumulate", type=positive, default=1, help="parts in which each batch is computed")
     p.add_argument("--json", type=new_file, help="file for the numbers")

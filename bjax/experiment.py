@@ -150,7 +150,9 @@ def _model(config, num_classes: int, key: str, more=()) -> nn.Module:
     """The model with the options of a condition, `more`, beside its own; key: of the config, for messages."""
     outputs = num_classes + (losses.PARAMETERS if config.loss.parameters else 0)
     options = {"num_classes": outputs, "dtype": jnp.dtype(config.dtype), **config.model.options, **dict(more)}
-    return _named(f"{key}.options", lambda: models.build(config.model.name, **options))
+    build = functools.partial(models.build, config.model.name, **options)
+    model, group = _named(f"{key}.options", build), config.norm.group
+    return _named(f"norm.group={group}", lambda: build(norm_group=group)) if group else model
 
 
 def _inputs(config, key: str, node: ConfigDict, model, corruption=None) -> Inputs:

@@ -211,8 +211,7 @@ class Data:
     prefetch: int = number(16, low=1, high=1024, affects="nothing")
     # of weights by name: logits of ImageNet's classes that the dataset lacks do not compete in evaluation
     only_known_classes: bool = plain(False, added=True, affects="evaluation")
-    # an image that cannot be decoded; skip: counted
-    on_corrupt: str = one_of("raise", "skip", affects="evaluation")
+    on_corrupt: str = one_of("raise", "skip", affects="evaluation")  # an image that cannot be decoded; skip: counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +224,12 @@ class Normalize:
 class Model:
     name: str = plain("vit")  # resnet50 | vgg19 | googlenet | densenet121 | vit | …, see bjax.models
     options: dict = plain({})  # of that model's constructor, such as variant="S/16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    # of BatchNorm in training: consecutive images per statistic, of each part of optim.accumulate; 0: all of them
+    group: int = number(0, low=0, added=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,6 +318,7 @@ class Run:
     data: Data = group(Data)
     normalize: Normalize = group(Normalize, affects="weights")
     model: Model = group(Model, affects="weights")
+    norm: Norm = group(Norm)
     blur: BlurSpec = group(BlurSpec)  # of the training images
     mask: MaskSpec = group(MaskSpec)  # of the training images
     loss: Loss = group(Loss)
@@ -320,10 +326,8 @@ class Run:
     eval: dict = plain({}, affects="evaluation")  # {name: Condition}, the rows of results.json
     # names of the conditions to evaluate, by commas; empty: all
     eval_only: str = plain("", added=True, affects="nothing")
-    # images per evaluation step, over all devices
-    eval_batch_size: int = number(512, low=1, affects="nothing")
-    # steps between evaluations; 0: only at the end
-    eval_every: int = number(10_000, low=0, affects="nothing")
+    eval_batch_size: int = number(512, low=1, affects="nothing")  # images per evaluation step, over all devices
+    eval_every: int = number(10_000, low=0, affects="nothing")  # steps between evaluations; 0: only at the end
     # images of each of the first conditions kept in gallery.npz
     gallery: int = number(0, low=0, added=True, affects="nothing")
     # rounds of timing every condition for speed.json; 0: none

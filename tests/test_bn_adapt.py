@@ -14,7 +14,7 @@ from bjax import config, experiment, models
 from bjax.data import loader
 from bjax.errors import UserError
 from bjax.evaluate import bn_adapt
-from bjax.models.layers import MOMENTUM
+from bjax.models.layers import MOMENTUM, BatchNorm
 from bjax.specs import Data
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "resnet50.py") + ":demo"
@@ -102,7 +102,25 @@ def test_every_family_takes_the_shared_momentum():
             continue
         module = models.build(name)
         source = Path(inspect.getfile(type(module))).read_text()
-        assert source.count("nn.BatchNorm") == source.count("momentum=MOMENTUM"), constructor
+        assert "nn.BatchNorm" not in source, constructor  # layers.BatchNorm has it
+        assert "momentum" not in source, constructor
+    assert BatchNorm().momentum == MOMENTUM
+
+
+def test_statistics_of_groups_are_their_mean(data_dir):
+    c, exp, _ = prepared(data_dir, **{"norm.group": 8, "bn_adapt_batches": 1, "model.options.stages": "(1,)"})
+    assert exp.model.norm_group == 8
+    inputs = exp.conditions["sharp"].inputs
+    found = {}
+    for group, model in {8: exp.model, 32: exp.model.clone(norm_group=32), 0: exp.model.clone(norm_group=0)}.items():
+        variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        found[group] = bn_adapt.statistics(dataclasses.replace(exp, model=model), variables, inputs)["bn1"]
+    np.testing.assert_allclose(found[32]["var"], found[0]["var"], rtol=1e-4)
+    np.testing.assert_allclose(found[8]["mean"], found[0]["mean"], rtol=1e-3, atol=1e-4)
+    assert (found[8]["var"] < found[0]["var"]).all()  # without what lies between the groups
+    c.eval_batch_size = 36
+    with pytest.raises(UserError, match=r"eval_batch_size=36: .* use a multiple of config.norm.group=8"):
+        bn_adapt.check(exp, {"x": 0})
 
 
 def test_a_model_without_batch_norm_and_a_split_smaller_than_a_batch_are_refused(data_dir):

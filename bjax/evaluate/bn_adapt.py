@@ -29,7 +29,12 @@ def check(exp: Experiment, batch_stats) -> None:
             f"config.eval.{name}.bn_adapt=true: {exp.config.model.name} has no BatchNorm; set it to false, or evaluate "
             "with --mode=eval"
         )
-    number, size = exp.source.num_examples, exp.config.eval_batch_size
+    number, size, group = exp.source.num_examples, exp.config.eval_batch_size, exp.config.norm.group
+    if group and size % group:
+        raise UserError(
+            f"config.eval_batch_size={size}: bn_adapt takes statistics as in training, of groups; use a multiple of "
+            f"config.norm.group={group}"
+        )
     if number < size:
         others = ",".join(name for name, condition in exp.conditions.items() if not condition.bn_adapt)
         way = f"; or leave it out: --config.eval_only={others}" if others else ""
@@ -43,7 +48,8 @@ def statistics(exp: Experiment, variables: dict, inputs: Inputs) -> dict:
     """The `batch_stats` of training images that went through `inputs`, a plain mean over batches.
 
     The images are the first `config.bn_adapt_batches` whole evaluation batches of the training split, cropped as in
-    evaluation. In the place of an image that on_corrupt=skip leaves out, another one of its batch counts twice.
+    evaluation; each batch is taken in the groups of training (`config.norm.group`). In the place of an image that
+    on_corrupt=skip leaves out, another one of its batch counts twice.
     Raises UserError where a batch has no image that could be decoded.
     """
     options = {"model": exp.model, "inputs": inputs, "mesh": exp.mesh, "momentum": MOMENTUM}

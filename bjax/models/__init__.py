@@ -3,9 +3,9 @@
 Every model is called as `model.apply(variables, images, train=False)` with normalised `float32[B, H, W, 3]`
 images and returns `float32[B, num_classes]` logits. Parameters are float32 whatever `dtype` (the type of the
 computation) is; BatchNorm statistics are float32 too, and those of the global batch where it is sharded under
-`jax.jit`. Dropout and stochastic depth draw from the "dropout" stream. Images have at least `smallest` pixels
-a side (those of the ViT a multiple of its patches'), others are a ValueError. Two models say more: `vit.ViT`
-takes `tokens=`, and `googlenet.GoogLeNet` returns `(logits, aux_logits)` in training.
+`jax.jit`, or of groups of its images (`norm_group`). Dropout and stochastic depth draw from the "dropout" stream.
+Images have at least `smallest` pixels a side (those of the ViT a multiple of its patches'), others are a ValueError.
+Two models say more: `vit.ViT` takes `tokens=`, and `googlenet.GoogLeNet` returns `(logits, aux_logits)` in training.
 """
 
 import inspect
@@ -77,21 +77,23 @@ _EXPECTED = {
 }
 
 
-def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, **options) -> nn.Module:
+def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, norm_group: int = 0, **options) -> nn.Module:
     """The model called `name`, not yet initialised.
 
     name: a key of `MODELS`.
     num_classes: width of the logits.
     dtype: type of the computation, `float32` or `bfloat16`; parameters and logits are float32 in both.
+    norm_group: in training BatchNorm takes its statistics from so many consecutive images; 0: from the whole batch.
     **options: the keyword arguments of that model's constructor, such as `variant="S/16"` of the ViT.
 
-    Raises UserError for a name or an option that is unknown, where the line lists what there is, and for an option's
-    value that is not of its kind.
+    Raises UserError for a name or an option that is unknown, where the line lists what there is, for an option's value
+    that is not of its kind, and for a norm_group where there is no BatchNorm.
     """
     if name not in MODELS:
         raise _unknown("model", name, MODELS)
     constructor = MODELS[name]
-    allowed = inspect.signature(constructor).parameters.keys() - {"num_classes", "dtype", "parent", "name"}
+    own = {"num_classes", "dtype", "norm_group", "parent", "name"}
+    allowed = inspect.signature(constructor).parameters.keys() - own
     for option in options:
         if option not in allowed:
             raise _unknown(f"option of model {name!r}", option, sorted(allowed))
@@ -101,7 +103,12 @@ def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, **options) -
         good, words = expected.get(option, (lambda x: True, ""))
         if not good(value):
             raise UserError(f"{option}={value!r}: expected {words}")
-    return constructor(num_classes=num_classes, dtype=dtype, **options)
+    model = constructor(num_classes=num_classes, dtype=dtype, **options)
+    if not norm_group:
+        return model
+    if not hasattr(model, "norm_group") or not getattr(model, "batch_norm", True):
+        raise UserError(f"{name} has no BatchNorm; leave the group at 0")
+    return model.clone(norm_group=norm_group)
 
 
 def _unknown(what: str, given: str, known) -> UserError:

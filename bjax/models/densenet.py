@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import MOMENTUM, global_average
+from bjax.models.layers import BatchNorm, global_average
 from bjax.models.pooling import max_pool
 
 
@@ -22,6 +22,7 @@ class DenseNet(nn.Module):
     width: int = 64  # channels of the stem
     dropout: float = 0.0  # after every layer
     dtype: jnp.dtype = jnp.float32
+    norm_group: int = 0  # images per statistic of BatchNorm; 0: the batch
 
     @property
     def smallest(self) -> int:
@@ -37,7 +38,7 @@ class DenseNet(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not train, group=self.norm_group, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         x = conv(self.width, (7, 7), strides=2, padding=3, name="conv0")(images)
         x = nn.relu(norm(name="norm0")(x))

@@ -9,7 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import MOMENTUM, adaptive_average_pool, global_average
+from bjax.models.layers import BatchNorm, adaptive_average_pool, global_average
 from bjax.models.pooling import max_pool
 
 # 1x1, 3x3 reduction, 3x3, "5x5" reduction, "5x5", pool projection
@@ -47,6 +47,7 @@ class GoogLeNet(nn.Module):
     dropout: float = 0.2
     aux_dropout: float = 0.7
     dtype: jnp.dtype = jnp.float32
+    norm_group: int = 0  # images per statistic of BatchNorm; 0: the batch
     smallest = 15  # side of the images, pixels: a pool of 3 by 3 that rounds up needs two
 
     @nn.compact
@@ -56,7 +57,7 @@ class GoogLeNet(nn.Module):
             ConvNorm,
             conv=partial(nn.Conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype),
             norm=partial(
-                nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, epsilon=1e-3, dtype=self.dtype
+                BatchNorm, use_running_average=not train, group=self.norm_group, epsilon=1e-3, dtype=self.dtype
             ),
         )
         dense = partial(nn.Dense, kernel_init=kernel_init)

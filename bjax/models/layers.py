@@ -1,4 +1,4 @@
-"""What the families share: BatchNorm's momentum, and pooling by averages.
+"""What the families share: BatchNorm, over the batch or over groups of its images, and pooling by averages.
 
 Flax keeps the biased variance of a batch for evaluation, torch the unbiased one; both normalise with the biased one in
 training. A running variance that is learned here is (n - 1) / n of what torch would have kept, where n counts a
@@ -7,11 +7,41 @@ channel's values, images × height × width: 0.008 % less for 256 images of 7 by
 larger. Weights from files bring torch's statistics with them.
 """
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Float32
 
 MOMENTUM = 0.9  # share of the running statistics that a step keeps; torch counts the other share, 0.1
+
+
+class BatchNorm(nn.BatchNorm):
+    """`nn.BatchNorm`, in training with statistics of every `group` consecutive images; 0: of the whole batch.
+
+    Running statistics move towards the mean of the groups'. What is computed depends on the group alone; where a group
+    lies within a device, no statistic is sent. Raises ValueError for a batch that `group` does not divide.
+    """
+
+    group: int = 0
+    momentum: float = MOMENTUM
+
+    def __call__(self, x: Float[Array, "b *d c"]) -> Float[Array, "b *d c"]:
+        if not self.group or self.use_running_average or self.is_initializing():
+            return super().__call__(x)
+        if len(x) % self.group:
+            raise ValueError(f"norm_group={self.group}: does not divide a batch of {len(x)} images")
+        grouped = x.reshape(-1, self.group, *x.shape[1:]).astype(jnp.float32)
+        axes = tuple(range(1, grouped.ndim - 1))
+        mean = grouped.mean(axes, keepdims=True)
+        var = jnp.maximum(jnp.square(grouped).mean(axes, keepdims=True) - jnp.square(mean), 0)  # as Flax computes it
+        for name, value in {"mean": mean, "var": var}.items():
+            kept = self.get_variable("batch_stats", name)
+            seen = value.reshape(-1, x.shape[-1]).mean(axis=0)
+            self.put_variable("batch_stats", name, self.momentum * kept + (1 - self.momentum) * seen)
+        scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
+        normalised = (grouped - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
+        return normalised.reshape(x.shape).astype(self.dtype)
 
 
 def global_average(x: Float[Array, "b h w c"]) -> Float32[Array, "b c"]:

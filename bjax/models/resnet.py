@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import MOMENTUM, global_average
+from bjax.models.layers import BatchNorm, global_average
 from bjax.models.pooling import max_pool
 
 
@@ -21,6 +21,7 @@ class ResNet(nn.Module):
     num_classes: int
     width: int = 64  # channels of the stem
     dtype: jnp.dtype = jnp.float32
+    norm_group: int = 0  # images per statistic of BatchNorm; 0: the batch
     smallest = 1  # side of the images, pixels
 
     @nn.compact
@@ -31,7 +32,7 @@ class ResNet(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not train, group=self.norm_group, dtype=self.dtype)
         block = Bottleneck if self.bottleneck else BasicBlock
         x = conv(self.width, (7, 7), strides=2, padding=3, name="conv1")(images)
         x = nn.relu(norm(name="bn1")(x))

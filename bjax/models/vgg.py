@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import MOMENTUM, adaptive_average_pool
+from bjax.models.layers import BatchNorm, adaptive_average_pool
 from bjax.models.pooling import max_pool
 
 
@@ -23,6 +23,7 @@ class VGG(nn.Module):
     hidden: int = 4096
     dropout: float = 0.5
     dtype: jnp.dtype = jnp.float32
+    norm_group: int = 0  # images per statistic of BatchNorm; 0: the batch
 
     @property
     def smallest(self) -> int:
@@ -38,7 +39,7 @@ class VGG(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not train, group=self.norm_group, dtype=self.dtype)
         dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
         x = images
         layer = 0

@@ -80,8 +80,13 @@ def train_step(
         gradient = functools.partial(_accumulate, gradient, objective.accumulate)
     (loss, (batch_stats, logits)), grads = gradient(state.params, state.batch_stats, parts, dropout_key)
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = state.params
+    if mesh.size > 1 and getattr(model, "norm_group", 0):
+        # XLA for GPUs fuses a weight's update with its cast for the backward pass, which then waits for that weight's
+        # gradient from all devices: gradients would be reduced one by one instead of together.
+        grads, params = jax.lax.optimization_barrier((grads, params))
+    updates, opt_state = tx.update(grads, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
     ema = state.ema
     if ema is not None:
         # Early averages would hold mostly the random start: the decay grows to its value (tf.train's and timm's rule).
