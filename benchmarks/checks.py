@@ -28,7 +28,7 @@ MASKS = {
     "half attended to": MaskSpec("attend", keep_rate=0.5),
 }
 GRADIENTS = 0.1  # tolerated in bfloat16, root mean square by that of what is right
-ROUNDINGS = 4  # times as far as rounded weights and images alone
+ROUNDINGS = 3  # times as far as rounded weights and images alone
 Check = Callable[[], tuple[float, float]]
 
 

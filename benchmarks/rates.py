@@ -1,6 +1,7 @@
 """Images a second of bjax's own compiled steps, training and inference, beside PyTorch's on the same device."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -128,23 +129,29 @@ def present(asked: list[str] | None) -> list[str]:
     return rivals
 
 
+def versions() -> dict[str, str]:
+    """Of `PACKAGES`, those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in versions.items())
+
+
 def about(sizes: Sizes) -> dict:
     """Device, versions and sizes, for people and for files."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     device = jax.devices()[0].device_kind
-    return {"device": device, "platform": jax.default_backend(), "versions": versions, **dataclasses.asdict(sizes)}
+    return {"device": device, "platform": jax.default_backend(), "versions": versions(), **dataclasses.asdict(sizes)}
 
 
 def told(facts: dict) -> str:
     """`about` in a line."""
-    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
     work = f"{facts['batch']} images of {facts['size']} px, {facts['dtype']}, {facts['rounds']} rounds"
-    return f"{work} of {facts['steps']} steps on one {facts['device']}; {versions}"
+    return f"{work} of {facts['steps']} steps on one {facts['device']}; {listed(facts['versions'])}"
 
 
 def measured(name: str, mode: str, sizes: Sizes, rivals: list[str]) -> dict:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import checks, gpu, rates, roofline
+from benchmarks import checks, gpu, rates, roofline, startup
 from bjax import models
 from bjax.aot.targets import CHIPS
 from bjax.runtime import sharding
@@ -141,6 +141,13 @@ def test_a_dry_run_fills_no_cell_of_a_gpus(tmp_path):
     _, page = report_of(tmp_path, cells, dry=True)
     assert "| train-resnet50 |  |  |  | ≥ 45% |" in page
     assert "5,120" not in page
+
+
+def test_a_sync_that_is_planted_is_seen():
+    x = jnp.ones(3)
+    assert "Disallowed host-to-device transfer" in startup.seen(lambda: x + np.ones(3, np.float32))
+    assert startup.seen(lambda: jax.device_put(np.ones(3))) == ""
+    assert startup.beyond([1.0, 2.0, 5.0], [2.0, 2.5, 9.0]) == 1.0
 
 
 @pytest.mark.slow

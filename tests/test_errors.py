@@ -39,6 +39,7 @@ COMMANDS = {
     "benchmarks.input": ([], "--threads=1,x", NUMBERS),
     "benchmarks.scaling": ([], "--models=vgg91", NUMBERS),
     "benchmarks.small": ([], "--images=60,many", "--out=docs"),
+    "benchmarks.startup": ([], "--rounds=0", NUMBERS),
     "benchmarks.tokens": ([], "--keep=1,2", NUMBERS),
     "benchmarks.train": ([], "--against=tensorflow", NUMBERS),
 }
