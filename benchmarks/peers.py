@@ -52,7 +52,7 @@ def build(peer: str, name: str, size: int):
         norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0
-        model.train()(_normalised(_images(photos(4, size))))
+        model.train()(_normaliser()(_images(photos(4, size))))
         for norm in norms:
             norm.momentum = 0.1
     return model
@@ -91,17 +91,12 @@ def _images(images: np.ndarray):
     return torch.from_numpy(images).to(device()).permute(0, 3, 1, 2)
 
 
-def _normalised(images):
+def _normaliser() -> Callable:
+    """A function from uint8 images to normalised ones, which copies nothing from the host."""
     import torch
 
-    mean, std = (torch.tensor(x, device=images.device).view(1, 3, 1, 1) for x in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
-
-
-def _autocast(dtype: str):
-    import torch
-
-    return torch.autocast(device(), torch.bfloat16, enabled=dtype == "bfloat16")
+    mean, std = (torch.tensor(x, device=device()).view(1, 3, 1, 1) for x in (MEAN, STD))
+    return lambda images: (images.float() / 255 - mean) / std
 
 
 def inference(model, images: np.ndarray, dtype: str, *, steps: int, compile: bool) -> tuple[Callable, Callable]:
@@ -109,11 +104,11 @@ def inference(model, images: np.ndarray, dtype: str, *, steps: int, compile: boo
     import torch
 
     model.eval()
-    batch = _images(images)
+    batch, normalised, kind = _images(images), _normaliser(), device()
 
     def forward(batch, dtype=dtype):
-        with _autocast(dtype):
-            return model(_normalised(batch))
+        with torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return model(normalised(batch))
 
     classify = torch.compile(forward) if compile else forward
 
@@ -135,7 +130,7 @@ def training(model, batch: dict[str, np.ndarray], dtype: str, optim, *, steps: i
     import torch
 
     model.train()
-    images = _images(batch["image"])
+    images, normalised, kind = _images(batch["image"]), _normaliser(), device()
     labels = torch.from_numpy(batch["label"]).long().to(device())
     fused = {"fused": True} if device() == "cuda" else {}
     if optim.name == "sgd":
@@ -145,8 +140,8 @@ def training(model, batch: dict[str, np.ndarray], dtype: str, optim, *, steps: i
     optimiser = make(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, **fused)
 
     def loss_of(images, labels):
-        with _autocast(dtype):
-            outputs = model(_normalised(images))
+        with torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"):
+            outputs = model(normalised(images))
             outputs, aux = (outputs[0], outputs[1:]) if isinstance(outputs, tuple) else (outputs, ())
             loss = torch.nn.functional.cross_entropy(outputs, labels)
             for more in aux:
