@@ -60,9 +60,9 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     on = [targets.target(text) for text in args.on.split(",")]
     for target in on:
-        targets.check_installed(target)
         if args.batch % (target.number * args.accumulate):
             raise UserError(f"--batch={args.batch}: expected a multiple of {target.number * args.accumulate}")
+        targets.check_installed(target)
     rows, table = [], []
     for target, model in itertools.product(on, args.models):
         n = target.number
