@@ -244,17 +244,21 @@ def summary(rows: list[Row]) -> str:
 def page(rows: list[Row], argv: list[str]) -> str:
     """The rows as a page in Markdown."""
     table = "\n".join("| " + " | ".join(line) + " |" for line in (HEADER, ["---"] * len(HEADER), *map(cells, rows)))
+    means = MEANS.replace("\n    ", " ").replace("\n", "\n- ")
     return f"""\
 # What the configs take on GPUs and TPUs
 
-`python -m launch.preflight {" ".join(argv)}` on commit {commit()[:12]}, without any of these chips: the train steps
-that their compilers make, and what the chips' published rates allow at most (`bjax/aot/bounds.py`). Bounds, no
-measurements: nothing here was run on a GPU or a TPU. Of a GPU a program has the three quarters that JAX takes by
-default.
+Made without any of these chips, on commit {commit()[:12]}, by
+
+    python -m launch.preflight {f" {chr(92)}{chr(10)}        ".join(argv)}
+
+These are the train steps that the chips' compilers make of the configs, and what the chips' published rates allow at
+most (`bjax/aot/bounds.py`). Bounds, no measurements: nothing here was run on a GPU or a TPU. Of a GPU a program has the
+three quarters that JAX takes by default.
 
 {table}
 
-{MEANS}.
+- {means}.
 """
 
 
