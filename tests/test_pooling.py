@@ -77,3 +77,9 @@ def test_gradients_neither_scatter_nor_search_the_windows_again():
     assert "pad" in program
     assert "select_and_scatter" not in program
     assert "reduce_window" not in program
+
+
+def test_gradients_of_doubles_are_doubles():
+    with jax.enable_x64(True):
+        gradient = np.asarray(jax.grad(lambda x: max_pool(x, 3, 2, padding=1).sum())(jnp.zeros((1, 4, 4, 1))))
+    assert gradient.dtype == np.float64 and gradient.sum() == 4

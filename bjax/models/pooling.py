@@ -59,17 +59,18 @@ def _forward(x: Array, window: int, stride: int, borders: Borders):
 def _backward(window: int, stride: int, borders: Borders, residuals, gradient: Array):
     """The gradient of the images: for each place in a window, that of the maxima found there, where these pixels are.
 
-    Summed in float32: a pixel may be the maximum of several windows.
+    Summed in float32 at least: a pixel may be the maximum of several windows.
     """
     where, sizes = residuals
-    total = jnp.zeros((len(gradient), *sizes, gradient.shape[3]), jnp.float32)
+    wide = jnp.promote_types(gradient.dtype, jnp.float32)
+    total = jnp.zeros((len(gradient), *sizes, gradient.shape[3]), wide)
     for place, at in enumerate(itertools.product(range(window), repeat=2)):
         spread = []  # pixels before the first window's, after the last one's, between one and the next
         for first, (border, _), size, n in zip(at, borders, sizes, gradient.shape[1:3], strict=True):
             before = first - border
             spread.append((before, size - before - stride * (n - 1) - 1, stride - 1))
-        found = jnp.where(where == place, gradient, 0).astype(jnp.float32)
-        total += lax.pad(found, 0.0, ((0, 0, 0), *spread, (0, 0, 0)))
+        found = jnp.where(where == place, gradient, 0).astype(wide)
+        total += lax.pad(found, jnp.zeros((), wide), ((0, 0, 0), *spread, (0, 0, 0)))
     return (total.astype(gradient.dtype),)
 
 
