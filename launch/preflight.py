@@ -273,7 +273,10 @@ def _run(spec: str, overrides: list[tuple[str, str]], args) -> Run:
         number, classes = KNOWN[name]
         images = _number_of(split, number)
     else:
-        source = loader.open_split(name, split, data_dir=config.data.data_dir)
+        try:
+            source = loader.open_split(name, split, data_dir=config.data.data_dir)
+        except UserError as error:
+            raise UserError(f"{error}; without it, say its numbers: --images=N --classes=N") from None
         images, classes = source.num_examples, source.num_classes
     experiment.build(config, classes)
     return Run(Path(spec).name if "/" in spec else spec, config, images, args.classes or classes)

@@ -289,6 +289,7 @@ def test_mistakes_are_told_before_anything_is_compiled(on_cpus, monkeypatch, cap
         (["--on=h200x1,h200x7"], "vit.py on h200x7: config.batch_size=64"),
         (["--on= "], "--on: names no target"),
         (["--on=h200x1", "--config=vit.py:small"], "--config=vit.py:small: small chooses by the device"),
+        (["--on=h200x1", "--config.data.name=pets"], "unknown data set 'pets'"),
         (["--on=h200x1", "--config.data.train=tran"], "config.data.train=tran: names no part of train"),
     ):
         assert preflight.main([*TINY, *more]) == 2
