@@ -279,7 +279,8 @@ def _run(spec: str, overrides: list[tuple[str, str]], args) -> Run:
             raise UserError(f"{error}; without it, say its numbers: --images=N --classes=N") from None
         images, classes = source.num_examples, source.num_classes
     experiment.build(config, classes)
-    return Run(Path(spec).name if "/" in spec else spec, config, images, args.classes or classes)
+    path, colon, arguments = spec.partition(":")  # which may have a slash of their own, as variant=L/16
+    return Run(f"{Path(path).name}{colon}{arguments}", config, images, args.classes or classes)
 
 
 def _number_of(split: str, images: int) -> int:

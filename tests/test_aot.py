@@ -296,6 +296,11 @@ def test_mistakes_are_told_before_anything_is_compiled(on_cpus, monkeypatch, cap
         assert capsys.readouterr().err.startswith(f"bjax: {told}")
 
 
+def test_a_config_is_called_as_it_was_given_without_its_folder():
+    args = preflight._parser().parse_args(["--config=configs/vit.py:variant=L/16", "--on=h200x1"])
+    assert preflight._run(args.config[0], [], args).name == "vit.py:variant=L/16"
+
+
 def test_a_plugin_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(targets, "PLUGINS", {"gpu": ("no.such", "preflight-gpu"), "tpu": ("no_such", "preflight-tpu")})
     for name, extra in (("h200x1", "gpu"), ("v5e-4", "tpu")):
