@@ -25,8 +25,9 @@ from bjax import experiment
 from bjax.aot import programs, targets
 from bjax.errors import Parser, as_command, new_file, some_of
 from bjax.experiment import Experiment
-from bjax.runtime.workdir import commit, write_text
+from bjax.runtime.workdir import commit
 from bjax.step.inputs import image_keys, see
+from bjax.sums import replace
 
 BATCH = 256
 MODELS = {  # config, arguments
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
             if args.json:
                 save(args.json, rows)
     if args.out:
-        write_text(args.out, page(rows, argv))
+        replace(args.out, page(rows, argv).encode())
 
 
 def measured(model: str, target: targets.Target) -> list[dict]:
@@ -116,7 +117,7 @@ def page(rows: list[dict], argv: list[str]) -> str:
     return f"""\
 # What the compiled steps read and write
 
-`python -m benchmarks.compiled {" ".join(argv)}` on commit {commit()[:12]}, {versions}, without any of these chips: GB
+`python -m benchmarks.compiled {" ".join(argv)}` on commit {commit()}, {versions}, without any of these chips: GB
 that the kernels of one step read from and write to a chip's memory, batch {BATCH}, bfloat16, 224 pixels, by what the
 kernels are (a fusion's kind is that of the first operation that it holds of: convolution, product, scatter, pooling,
 transpose, gather, reduction, padding, copy; the rest is elementwise). The least is what the step moves layer by layer:

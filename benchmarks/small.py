@@ -124,7 +124,7 @@ def _page(rows: list[tuple[str, ...]], argv: list[str]) -> str:
     return f"""\
 # `small` beside the recipe for ImageNet
 
-`python -m benchmarks.small {" ".join(argv)}` on commit {commit()[:12]}, {cores()} CPU cores: `{CONFIG}` (ViT-S/16,
+`python -m benchmarks.small {" ".join(argv)}` on commit {commit()}, {cores()} CPU cores: `{CONFIG}` (ViT-S/16,
 half of the patches in training) from random weights on crops of {SIDE} pixels of the 14 embedded photographs, a class
 each. Tested on the 224 crops of the split `test`, from parts of the photographs that no training crop shows. Both
 recipes were given the steps that fill the same time; minutes are of the whole command, with start, compilation and

@@ -18,6 +18,7 @@ Exit code: 0 all fit; 2 one does not, or a mistake in the command.
 
 import sys
 
+import bjax
 from bjax import aot
 
 if __name__ == "__main__":
@@ -41,12 +42,14 @@ from bjax.config import check_devices
 from bjax.data import imagenette, loader
 from bjax.errors import Parser, UserError, as_command, new_file, positive
 from bjax.runtime.console import columns
-from bjax.runtime.workdir import commit, write_text
+from bjax.runtime.workdir import commit
+from bjax.sums import replace
 
 # Data sets that need not be there: training images and classes.
 KNOWN = {"imagenet2012": (1_281_167, 1000), "imagenette": (imagenette.COUNTS["train"], 10)}
 GIGA = 1e9
 NO_ROOM = 2  # exit code
+MOST = 0.95  # of a GPU's memory that JAX can be told to take: the driver and the libraries need some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +121,10 @@ def main(argv: list[str]) -> int:
             rows.append(row(run, target, fit=args.fit))
             print(told(rows[-1], args.images_per_core), end="\n\n", flush=True)
             if args.json:
-                write_text(args.json, json.dumps([dataclasses.asdict(r) for r in rows], indent=1) + "\n")
+                replace(args.json, json.dumps([dataclasses.asdict(r) for r in rows], indent=1).encode())
     print(summary(rows))
     if args.out:
-        write_text(args.out, page(rows, argv))
+        replace(args.out, page(rows, argv).encode())
     return 0 if all(r.fits for r in rows) else NO_ROOM
 
 
@@ -132,7 +135,7 @@ def row(run: Run, target: Target, *, fit: bool = False) -> Row:
     train, name = programs.train(exp), programs.largest(exp)
     evaluation = programs.evaluation(exp, exp.conditions[name])
     state, checkpoint = programs.held(exp)
-    least = bounds.bound(train, target, run.config.dtype)
+    least = bounds.bound(train, target, run.config.dtype, run.config.mesh.fsdp)
     found = Row(
         config=run.name,
         target=target.name,
@@ -164,7 +167,7 @@ def advice(run: Run, target: Target, train: Program, state: int) -> str:
     config, step = run.config, target.number * run.config.optim.accumulate
     batch = config.batch_size
     other = max(batch // 2 // step * step, step) if batch > step else 2 * step
-    slope = (train.peak - _peak(run, target, batch_size=other)) / (batch - other)
+    slope = max((train.peak - _peak(run, target, batch_size=other)) / (batch - other), 1.0)  # a pixel takes more
     fixed = train.peak - slope * batch
     if fixed + slope * step <= target.usable:
         most = math.floor((target.usable - fixed) / slope) // step * step
@@ -213,6 +216,11 @@ def told(r: Row, images_per_core: int) -> str:
         ]
         lasting = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} minutes"
         lines += [f"           {r.steps:,} steps in {lasting} at least; a checkpoint takes {gb(r.checkpoint)}"]
+    most = max(r.peak, r.evaluation_peak)
+    if not r.fits and r.traffic and most <= r.usable / targets.PREALLOCATED * MOST:
+        lines += [f"  fits with the environment's XLA_PYTHON_CLIENT_MEM_FRACTION={MOST:g}: JAX takes 75 % of a GPU"]
+    if not r.fits and not r.advice:
+        lines += ["  --fit looks for the batch or the mesh.fsdp that fits"]
     if r.advice:
         lines += [f"  {r.advice}"]
     return "\n".join(lines)
@@ -248,7 +256,7 @@ def page(rows: list[Row], argv: list[str]) -> str:
     return f"""\
 # What the configs take on GPUs and TPUs
 
-Made without any of these chips, on commit {commit()[:12]}, by
+Made without any of these chips, by bjax {commit() or bjax.__version__}:
 
     python -m launch.preflight {f" {chr(92)}{chr(10)}        ".join(argv)}
 

@@ -189,6 +189,13 @@ def test_a_bound_is_the_longest_of_three():
     assert bounds.bound(program, on, "float32").compute == pytest.approx(1e12 / 494e12)
 
 
+def test_what_is_sent_is_sent_among_the_devices_that_share():
+    on = targets.target("h200x8")
+    for kind, sent in (("all-gather", 3 / 4), ("reduce-scatter", 3), ("all-reduce", 1)):  # 2 × 4: of 4, 4 and 2
+        program = programs.Program(0, collectives={kind: {"calls": 1, "arrays": 1, "bytes": 450 * 10**9}})
+        assert bounds.bound(program, on, "bfloat16", fsdp=4).links == pytest.approx(sent)
+
+
 @pytest.mark.parametrize(
     ("name", "chips", "shape"),
     [
@@ -265,6 +272,7 @@ def test_preflight_tells_what_fits_and_how_fast_it_is_at_best(on_cpus, capsys, m
     assert one["flops"] == four["flops"] > 0 and four["peak"] < one["peak"]
     assert one["steps"] == -(-90 * 1_281_167 // 64) and one["memory"] == one["traffic"] / 4.8e12
     assert page.read_text().count("| vit.py |") == 2
+    assert not (on_cpus / "sums.sha256").exists()  # as of a run's files
     assert len(list((on_cpus / "kept").iterdir())) == 4  # train and evaluation of both
 
     def nothing(*args):
@@ -281,6 +289,17 @@ def test_a_run_that_does_not_fit_is_told_with_what_does(on_cpus, capsys, monkeyp
     told = capsys.readouterr().out
     assert "vit.py on v5e-1: DOES NOT FIT" in told
     assert "--config.batch_size=" in told and " fits: " in told
+    assert preflight.main([*TINY, "--on=v5e-1", "--config.batch_size=2048"]) == 2
+    assert "--fit looks for" in capsys.readouterr().out
+
+
+def test_what_jax_leaves_of_a_gpu_is_told():
+    sizes = {"batch_size": 1, "fsdp": 1, "chips": 1, "state": 1, "usable": 75.0, "evaluation_peak": 1, "traffic": 1}
+    for peak, hint in ((90, True), (96, False)):
+        found = preflight.Row(
+            config="x", target="h100x1", fits=False, peak=peak, evaluation="sharp", memory=1.0, **sizes
+        )
+        assert ("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in preflight.told(found, 700)) is hint
 
 
 def test_mistakes_are_told_before_anything_is_compiled(on_cpus, monkeypatch, capsys):

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import checks, gpu, rates, roofline, startup
+from benchmarks import checks, compiled, gpu, rates, roofline, startup
 from bjax import models
+from bjax.aot import hlo, programs, targets
 from bjax.aot.targets import CHIPS
 from bjax.runtime import sharding
 
@@ -106,6 +107,24 @@ def report_of(tmp_path, cells, seconds=60.0, dry=False):
     report |= rates.about(rates.Sizes(2, 64, "bfloat16", 1, 1, False))
     gpu.run(cells(report), report, tmp_path, seconds)
     return json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
+
+
+def test_the_page_of_compiled_steps_has_every_kind(monkeypatch, tmp_path):
+    module = hlo.parse((ROOT / "tests" / "hlo" / "h200x8.txt").read_text())
+    found = hlo.by_kind(hlo.kernels(module))
+    kinds = {kind: {**k, "bytes": 10**9 * (n + 1)} for n, (kind, k) in enumerate(found.items())}
+    program = programs.Program(1.0, peak=2 * 10**9, traffic=45 * 10**9, kinds=kinds)
+    monkeypatch.setattr(targets, "check_installed", lambda target: None)
+    monkeypatch.setattr(targets, "devices", lambda target: jax.devices()[:1])
+    monkeypatch.setattr(programs, "train", lambda exp: program)
+    monkeypatch.setattr(programs, "evaluation", lambda exp, condition: program)
+    assert compiled.main(["--on=h200x1", "--models=vit_mask", f"--out={tmp_path / 'page.md'}"]) == 0
+    page = (tmp_path / "page.md").read_text()
+    train, infer = (line.split(" | ") for line in page.splitlines() if line.startswith("| vit_mask"))
+    assert train[2:4] == ["train", "45.0"] and infer[2] == "infer"
+    assert sum(float(x.strip(" |") or 0) for x in train[7:]) == sum(range(1, len(kinds) + 1))
+    assert float(train[4]) > float(infer[4])  # half of the tokens, three times
+    assert "- vit_mask, train, h200x1: 2 convolution, 3 matmul" in page
 
 
 def row(**more):

@@ -39,9 +39,12 @@ class Bound:
         return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
 
-def bound(program: Program, target: Target, dtype: str) -> Bound:
-    """dtype: of the computation, bfloat16 or float32."""
+def bound(program: Program, target: Target, dtype: str, fsdp: int = 1) -> Bound:
+    """dtype: of the computation, bfloat16 or float32. fsdp: over how many devices the weights are split."""
     rate = target.chip.bfloat16 if dtype == "bfloat16" else target.chip.float32
     n = target.number
-    sent = sum(SENT[kind](n) * row["bytes"] for kind, row in program.collectives.items())
+    # Weights are gathered, and gradients scattered, among fsdp devices; what is left is summed over the others.
+    among = dict.fromkeys(SENT, n) | dict.fromkeys(("all-gather", "reduce-scatter"), fsdp)
+    among["all-reduce"] = n // fsdp if fsdp < n else n
+    sent = sum(SENT[kind](among[kind]) * row["bytes"] for kind, row in program.collectives.items())
     return Bound(program.flops / (n * rate), program.traffic / target.chip.bandwidth, sent / target.link)

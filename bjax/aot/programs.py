@@ -68,7 +68,7 @@ def train(exp: Experiment) -> Program:
 
 
 def evaluation(exp: Experiment, condition: Condition) -> Program:
-    """What a condition asks of a batch: the larger of its two programs, that which applies the model."""
+    """The program of a condition that applies the model to a batch; what blurs and masks it before is another."""
     _, _, shapes, plan = experiment.state_of(exp, STEPS)
     options = {"objective": exp.objective, "mesh": exp.mesh}
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, plan)
