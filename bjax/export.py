@@ -40,6 +40,8 @@ def export(run: predictor.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu
         if platform not in PLATFORMS:
             raise UserError(f"--platforms={platform}: expected some of {','.join(PLATFORMS)}")
     variables = jax.device_get(run.variables)  # constants of the program, on no device
+    if hasattr(run.model, "attention"):  # cuDNN's calls are promised to no later version
+        run = dataclasses.replace(run, model=run.model.clone(attention="xla"))
 
     def program(images):
         outputs, scores, keep = predictor.look(run, images, variables)

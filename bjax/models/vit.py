@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bjax.errors import UserError
+from bjax.models import attention as attentions
 from bjax.models import reduce
 
 TOKEN_OPTIONS = ("evit_keep", "evit_layers", "tome_r")  # constructor options that change no parameter
@@ -47,12 +48,13 @@ def vit(
     evit_keep: float = 1.0,
     evit_layers: tuple[int, ...] | None = None,
     tome_r: int = 0,
+    attention: str = "auto",
 ) -> "ViT":
     """The ViT called `variant`: Ti, S, B, L or H, a slash, and the patch size in pixels ("B/16").
 
     `depth`, `width`, `heads` and `mlp_dim` override the variant's own (`mlp_dim` follows `width`). `evit_layers` are
     counted from 0; by default they lie at a quarter, a half and three quarters of the depth: 3, 6 and 9 of 12, the
-    paper's.
+    paper's. `attention`: auto, cuDNN's fused one on GPUs where it can be, or xla, see `bjax.models.attention`.
 
     Raises UserError for a variant not of that form, heads that do not divide the width, an EViT keep rate outside
     (0, 1], a layer that there is not, a negative r, and EViT and ToMe at once.
@@ -80,6 +82,8 @@ def vit(
         raise UserError(f"evit_layers={evit_layers}: expected layers from 0 to {depth - 1}")
     if tome_r < 0 or tome_r != int(tome_r):
         raise UserError(f"tome_r={tome_r}: expected how many tokens each layer merges away, a whole number")
+    if attention not in attentions.IMPLEMENTATIONS:
+        raise UserError(f"attention={attention}: expected {' or '.join(attentions.IMPLEMENTATIONS)}")
     if tome_r and evit_keep < 1:
         way = "one of the two, the other at tome_r=0 or evit_keep=1"
         raise UserError(f"tome_r={tome_r} with evit_keep={evit_keep}: {way}")
@@ -97,6 +101,7 @@ def vit(
         evit_keep=evit_keep,
         evit_layers=evit_layers,
         tome_r=tome_r,
+        attention=attention,
         dtype=dtype,
     )
 
@@ -124,6 +129,7 @@ class ViT(nn.Module):
     evit_keep: float = 1.0  # share of tokens that each of evit_layers keeps, beside one fused of the others
     evit_layers: tuple[int, ...] = ()
     tome_r: int = 0  # tokens that every layer merges away
+    attention: str = "auto"  # by platform, or xla
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -205,6 +211,12 @@ class ViT(nn.Module):
                 why = "evit_keep and tome_r need all of them to count"
                 raise ValueError(f"tokens.mode={mode!r} masks tokens: {why}")
             key_mask = jnp.concatenate([jnp.ones((batch, 1), bool), key_mask], axis=1)
+        there = x.shape[1]
+        if not self.reduces:  # which count tokens themselves
+            more = attentions.padded_length(there, self.dtype) - there
+            x = jnp.pad(x, ((0, 0), (0, more), (0, 0)))
+            if key_mask is not None:
+                key_mask = jnp.pad(key_mask, ((0, 0), (0, more)))
         sizes = None  # f32[B, T]: patches that a merged token stands for
         for i in range(self.depth):
             x, sizes = Block(
@@ -215,9 +227,10 @@ class ViT(nn.Module):
                 tanh_gelu=self.tanh_gelu,
                 evit_keep=self._keep_in(i),
                 tome_r=self.tome_r,
+                attention=self.attention,
                 dtype=self.dtype,
                 name=f"block_{i}",
-            )(x, key_mask, sizes, train=train)
+            )(x, key_mask, sizes, there=there, train=train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 0])
         if self.representation_size:
             x = jnp.tanh(nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x))
@@ -244,7 +257,8 @@ class ViT(nn.Module):
 class Block(nn.Module):
     """Self-attention, then MLP, each normalised before it; in between, some tokens are left out or merged.
 
-    `x: [B, T, D]`, `key_mask: bool[B, T]` or None, `sizes: f32[B, T]` or None for ones. Returns the new x and sizes.
+    `x: [B, T, D]`, `key_mask: bool[B, T]` or None and `there` as of `attention.attend`, `sizes: f32[B, T]` or None for
+    ones. Returns the new x and sizes.
     """
 
     heads: int
@@ -255,9 +269,10 @@ class Block(nn.Module):
     dtype: jnp.dtype
     evit_keep: float = 1.0
     tome_r: int = 0
+    attention: str = "auto"
 
     @nn.compact
-    def __call__(self, x, key_mask, sizes=None, *, train: bool):
+    def __call__(self, x, key_mask, sizes=None, *, there: int | None = None, train: bool):
         batch, length, width = x.shape
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
@@ -268,18 +283,16 @@ class Block(nn.Module):
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
 
         y = dense(3 * width, kernel_init=qkv_init, name="qkv")(norm(name="norm1")(x))
-        query, key, value = jnp.moveaxis(y.reshape(batch, length, 3, self.heads, width // self.heads), 2, 0)
-        # Scaled here, not in the scores: there XLA scales before or after the product, depending on what follows, and
-        # a mask that keeps all would change the last bit.
-        query *= query.shape[-1] ** -0.5
-        mask = None if key_mask is None else key_mask[:, None, None, :]
+        head = width // self.heads
+        query, key, value = jnp.moveaxis(y.reshape(batch, length, 3, self.heads, head), 2, 0)
         # Attention in proportion to size: a token that stands for s patches is attended to as s equal ones are.
         bias = None if sizes is None else jnp.log(sizes)[:, None, None, :].astype(query.dtype)
-        y = jax.nn.dot_product_attention(query, key, value, bias, mask, scale=1.0, implementation="xla")
+        options = {"there": there, "key_mask": key_mask, "bias": bias, "implementation": self.attention}
+        y = attentions.attend(query, key, value, **options)
         x += drop_path(drop(dense(width, name="out")(y.reshape(batch, length, width))))
 
         if self.evit_keep < 1:
-            x = reduce.keep_attentive(x, reduce.class_attention(query, key), self.evit_keep)
+            x = reduce.keep_attentive(x, reduce.class_attention(query * head**-0.5, key), self.evit_keep)
         if self.tome_r:
             x, sizes = reduce.merge_similar(x, key.mean(axis=2), sizes, self.tome_r)
 

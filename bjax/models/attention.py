@@ -1,0 +1,73 @@
+"""Self-attention by the platform that a program is lowered for: cuDNN's fused kernel on GPUs, XLA's products elsewhere.
+
+The fused kernel never writes the scores to memory. It takes bfloat16 and float16, head sizes that are multiples of 8 up
+to 128, and an even number of tokens; what it does not take goes through XLA on GPUs too. The choice is
+`lax.platform_dependent`'s, so that a program which is compiled for a GPU on another machine has it as well.
+"""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+HALF = (jnp.bfloat16, jnp.float16)
+LARGEST_HEAD = 128  # of the fused kernel on every GPU that has it
+TILE = 8  # tokens: matrix units take the half-precision types in tiles whose sides are multiples of it
+IMPLEMENTATIONS = ("auto", "xla")
+
+Heads = Float[Array, "b t h d"]
+
+
+def padded_length(tokens: int, dtype: jnp.dtype) -> int:
+    """How many tokens to compute with for so many: in half precision the next multiple of `TILE`."""
+    return tokens if dtype not in HALF else -(-tokens // TILE) * TILE
+
+
+def attend(
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    *,
+    there: int | None = None,
+    key_mask: Bool[Array, "b t"] | None = None,
+    bias: Float[Array, "b 1 1 t"] | None = None,
+    implementation: str = "auto",
+) -> Heads:
+    """softmax(query · keyᵀ / √d + bias) · value, of the type of `value`; the softmax is computed in float32.
+
+    key_mask: who is attended to; None: the first `there` tokens, the others are padding; both None: all.
+    implementation: auto | xla. auto: by platform, as above; xla: XLA's products everywhere.
+    """
+    length, scale = query.shape[1], query.shape[3] ** -0.5
+    padded = key_mask is None and (there or length) < length
+
+    def products(query, key, value, key_mask, bias):
+        mask = (jnp.arange(length) < there)[None] if padded else key_mask
+        mask = None if mask is None else mask[:, None, None, :]
+        # Scaled here, not in the scores: there XLA scales before or after the product, depending on what follows, and
+        # a mask that keeps all would change the last bit.
+        return jax.nn.dot_product_attention(query * scale, key, value, bias, mask, scale=1.0, implementation="xla")
+
+    def fused(query, key, value, key_mask, _):
+        cudnn = functools.partial(jax.nn.dot_product_attention, query, key, value, implementation="cudnn")
+        if key_mask is not None:
+            return cudnn(mask=jnp.broadcast_to(key_mask[:, None, None, :], (len(query), 1, length, length)))
+        if padded:  # cheaper than a mask, which the kernel reads as a bias
+            return cudnn(key_value_seq_lengths=jnp.full(len(query), there, jnp.int32))
+        return cudnn()
+
+    fits = query.dtype in HALF and query.shape[3] % 8 == 0 and query.shape[3] <= LARGEST_HEAD and length % 2 == 0
+    if implementation == "xla" or not fits or bias is not None or not has_cudnn():
+        return products(query, key, value, key_mask, bias)
+    return lax.platform_dependent(query, key, value, key_mask, bias, cuda=fused, default=products)
+
+
+@functools.cache
+def has_cudnn() -> bool:
+    """Whether JAX's plugin for NVIDIA's GPUs is installed; without it nothing is lowered for them."""
+    if importlib.util.find_spec("jax_plugins") is None:
+        return False
+    return any(importlib.util.find_spec(f"jax_plugins.xla_cuda{major}") for major in (12, 13))
