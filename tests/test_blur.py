@@ -185,6 +185,14 @@ def test_motion_has_the_moments_of_a_line():
         assert (kernel * across**2).sum() < 0.3
 
 
+def test_a_constant_image_stays_the_same_to_a_few_roundings():
+    """Hundred taps or more, which must not add their roundings up."""
+    images = np.broadcast_to(random_images(64, 1, 1, 3), (64, 32, 32, 3))
+    radius, length = np.linspace(1, 6, 64, dtype=np.float32), np.linspace(5, 17, 64, dtype=np.float32)
+    for blurred in (DEFOCUS(images, radius), MOTION(images, length, length)):
+        np.testing.assert_allclose(blurred, images, rtol=5e-7)
+
+
 @pytest.mark.parametrize("radius", [0.6, 1.0, 2.37, 5.5, 10.0])
 def test_defocus_is_the_area_of_the_disk_in_each_pixel(radius):
     fine = 200
