@@ -15,15 +15,18 @@ from jaxtyping import Array, Bool, Float
 
 HALF = (jnp.bfloat16, jnp.float16)
 LARGEST_HEAD = 128  # of the fused kernel on every GPU that has it
-TILE = 8  # tokens: matrix units take the half-precision types in tiles whose sides are multiples of it
 IMPLEMENTATIONS = ("auto", "xla")
 
 Heads = Float[Array, "b t h d"]
 
 
 def padded_length(tokens: int, dtype: jnp.dtype) -> int:
-    """How many tokens to compute with for so many: in half precision the next multiple of `TILE`."""
-    return tokens if dtype not in HALF else -(-tokens // TILE) * TILE
+    """How many tokens to compute with for so many: in half precision the next even number, for the fused kernel.
+
+    The next multiple of 8, the side of the matrix units' tiles, moves 4 % more bytes in a step of the masked ViT-S,
+    on GPUs (33.5 GB, 32.3 with even numbers) and TPUs (49.4, 47.7) alike.
+    """
+    return tokens + tokens % 2 if dtype in HALF else tokens
 
 
 def attend(
