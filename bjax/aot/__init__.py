@@ -7,6 +7,8 @@ FLAGS = "--xla_gpu_enable_triton_gemm=false"
 # XLA tells at length what it could not fit, and libtpu that it finds no chips.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_SKIP_MDS_QUERY": "1"}
 QUIET |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5e-4"}
+# Its lock is for who uses chips: several processes may compile at once.
+QUIET |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 def prepare() -> None:
