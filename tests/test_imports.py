@@ -53,7 +53,8 @@ ALLOWED = {
     "sharpness": frozenset(),
     "runtime": {"config", "specs", "options", "manifest", "sums"},
     "config": {"specs", "options", "sums"},
-    "specs": {"options"},
+    "specs": {"blur_spec", "options"},
+    "blur_spec": {"options"},
     "data": {"specs", "manifest"},
     **dict.fromkeys(("errors", "options", "stats", "models", "manifest", "sums"), frozenset()),
 }
@@ -110,9 +111,9 @@ def test_configs_import_no_bjax_but_what_can_be_asked_for(path):
         ), name
 
 
-@pytest.mark.parametrize("name", ["specs", "options", "stats", "errors"])
+@pytest.mark.parametrize("name", ["specs", "blur_spec", "options", "stats", "errors"])
 def test_what_can_be_asked_for_needs_nothing_of_bjax(name):
     """So configs, which have no devices, and a report, which has no JAX, can read it."""
-    known = ("bjax.errors", "bjax.options") if name in ("specs", "options") else ()
+    known = ("bjax.errors", "bjax.options", "bjax.blur_spec") if name in ("specs", "blur_spec", "options") else ()
     others = [x for x in imported(ROOT / "bjax" / f"{name}.py") if x.startswith(("bjax", "jax", "flax"))]
     assert all(x.startswith(known) for x in others), others
