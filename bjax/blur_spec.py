@@ -6,11 +6,12 @@ import math
 import numpy as np
 
 from bjax.errors import nearest
-from bjax.options import plain
+from bjax.options import one_of, plain, wrong
 
 KINDS = ("sharp", "gaussian", "motion", "defocus")  # of blur, in the order of blur_type's labels
 # What a model estimates of a blur (loss.parameters), and the kind that has it.
 PARAMETERS = {"sigma": "gaussian", "length": "motion", "angle": "motion", "radius": "defocus"}
+WHERE = ("whole", "regions", "ramp", "centre", "surround")  # of an image is blurred
 # Beyond this no photograph needs to go, and a mistyped digit would take hours and all memory to be noticed.
 LARGEST_KERNEL = 1_025  # pixels
 
@@ -94,6 +95,10 @@ class BlurSpec:
     radius: defocus radius, pixels, 0 to `psf_size / 2`.
     noise: standard deviation of the additive Gaussian noise on the 0..1 scale. It is added last and to every kind,
       sharp too, so that noise tells nothing about the kind; the sum is clipped to [0, 1].
+    where: of the image is blurred, each draw of an image's own: whole; regions, one to three rectangles; centre, a
+      rectangle or an ellipse in the middle, the object, say; surround, all but these, the background; ramp, σ growing
+      from 0 at one corner to the drawn one at the opposite, in a random direction (Gaussian only, and kernel_size²
+      passes). Regions, centre and surround cover half of the image on average (`bjax.blur.varying`).
 
     Raises ValueError naming the field and what is allowed.
     """
@@ -106,6 +111,7 @@ class BlurSpec:
     angle: tuple[float, float] = plain((0.0, math.pi))
     radius: tuple[float, float] = plain((2.0, 6.0))
     noise: tuple[float, float] = plain((0.0, 0.0))
+    where: str = one_of(*WHERE, added=True)
 
     def __post_init__(self):
         for name in ("kernel_size", "psf_size"):
@@ -122,3 +128,9 @@ class BlurSpec:
             object.__setattr__(self, name, _range(name, getattr(self, name), low, high))
         if "gaussian" in dict(self.kinds):
             check_cut(self.sigma[1], self.kernel_size)
+        if expected := wrong(self.where, {"choices": WHERE}):
+            raise ValueError(f"where={self.where}: {expected}")
+        others = [name for name, _ in self.kinds if name in ("motion", "defocus")]
+        if self.where == "ramp" and others:
+            others = " and ".join(others)
+            raise ValueError(f"where=ramp: {others} cannot grow over an image, only gaussian can; use regions")

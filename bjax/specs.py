@@ -7,7 +7,7 @@ too: a ValueError that names the field.
 import dataclasses
 
 # What can be asked for is found here, whichever file says it.
-from bjax.blur_spec import KINDS, PARAMETERS, BlurSpec, check_cut, check_kernel_size, gaussian_size  # noqa: F401
+from bjax.blur_spec import KINDS, PARAMETERS, WHERE, BlurSpec, check_cut, check_kernel_size, gaussian_size  # noqa: F401
 from bjax.options import group, number, one_of, plain, wrong
 
 MEASURES = ("laplacian", "tenengrad", "modified_laplacian", "high_frequency")  # of bjax.sharpness

@@ -1,4 +1,4 @@
-"""A random blur per image: which kind, with which parameters, from a distribution that has a name."""
+"""A random blur per image: which kind, with which parameters, and where, from a distribution that has a name."""
 
 import functools
 from typing import NamedTuple
@@ -9,8 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float32, Int32, Key
 
-from bjax.blur import convolve, psf
+from bjax.blur import convolve, psf, varying
 from bjax.blur.convolve import Images
+from bjax.blur.varying import SigmaMap
 from bjax.specs import KINDS, PARAMETERS, BlurSpec
 
 
@@ -22,6 +23,19 @@ class Params(NamedTuple):
     angle: Float32[Array, " b"]
     radius: Float32[Array, " b"]
     noise: Float32[Array, " b"]
+
+
+class Drawn(NamedTuple):
+    """Blurred images, and the truth about them.
+
+    kind: an index into `KINDS`. truth: of every pixel how strong its blur is, in pixels: σ of a Gaussian, length of
+    motion, radius of defocus, 0 where it is sharp; None where the spec blurs whole images, which `params` say all of.
+    """
+
+    images: Images
+    kind: Int32[Array, " b"]
+    params: Params
+    truth: SigmaMap | None
 
 
 SHARP = BlurSpec({"sharp": 1})
@@ -45,21 +59,37 @@ def draw(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> tuple[Images,
 
     Raises ValueError for keys that are not one typed key per image and images that are not a float batch.
     """
+    return draw_with_truth(key, images, spec)[:3]
+
+
+def draw_with_truth(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> Drawn:
+    """`draw`, with the map of where each image is blurred, and how strongly."""
     batch = convolve.check_images(images)
     convolve.check_keys(key, batch)
     return _draw(key, images, spec)
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def _draw(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> tuple[Images, Int32[Array, " b"], Params]:
+def _draw(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> Drawn:
     kind, params, noise_key = jax.vmap(lambda k: draw_one(k, spec))(key)
-    one, batched = functools.partial(_apply_one, spec), functools.partial(_apply_batched, spec)
-    blurred = convolve.by_platform(one, batched, images, kind, params)
+    # Beside the two that `draw_one` splits a key into: whole images are drawn as if there were no third.
+    where_key = jax.vmap(lambda k: jax.random.fold_in(k, 2))(key)
+    if spec.where == "ramp":
+        blurred, truth = varying.ramp(where_key, images, 0.0, params.sigma, kernel_size=spec.kernel_size)
+    else:
+        one, batched = functools.partial(_apply_one, spec), functools.partial(_apply_batched, spec)
+        blurred, truth = convolve.by_platform(one, batched, images, kind, params), None
+        if spec.where != "whole":
+            shape = varying.rectangles if spec.where == "regions" else varying.middle
+            inside = shape(where_key, *images.shape[1:3]) ^ (spec.where == "surround")
+            blurred = jnp.where(inside[..., None], blurred, images)
+            strength = params.sigma + params.length + params.radius  # of which a kind has one
+            truth = inside * strength[:, None, None]
     if spec.noise[1] > 0:
         noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(noise_key)
         blurred = blurred.astype(jnp.float32) + params.noise[:, None, None, None] * noise
         blurred = jnp.clip(blurred, 0, 1).astype(images.dtype)
-    return blurred, kind, params
+    return Drawn(blurred, kind, params, truth)
 
 
 def draw_one(key: Key[Array, ""], spec: BlurSpec) -> tuple[Int32[Array, ""], Params, Key[Array, ""]]:

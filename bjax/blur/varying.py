@@ -3,6 +3,9 @@
 A σ map is `f32[B, H, W]` in pixels; 0 is sharp. Each output pixel is the mean of its surroundings under the
 Gaussian of its own σ (a gather: sharp pixels next to a blurred region stay sharp, and nothing is normalised
 afterwards). Images keep their shape and dtype.
+
+Where a blur is the same wherever it is, the image is blurred once, as a whole, and `rectangles` or `middle` says which
+pixels take it: the same numbers, at 2 · kernel_size passes in place of kernel_size².
 """
 
 import functools
@@ -10,12 +13,14 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float32, Key
+from jaxtyping import Array, Bool, Float32, Key
 
 from bjax.blur import convolve, psf
 from bjax.blur.convolve import Images, PerImage
 
 SigmaMap = Float32[Array, "b h w"]  # pixels
+# Mean side of so many rectangles, as a fraction of the image's, that cover half of it together; sides are within ±.2.
+SIDES = {1: 0.707, 2: 0.585, 3: 0.51}
 
 
 def gaussian(images: Images, sigma_map: SigmaMap, *, kernel_size: int = 19) -> Images:
@@ -88,22 +93,52 @@ def regions(
         raise ValueError(f"count={count}: must be at least 1")
     if not 0 <= size[0] <= size[1] <= 1:
         raise ValueError(f"size={size}: must be low ≤ high within [0, 1]")
-    height, width = images.shape[1:3]
-
-    rows, columns = (jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width
 
     def inside(key):
         sides, places = jax.random.uniform(key, (2, count, 2))
-        sides = size[0] + (size[1] - size[0]) * sides
-        starts = places * (1 - sides)
-        (top, left), (bottom, right) = starts.T[..., None], (starts + sides).T[..., None]
-        in_rows, in_columns = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)
-        return (in_rows[:, :, None] & in_columns[:, None, :]).any(0)
+        return _covered(size[0] + (size[1] - size[0]) * sides, places, *images.shape[1:3]).any(0)
 
     mask = jax.vmap(inside)(key)
     blurred = convolve.gaussian(images, sigma, kernel_size=kernel_size)
     sigma_map = mask * convolve.per_image("sigma", sigma, batch)[:, None, None]
     return jnp.where(mask[..., None], blurred, images), sigma_map
+
+
+def rectangles(key: Key[Array, " b"], height: int, width: int) -> Bool[Array, "b h w"]:
+    """Whether each pixel lies in one of the image's rectangles: half of the image on average.
+
+    key: typed keys, one per image. One, two or three rectangles, each number as often, their sides within ±.2 of
+    `SIDES`, as fractions of the image's. They may overlap, and lie within the image: its middle is covered more often
+    than its border.
+    """
+
+    def inside(key):
+        count_key, key = jax.random.split(key)
+        number = jax.random.randint(count_key, (), 0, len(SIDES))
+        sides, places = jax.random.uniform(key, (2, len(SIDES), 2))
+        sides = jnp.array(list(SIDES.values()))[number] + 0.4 * (sides - 0.5)
+        drawn = jnp.arange(len(SIDES)) <= number
+        return (_covered(sides, places, height, width) & drawn[:, None, None]).any(0)
+
+    return jax.vmap(inside)(key)
+
+
+def middle(key: Key[Array, " b"], height: int, width: int) -> Bool[Array, "b h w"]:
+    """Whether each pixel lies in a rectangle or, as often, an ellipse in the middle: half of the image on average.
+
+    key: typed keys, one per image. A rectangle's sides are .55 to .85 of the image's; the axes of the ellipse of the
+    same area are √(4/π) times as long.
+    """
+
+    def inside(key):
+        shape_key, key = jax.random.split(key)
+        y, x = jax.random.uniform(key, (2,), minval=0.55, maxval=0.85) / 2
+        rows, columns = _places(height)[:, None] - 0.5, _places(width) - 0.5
+        rectangle = (jnp.abs(rows) < y) & (jnp.abs(columns) < x)
+        ellipse = (rows / y) ** 2 + (columns / x) ** 2 < 4 / jnp.pi
+        return jnp.where(jax.random.bernoulli(shape_key), ellipse, rectangle)
+
+    return jax.vmap(inside)(key)
 
 
 def ramp(
@@ -134,3 +169,35 @@ def ramp(
     depth = (column * cos - row * sin) / (jnp.abs(cos) + jnp.abs(sin)) + 0.5
     sigma_map = near + (far - near) * jnp.clip(depth, 0, 1)
     return gaussian(images, sigma_map, kernel_size=kernel_size), sigma_map
+
+
+def per_patch(strength_map: SigmaMap, patch_size: int) -> Float32[Array, "b _ _"]:
+    """The mean of a map (σ, or another strength in pixels) over each patch, float32[B, H/p, W/p]; p divides H and W."""
+    batch, height, width = strength_map.shape
+    patches = strength_map.reshape(batch, height // patch_size, patch_size, width // patch_size, patch_size)
+    return patches.mean(axis=(2, 4))
+
+
+def blurred_patches(strength_map: SigmaMap, patch_size: int) -> Bool[Array, "b _ _"]:
+    """Which patches are blurred, bool[B, H/p, W/p]: those of which more than half of the pixels are.
+
+    A pixel is where it has at least half of its image's strongest blur: all that are blurred at all, where all of these
+    are alike, and the blurrier half of a ramp.
+    """
+    strongest = strength_map.max(axis=(1, 2), keepdims=True)
+    blurred = (strength_map > 0) & (strength_map >= strongest / 2)
+    return per_patch(blurred.astype(jnp.float32), patch_size) > 0.5
+
+
+def _places(size: int) -> Float32[Array, " n"]:
+    """The centres of pixels along a side of 1."""
+    return (jnp.arange(size) + 0.5) / size
+
+
+def _covered(sides: Float32[Array, "n 2"], places: Float32[Array, "n 2"], height: int, width: int):
+    """bool[n, H, W]: the pixels of rectangles within the image, a side of which is 1; places: 0 to 1 of their room."""
+    rows, columns = _places(height), _places(width)
+    starts = places * (1 - sides)
+    (top, left), (bottom, right) = starts.T[..., None], (starts + sides).T[..., None]
+    in_rows, in_columns = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)
+    return in_rows[:, :, None] & in_columns[:, None, :]
