@@ -98,6 +98,8 @@ def compared(flags) -> dict[str, tuple[ViT, MaskSpec, float]]:
         masks = {k: MaskSpec("gather", selector=flags.selector, keep_rate=k) for k in keeps}
     except ValueError as error:
         raise UserError(f"--keep={flags.keep} --selector={flags.selector}: {error}") from None
+    if any(mask.needs_truth for mask in masks.values()):
+        raise UserError(f"--selector={flags.selector}: needs a map of the blur, which is no part of what is timed")
     options = {"variant": flags.variant, "dtype": jnp.dtype(flags.dtype)}
     options |= {"depth": flags.depth} if flags.depth else {}
     build = functools.partial(models.build, "vit", num_classes=CLASSES, **options)

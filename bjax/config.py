@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bjax import options, specs, sums
+from bjax import combinations, options, specs, sums
 from bjax.errors import UserError, closest, nearest
 
 Note = Callable[[str], None] | None  # what is told a line, for people
@@ -207,17 +207,7 @@ def validate(config: ConfigDict) -> None:
             re.compile(pattern)
         except (re.error, ValueError, TypeError):
             raise UserError(f"config.mesh.rules: {rule}: expected (regular expression, fsdp | replicate)") from None
-    if (batch := config.batch_size) % (parts := config.optim.accumulate):
-        raise UserError(f"config.batch_size={batch}: not divisible by config.optim.accumulate={parts}")
-    if (size := config.norm.group) and (images := batch // parts) % size:
-        fits = max(n for n in range(1, size) if images % n == 0)
-        raise UserError(f"config.norm.group={size}: does not divide {images} images at once; use {fits}, or 0 for all")
-    scale, size, resize = config.data.scale, config.data.image_size, config.data.resize
-    if not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(f"config.data.scale={scale}: expected 0 < low <= high <= 1, such as 0.08,1")
-    if 0 < resize < size:
-        way = "use 0 for no rescaling, or at least image_size"
-        raise UserError(f"config.data.resize={resize}: smaller than config.data.image_size={size}; {way}")
+    combinations.check(config)
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:

@@ -141,6 +141,11 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
             f"--condition={condition}: no condition of {workdir}{nearest(condition, exp.conditions)}; "
             f"there are {', '.join(exp.conditions)}"
         )
+    if inputs.mask.needs_truth:
+        raise UserError(
+            f"--condition={condition}: its mask (selector=oracle) knows which patches were blurred, which nobody knows "
+            "of a photograph; name another condition, or none"
+        )
     if inputs.mask.mode == "bucket":  # groups images of one length; alone, each is what attend computes
         inputs = dataclasses.replace(inputs, mask=dataclasses.replace(inputs.mask, mode="attend"))
     exp = dataclasses.replace(exp, mesh=sharding.make_mesh(1, 1, jax.local_devices()[:1]))

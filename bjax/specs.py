@@ -11,8 +11,10 @@ from bjax.blur_spec import KINDS, PARAMETERS, WHERE, BlurSpec, check_cut, check_
 from bjax.options import group, number, one_of, plain, wrong
 
 MEASURES = ("laplacian", "tenengrad", "modified_laplacian", "high_frequency")  # of bjax.sharpness
-# Selectors that keep as many patches and look at less, or at the other end.
-CONTROLS = ("random", "inverse", "centre")
+# The sharpest patch of each 2×2 cell of patches first, then the second of each: spread over the image as well as sharp.
+STRATIFIED = "stratified"
+# Selectors that keep as many patches and look at less, at the other end, or at what no image shows (oracle).
+CONTROLS = ("random", "inverse", "centre", "oracle")
 # Beyond this no photograph needs to go, and a mistyped digit would take hours and all memory to be noticed.
 LARGEST_SIDE = 16_384  # pixels
 CORRUPTIONS = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur")  # of ImageNet-C
@@ -29,9 +31,11 @@ class MaskSpec:
       tokens computed, dropped ones masked as keys: no influence, no saving); gather (a static number of tokens
       enters the encoder: compute falls); bucket (inference under a threshold: images are grouped by how many they
       keep, and compute falls with each image's own number, see `bjax.evaluate.bucket`).
-    selector: a focus measure of `sharpness.MEASURES`, or a control that keeps as many patches of each image as the
-      Laplacian variance would: random, inverse (the other end of the scores), centre (nearest the centre first).
-    drop: below keeps the highest scores, above the lowest.
+    selector: a focus measure of `sharpness.MEASURES`; or stratified, the Laplacian variance within each 2×2 cell of
+      patches, the best of every cell before the second of any: sharpness traded for coverage; or a control that keeps
+      as many patches of each image as the Laplacian variance would: random, inverse (the other end of the scores),
+      centre (nearest the centre first), oracle (the least blurred, as the drawn blur's map knows).
+    drop: below keeps the highest scores (of the oracle: the least blurred), above the lowest (the most blurred).
     threshold: a score on the 0..255 scale; patches on the dropped side of it go.
     keep_rate: at most round(keep_rate · patches) stay, and at least one may; with a threshold, a budget.
     scope: image | patch, see `sharpness.laplacian_variance`.
@@ -42,7 +46,7 @@ class MaskSpec:
     """
 
     mode: str = one_of("none", "zero_pixels", "zero_tokens", "attend", "gather", "bucket")
-    selector: str = one_of(*MEASURES, *CONTROLS)
+    selector: str = one_of(*MEASURES, STRATIFIED, *CONTROLS)
     drop: str = one_of("below", "above")
     threshold: float | None = plain(None)  # paper 1 uses 100
     keep_rate: float | None = plain(None)
@@ -52,7 +56,12 @@ class MaskSpec:
     @property
     def measure(self) -> str:
         """The focus measure of its scores and its threshold, a key of `sharpness.MEASURES`."""
-        return "laplacian" if self.selector in CONTROLS else self.selector
+        return self.selector if self.selector in MEASURES else "laplacian"
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether it can be had only where it is known how blurred each patch is."""
+        return self.mode != "none" and self.selector == "oracle"
 
     def __post_init__(self):
         for f in dataclasses.fields(self):

@@ -23,6 +23,7 @@ TRAIN_BLURS = {  # paper 1, section 4.2: the three training sets
     "blurred": {"gaussian": 1.0},
     "mix": {"sharp": 0.5, "gaussian": 0.5},
 }
+PARTIAL = "partial"  # the fourth, which no paper has: every image blurred, each in regions of its own
 
 
 def parse_arg(arg, **defaults):
@@ -48,8 +49,9 @@ def parse_arg(arg, **defaults):
         else:
             hint = nearest(key, [*SOURCES, *defaults])
             raise ValueError(f"unknown argument {item!r}{hint}; known: {', '.join(known)}")
-    if "train" in args and args.train not in TRAIN_BLURS:
-        raise ValueError(f"train={args.train}: expected one of {', '.join(TRAIN_BLURS)}")
+    trainings = (*TRAIN_BLURS, PARTIAL)
+    if "train" in args and args.train not in trainings:
+        raise ValueError(f"train={args.train}: expected one of {', '.join(trainings)}")
     return args
 
 
@@ -108,7 +110,7 @@ def use_source(c, arg):
     c.recipe = "small" if arg.source == "small" else "given"
     if arg.fraction != 100:
         c.data.train = f"train[:{arg.fraction}%]"
-    c.blur = blur(TRAIN_BLURS[arg.train])
+    c.blur = GAUSSIAN(where="regions") if arg.train == PARTIAL else blur(TRAIN_BLURS[arg.train])
     split = arg.eval_split or {"demo": "test", "small": ""}.get(arg.source, "validation")
     c.eval.sharp = condition(split)
     c.eval.blurred = condition(split, GAUSSIAN())

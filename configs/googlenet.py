@@ -5,7 +5,7 @@
     python -m bjax.main --config=configs/googlenet.py --mode=eval --config.init_from=torchvision:googlenet \\
         --config.dtype=float32 --workdir=runs/googlenet_v1
 
-ARGS: demo | imagenette | small, train=sharp|blurred|mix, fraction=100 (per cent of the images),
+ARGS: demo | imagenette | small, train=sharp|blurred|mix|partial, fraction=100 (per cent of the images),
 curves=false (accuracy against blur as well: a grid of σ, and ImageNet-C's blurs).
 
 The recipe is torchvision's for CNNs without residuals: SGD 0.01, batch 256, decay 1e-4, 90 epochs, auxiliary heads

@@ -56,7 +56,9 @@ def put(tree, devices):
 
 def chosen(images, spec, seed=0):
     keys = jax.random.split(jax.random.key(seed), len(images))
-    return tokens.select(keys, jnp.float32(images) / 255, spec, PATCH)
+    grid = images.shape[1] // PATCH, images.shape[2] // PATCH
+    truth = np.random.default_rng(seed).integers(0, 3, (len(images), *grid)).astype(np.float32)
+    return tokens.select(keys, jnp.float32(images) / 255, spec, PATCH, truth=truth)
 
 
 @jax.jit
@@ -273,7 +275,9 @@ def test_bucket_is_a_gather_per_image_and_compiles_once_per_length(fields, devic
 
     counts, i = set(), 0
     for batch in batches:
-        kept = chosen(batch["image"], MaskSpec("attend", **fields))
+        # The stream's own keys: of patches that are alike, as in the flat image, they decide which stay.
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), 1))(batch["id"])
+        kept = tokens.select(keys, jnp.float32(batch["image"]) / 255, MaskSpec("attend", **fields), PATCH)
         for image, keep, label in zip(
             batch["image"][batch["mask"]], np.asarray(kept.keep), batch["label"], strict=False
         ):

@@ -56,6 +56,9 @@ MORE = [
     ("benchmarks.tokens", "--batch=9"),
     ("benchmarks.tokens", "--variant=Q/16"),
     ("benchmarks.tokens", "--size=100"),
+    ("benchmarks.tokens", "--selector=oracle"),
+    ("bjax.main", "--config.mask.selector=oracle"),
+    ("bjax.main", "--config.blur.where=middle"),
     ("bjax.weights", "--option=variant"),
 ]
 MISTAKES = [

@@ -18,6 +18,7 @@ MASKS = (
     MaskSpec("attend", threshold=45_000.0),
     MaskSpec("attend", drop="above", keep_rate=0.5),
     MaskSpec("attend", threshold=0.0),
+    MaskSpec("attend", selector="oracle", keep_rate=0.5),
 )
 
 
@@ -29,7 +30,7 @@ def test_counts_are_those_of_a_loop_on_any_number_of_devices(sigma, size):
         "id": np.arange(8, dtype=np.uint32),
         "mask": np.arange(8) < 6,
     }
-    expected = np.zeros((3, 4))
+    expected = np.zeros((len(MASKS), 4))
     for i in range(6):
         key = jax.random.fold_in(jax.random.key(0), i)
         region_key, mask_key = (jax.random.fold_in(key, n)[None] for n in (0, 1))
@@ -37,12 +38,13 @@ def test_counts_are_those_of_a_loop_on_any_number_of_devices(sigma, size):
         image, sigma_map = varying.regions(region_key, image, sigma, kernel_size=size)
         sigma_map = np.asarray(sigma_map[0])
         blurred = np.array(
-            [(sigma_map[y : y + 8, x : x + 8] > 0).mean() >= 0.5 for y in range(0, 32, 8) for x in range(0, 48, 8)]
+            [(sigma_map[y : y + 8, x : x + 8] > 0).mean() > 0.5 for y in range(0, 32, 8) for x in range(0, 48, 8)]
         )
         for row, mask in zip(expected, MASKS, strict=True):
-            dropped = ~np.asarray(tokens.select(mask_key, image, mask, 8).keep[0])
+            truth = sigma_map.reshape(1, 4, 8, 6, 8).mean((2, 4))
+            dropped = ~np.asarray(tokens.select(mask_key, image, mask, 8, truth=truth).keep[0])
             row += (dropped & blurred).sum(), dropped.sum(), blurred.sum(), 24
-    assert 0 < expected[0, 0] < expected[0, 1] < 144
+    assert 0 < expected[0, 0] < expected[0, 1] < 144 and expected[3, 0] > expected[1, 0]
     for devices in (1, 8):
         mesh = sharding.make_mesh(-1, 1, jax.devices()[:devices])
         placed = sharding.put(batch, mesh)

@@ -187,6 +187,10 @@ def test_table_lines_up():
     row |= {"top1_95": [0.1, 1.0], "n": 50_000}
     lines = table(dict.fromkeys(("sharp", "blurred_drop_above_random"), row), classes=14).splitlines()
     assert max(map(len, lines)) <= 80 and lines[-1] == "each of 50,000 images"
+    found = {"a_condition_of_25_letters": row, "regions": {**row, "iou": 1.0}}
+    found = table(found, classes=14).splitlines()
+    assert max(map(len, found)) <= 80 and found[0].endswith("kept %  IoU %")
+    assert found[2].endswith(" 25.0") and found[3].endswith(" 25.0  100.0")
     few = table(dict.fromkeys(("sharp", "blurred"), row), classes=5).splitlines()
     assert [line[0].count("top-5") for line in (lines, few)] == [1, 0]
     assert all(len(line.split()) == 5 for line in few[1:4])

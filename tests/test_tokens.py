@@ -11,6 +11,7 @@ from bjax import sharpness, tokens
 from bjax.tokens import MaskSpec
 
 PATCH = 8
+OTHERS = [selector for selector in tokens.SELECTORS if selector not in sharpness.MEASURES]
 
 
 def photos_like(seed, batch=3, height=32, width=48):
@@ -25,9 +26,14 @@ def keys(batch, seed=0):
     return jax.random.split(jax.random.key(seed), batch)
 
 
-def kept(images, seed=0, **fields):
+def kept(images, seed=0, truth=None, **fields):
     spec = MaskSpec(**{"mode": "attend", **fields})
-    return np.asarray(tokens.select(keys(len(images), seed), images, spec, PATCH).keep)
+    return np.asarray(tokens.select(keys(len(images), seed), images, spec, PATCH, truth=truth).keep)
+
+
+def maps(batch, rows=4, columns=6, seed=0):
+    """How blurred patches are, with many that are alike."""
+    return np.random.default_rng(seed).integers(0, 4, (batch, rows, columns)).astype(np.float32)
 
 
 def scores_of(images, **options):
@@ -62,7 +68,7 @@ def test_threshold_and_budget_keep_the_patches_a_loop_would_keep(seed, quantile,
 def test_controls_keep_as_many_patches_of_each_image(selector, drop, limits):
     images = photos_like(1, batch=16)
     own = kept(images, drop=drop, **limits)
-    control = kept(images, drop=drop, selector=selector, **limits)
+    control = kept(images, truth=maps(16), drop=drop, selector=selector, **limits)
     np.testing.assert_array_equal(control.sum(axis=1), own.sum(axis=1))
     assert (control != own).any()
 
@@ -89,6 +95,85 @@ def test_random_depends_on_the_images_own_key_alone():
     assert len({tuple(np.asarray(row)) for row in whole}) > 1
     share = np.mean([kept(images, seed=s, selector="random", keep_rate=0.5) for s in range(50)], axis=(0, 1))
     np.testing.assert_allclose(share, 0.5, atol=0.12)  # 400 draws: 0.5 ± 4.8 standard errors
+
+
+def test_the_oracle_keeps_the_least_blurred():
+    images, truth = photos_like(7, batch=8), maps(8)
+    for drop, sign in (("below", 1), ("above", -1)):
+        mask = kept(images, truth=truth, selector="oracle", drop=drop, keep_rate=0.4)
+        for row, keep in zip(sign * truth.reshape(8, -1), mask, strict=True):
+            assert keep.sum() == 10
+            assert sorted(row[keep]) == sorted(row)[:10]
+    for wrong in (None, truth[:, :2], truth[:4]):
+        with pytest.raises(ValueError, match=r"truth: .*selector=oracle needs \[8, 4, 6\]"):
+            kept(images, truth=wrong, selector="oracle", keep_rate=0.4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (40, 24)])
+@pytest.mark.parametrize("drop", ["below", "above"])
+def test_stratified_takes_the_best_of_every_cell_before_the_second_of_any(height, width, drop):
+    images = photos_like(8, height=height, width=width)
+    rows, columns = height // PATCH, width // PATCH
+    scores = (1 if drop == "below" else -1) * scores_of(images).reshape(3, rows, columns)
+    for keep_rate in (0.1, 0.25, 0.5, 0.7, 0.75):
+        mask = kept(images, selector="stratified", drop=drop, keep_rate=keep_rate).reshape(scores.shape)
+        for row, keep in zip(scores, mask, strict=True):
+            ranked = []
+            for y in range(0, rows, 2):
+                for x in range(0, columns, 2):
+                    cell = sorted(row[y : y + 2, x : x + 2].ravel(), reverse=True)
+                    ranked += [(place, -score) for place, score in enumerate(cell)]
+            best = [-score for _, score in sorted(ranked)][: max(1, round(keep_rate * rows * columns))]
+            assert sorted(row[keep]) == sorted(best)
+            if (keep_rate, height) == (0.25, 32):
+                assert (keep.reshape(2, 2, 3, 2).sum((1, 3)) == 1).all()
+    limit = float(np.median(scores))
+    passing = (scores >= limit).reshape(3, -1)
+    masks = [
+        kept(images, selector="stratified", drop=drop, threshold=abs(limit), keep_rate=keep_rate)
+        for keep_rate in (None, 0.3)
+    ]
+    np.testing.assert_array_equal(masks[0], passing)
+    assert (masks[1] <= passing).all() and (masks[1].sum(1) == round(0.3 * rows * columns)).all()
+
+
+@pytest.mark.parametrize("selector", ["laplacian", *OTHERS])
+def test_patches_preferred_alike_are_drawn_by_the_images_own_key(selector):
+    """By place, the first patches of a flat image would always stay."""
+    flat = np.full((400, 32, 48, 3), 0.5, np.float32)
+    spec = MaskSpec("attend", selector=selector, keep_rate=0.25)
+
+    def choose(key, images):
+        truth = np.zeros((len(images), 4, 6), np.float32)
+        return np.asarray(tokens.select(key, images, spec, PATCH, truth=truth).keep)
+
+    mask = choose(keys(400), flat)
+    assert (mask.sum(1) == 6).all()
+    if selector == "centre":  # all but the corners of a diamond are alike in no more than fours
+        assert (mask[:, [8, 9, 14, 15]]).all() and len(np.unique(mask, axis=0)) > 4
+    else:
+        np.testing.assert_allclose(mask.mean(0), 0.25, atol=0.1)  # 400 draws: 4.6 standard errors
+    order = np.random.default_rng(0).permutation(400)
+    np.testing.assert_array_equal(choose(keys(400)[order], flat), mask[order])
+    if selector == "random":
+        with pytest.raises(ValueError, match="key: None, selector=random needs one per image"):
+            choose(None, flat)
+    else:  # one order for all images, and not that of the grid
+        alike = choose(None, flat)
+        assert len(np.unique(alike, axis=0)) == 1 and not alike[0, :6].all()
+
+
+def test_overlap_is_that_of_sets():
+    rng = np.random.default_rng(0)
+    keep, right = rng.random((2, 40, 12)) < rng.random((2, 40, 1))
+    keep[0], right[1] = False, False
+    keep[2] = right[2] = False
+    found = tokens.overlap(jnp.asarray(keep), jnp.asarray(right))
+    for i in range(40):
+        ours, theirs = set(np.flatnonzero(keep[i])), set(np.flatnonzero(right[i]))
+        for name, of in (("precision", ours), ("recall", theirs), ("iou", ours | theirs)):
+            share = len(ours & theirs) / len(of) if of else np.nan
+            np.testing.assert_allclose(found[name][i], share, rtol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)

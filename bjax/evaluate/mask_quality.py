@@ -1,8 +1,9 @@
 """Whether masks drop what is blurred: images with blurred regions, and the patches dropped beside the true map.
 
 Random rectangles of each image are blurred (`bjax.blur.varying.regions`); they lie within it, so its middle is blurred
-more often than its border, and a choice by place alone is no neutral one. A patch is blurred where at least half of its
-pixels are. Needs no model.
+more often than its border, and a choice by place alone is no neutral one. A patch is blurred where more than half of
+its pixels are. Needs no model. (What a condition with blurred parts keeps is told beside its accuracy, image by image,
+see `bjax.evaluate.summary`.)
 """
 
 import functools
@@ -52,8 +53,9 @@ def count(key: jax.Array, batch: Batch, sigma: jax.Array, *, masks: tuple, patch
         region_keys, mask_keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (0, 1))
         images = images.astype(jnp.float32) / 255
         images, sigma_map = varying.regions(region_keys, images, sigma, kernel_size=kernel_size)
-        blurred = true_patches(sigma_map, patch_size)
-        keep = [tokens.select(mask_keys, images, mask, patch_size).keep for mask in masks]
+        blurred = varying.blurred_patches(sigma_map, patch_size).reshape(len(images), -1)
+        truth = varying.per_patch(sigma_map, patch_size)
+        keep = [tokens.select(mask_keys, images, mask, patch_size, truth=truth).keep for mask in masks]
         return blurred, jnp.stack(keep, axis=1)
 
     sigmas = jnp.broadcast_to(sigma, batch["id"].shape)
@@ -62,13 +64,6 @@ def count(key: jax.Array, batch: Batch, sigma: jax.Array, *, masks: tuple, patch
     blurred, dropped = blurred[:, None] & counted, ~keep & counted
     every = jnp.stack([dropped & blurred, dropped, blurred, counted])
     return every.astype(jnp.float32).sum(axis=(1, 3)).T
-
-
-def true_patches(sigma_map: jax.Array, patch_size: int) -> jax.Array:
-    """bool[B, N]: patches of which at least half the pixels are blurred (σ > 0 in `sigma_map: f32[B, H, W]`)."""
-    batch, height, width = sigma_map.shape
-    inside = (sigma_map > 0).reshape(batch, height // patch_size, patch_size, width // patch_size, patch_size)
-    return (inside.mean(axis=(2, 4)) >= 0.5).reshape(batch, -1)
 
 
 def rates(both: float, dropped: float, blurred: float, patches: float) -> dict[str, float | int | None]:

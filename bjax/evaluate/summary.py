@@ -16,6 +16,7 @@ RANKINGS = ("confidence", "sharpness")  # what decides which images are answered
 STRENGTHS = {"gaussian": "sigma", "motion": "length", "defocus": "radius"}
 LISTED = 200  # photographs whose own hits are kept: enough for any data set whose crops are cut from few
 MEANS = {"top1": 1.0, "top5": 1.0, "loss": math.inf, "kept": 1.0}  # and the most that they can be
+OVERLAP = ("precision", "recall", "iou")  # of the patches that a mask keeps with those that are not blurred
 
 
 def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
@@ -23,6 +24,8 @@ def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
 
     Means with 95 % intervals; n and empty are counts; ece and coverage as their functions say. blur: of a condition
     whose labels are kinds of blur; adds confusion, by_strength and, where the model estimates parameters, estimates.
+    Where parts of images are blurred and a mask leaves out patches, the means of precision, recall and iou of the
+    patches kept (`tokens.overlap`): over the images that have them, NAME_n of the n.
 
     The intervals NAME_95 are over the images, as if these were independent. Where several are of one photograph,
     answers["photograph"], str[n], names each image's: adds n_photographs, the intervals NAME_95_photographs over these
@@ -33,14 +36,12 @@ def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
     answers = {k: np.float64(v) if np.asarray(v).dtype.kind == "f" else v for k, v in answers.items()}
     n, row, photographs = len(answers["label"]), {}, answers.get("photograph")
     for name, most in MEANS.items():
-        row[name] = float(answers[name].mean())
-        counted = name in ("top1", "top5")
-        alone = stats.wilson(answers[name].sum(), n) if counted else stats.mean_interval(answers[name])
-        row[f"{name}_95"] = list(alone)
-        if photographs is not None:
-            over = stats.over_photographs(_of_each(answers[name], photographs), alone, within=(0.0, most))
-            if math.isfinite(over[1]):  # one photograph says nothing of the loss on others
-                row[f"{name}_95_photographs"] = list(over)
+        row |= _mean(name, answers[name], photographs, most)
+    for name in OVERLAP:
+        there = np.isfinite(answers.get(name, np.array([])))
+        if there.any():
+            row |= _mean(name, answers[name][there], None if photographs is None else photographs[there], 1.0)
+            row[f"{name}_n"] = int(there.sum())
     row["n"] = n
     if photographs is not None:
         names, numbers = np.unique(photographs, return_counts=True)
@@ -63,6 +64,18 @@ def summarise(answers: dict[str, np.ndarray], blur=None) -> dict[str, object]:
         row["by_strength"] = by_strength(answers, blur)
         if "estimates" in answers:
             row["estimates"] = estimate_errors(answers)
+    return row
+
+
+def _mean(name: str, values: np.ndarray, photographs: np.ndarray | None, most: float) -> dict[str, object]:
+    """{name, name_95, name_95_photographs}: the mean of values [n] from 0 to `most`, and its intervals."""
+    counted = name in ("top1", "top5")
+    alone = stats.wilson(values.sum(), len(values)) if counted else stats.mean_interval(values)
+    row = {name: float(values.mean()), f"{name}_95": list(alone)}
+    if photographs is not None:
+        over = stats.over_photographs(_of_each(values, photographs), alone, within=(0.0, most))
+        if math.isfinite(over[1]):  # one photograph says nothing of the loss on others
+            row[f"{name}_95_photographs"] = list(over)
     return row
 
 
@@ -144,7 +157,9 @@ def table(results: dict[str, dict], *, classes: int) -> str:
 
     It fits 80 columns: what all rows have in common stands below it. Of up to five classes top-5 is no news.
     """
+    found = any("iou" in r for r in results.values())
     header = ("condition", "top-1 %", "95 %", *(["top-5 %"] if classes > 5 else []), "loss", "kept %")
+    header += ("IoU %",) if found else ()
     numbers = {(r["n"], r.get("n_photographs")) for r in results.values()}
     alike = len(numbers) == 1
     of_few = {name: r for name, r in results.items() if "n_photographs" in r}
@@ -155,6 +170,7 @@ def table(results: dict[str, dict], *, classes: int) -> str:
         row = (name, f"{100 * r['top1']:.2f}", f"{100 * low:.1f}–{100 * high:.1f}")
         row += (f"{100 * r['top5']:.2f}",) if classes > 5 else ()
         row += (f"{r['loss']:.4f}", f"{100 * r['kept']:.1f}")
+        row += (f"{100 * r['iou']:.1f}" if "iou" in r else "",) if found else ()
         rows.append(row if alike else (*row, str(r["n"]), *([str(r.get("n_photographs", ""))] if of_few else [])))
     if not alike:
         header += ("n", "photographs") if of_few else ("n",)
@@ -167,6 +183,8 @@ def table(results: dict[str, dict], *, classes: int) -> str:
             "95 %: Student's t over the photographs that the images are crops of, never narrower than Wilson's over "
             "the images" + ("" if len(of_few) == len(results) else ", which stands where none are named")
         )
+    if found:
+        lines.append("IoU: of the patches kept with those not blurred; more of this in results.json")
     for name, r in of_few.items():
         if not stats.covered(r["n_photographs"], r["top1"]):
             lines.append(

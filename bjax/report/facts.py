@@ -5,10 +5,9 @@ import io
 import json
 
 from bjax import stats
-from bjax.report import intervals
+from bjax.report import intervals, words
 from bjax.report.render import Details, Table
 from bjax.report.runs import Row, Run
-from bjax.report.words import leaves
 
 
 def overview(runs: list[Run]) -> list:
@@ -61,7 +60,7 @@ def facts(runs: list[Run]) -> list:
 
 def _config(run: Run) -> str:
     """One line for every leaf, and one for every condition: what it comes to, in words."""
-    plain = leaves({k: v for k, v in run.config.items() if k != "eval"})
+    plain = words.leaves({k: v for k, v in run.config.items() if k != "eval"})
     lines = [f"{k} = {v}" for k, v in plain.items()]
     tested = [row for row in run.rows if not row.adapted]
     lines += [f"eval.{row.name} = {row.condition['split']}: {row.label}" for row in tested]
@@ -76,7 +75,7 @@ def _session(session: dict) -> list[str]:
     return [started, str(session.get("mode", "")), minutes, device, str(session.get("commit") or "")]
 
 
-METRICS = ("top1", "top5", "loss", "ece", "kept")
+METRICS = ("top1", "top5", "loss", "ece", "kept", "precision", "recall", "iou")
 
 
 def table(runs: list[Run]) -> str:
@@ -95,7 +94,7 @@ def table(runs: list[Run]) -> str:
 def _record(run: Run, row: Row) -> dict:
     """{column: value} of a line of results.csv; "" where there is none."""
     config, mask, result = run.config, row.mask, row.result
-    low, high = row.sigma or ("", "")
+    low, high = row.drawn_sigma or ("", "")
     corruption, severity = row.corruption or ("", "")
     record = {"run": run.name, "workdir": run.workdirs[0], "task": config["task"]}
     record |= {
@@ -110,7 +109,8 @@ def _record(run: Run, row: Row) -> dict:
         "seed": run.seeds[0],
     }
     record |= {"condition": row.name, "bn_adapt": row.adapted, "split": row.condition["split"]}
-    record |= {"blur": row.blur, "sigma_low": low, "sigma_high": high}
+    where = "" if row.corruption else words.where_of(row.condition["blur"])
+    record |= {"blur": row.blur, "where": where, "sigma_low": low, "sigma_high": high}
     record |= {"corruption": corruption, "severity": severity, "mask_mode": mask["mode"]}
     for key in ("selector", "drop", "threshold", "keep_rate"):
         record[f"mask_{key}"] = mask[key] if mask["mode"] != "none" else ""

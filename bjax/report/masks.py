@@ -153,7 +153,7 @@ def _gallery(run: Run) -> list:
         shown = run.gallery[row.name]
         number = len(shown["image"])
         masked = row.mask["mode"] != "none"
-        ranked = row.mask["selector"] if row.mask["selector"] not in CONTROLS else "laplacian"
+        ranked = row.mask["selector"] if row.mask["selector"] in MEASURES else "laplacian"
         threshold = row.mask["threshold"] if masked and ranked == shown["measure"] else None
         titles = [title(run, shown, i, masked) for i in range(number)]
         measure = MEASURES.get(shown["measure"], shown["measure"])

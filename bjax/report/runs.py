@@ -50,12 +50,17 @@ class Row:
         return (name, self.condition.get("severity", 1)) if name else None
 
     @property
-    def sigma(self) -> tuple[float, float] | None:
+    def drawn_sigma(self) -> tuple[float, float] | None:
         """Range of a Gaussian blur in pixels, (0, 0) where images stay sharp; None for any other blur."""
         kinds = words.kinds_of(self.condition["blur"])
         if self.corruption or list(kinds) not in (["sharp"], ["gaussian"]):
             return None
         return (0.0, 0.0) if list(kinds) == ["sharp"] else tuple(self.condition["blur"]["sigma"])
+
+    @property
+    def sigma(self) -> tuple[float, float] | None:
+        """The same, None for a blur of parts, too."""
+        return self.drawn_sigma if words.where_of(self.condition["blur"]) == "whole" else None
 
     @property
     def one_sigma(self) -> float | None:

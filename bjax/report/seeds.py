@@ -95,7 +95,7 @@ def _merge_rows(rows: dict[int, Row]) -> Row:
     if len(results) == 1:
         return dataclasses.replace(first, by_seed=by_seed)
     merged = {"n": min(r["n"] for r in results)}
-    for key in ("top1", "top5", "loss", "ece", "kept"):
+    for key in ("top1", "top5", "loss", "ece", "kept", "precision", "recall", "iou"):
         known = [r for r in results if key in r]
         if known:
             merged |= _over(key, known, within=(0, math.inf if key == "loss" else 1))

@@ -4,9 +4,10 @@ import re
 
 from bjax.specs import CONTROLS, KINDS
 
-PAPER_BLUR = {"sigma": [1.0, 2.0], "kernel_size": 19, "noise": [0.0, 0.0]}  # paper 1's, of kind gaussian
+# Paper 1's, of kind gaussian
+PAPER_BLUR = {"sigma": [1.0, 2.0], "kernel_size": 19, "noise": [0.0, 0.0], "where": "whole"}
 # What a config leaves out has these values.
-BLUR_DEFAULTS = {"kernel_size": 19, "psf_size": 21, "noise": [0.0, 0.0]}
+BLUR_DEFAULTS = {"kernel_size": 19, "psf_size": 21, "noise": [0.0, 0.0], "where": "whole"}
 MASK_DEFAULTS = {"scope": "image", "fill": "black"}
 # What decides the blur of each kind.
 BLUR_FIELDS = {
@@ -28,14 +29,20 @@ def is_noisy(blur: dict) -> bool:
 
 
 def is_papers(blur: dict) -> bool:
-    """Whether its Gaussian is paper 1's: σ uniform in 1 to 2 pixels, 19 taps, no noise."""
+    """Whether its Gaussian is paper 1's: σ uniform in 1 to 2 pixels, 19 taps, no noise, all over the image."""
     blur = BLUR_DEFAULTS | blur
     return all(blur[key] == value for key, value in PAPER_BLUR.items())
 
 
+def where_of(blur: dict) -> str:
+    """Which part of an image is blurred, see `bjax.specs.BlurSpec`; whole where nothing is."""
+    return (BLUR_DEFAULTS | blur)["where"] if list(kinds_of(blur)) != ["sharp"] else "whole"
+
+
 def blur_text(blur: dict) -> str:
-    kinds = kinds_of(blur)
+    kinds, where = kinds_of(blur), where_of(blur)
     text = f"σ = {value_text(blur['sigma'])}" if list(kinds) == ["gaussian"] else " + ".join(kinds)
+    text += "" if where == "whole" else f", {where}"
     return text + (f", noise {value_text(blur['noise'])}" if is_noisy(blur) else "")
 
 
@@ -69,11 +76,12 @@ def effective(condition: dict) -> dict:
         blur = BLUR_DEFAULTS | condition["blur"]
         kinds = kinds_of(blur)
         fields = ("noise", *(field for kind in kinds for field in BLUR_FIELDS[kind]))
-        effect |= leaves({"blur": {"kinds": kinds, **{field: blur.get(field) for field in fields}}})
+        drawn = {"kinds": kinds, "where": where_of(blur), **{field: blur.get(field) for field in fields}}
+        effect |= leaves({"blur": drawn})
     mask = MASK_DEFAULTS | condition["mask"]
     unused = set() if mask["mode"] == "zero_pixels" else {"fill"}
-    if mask["selector"] in ("random", "centre") and mask["threshold"] is None:  # no score decides
-        unused |= {"drop", "scope"}
+    if mask["selector"] in ("random", "centre", "oracle") and mask["threshold"] is None:  # no score decides
+        unused |= {"scope"} if mask["selector"] == "oracle" else {"drop", "scope"}
     if mask["mode"] == "none":
         unused = mask.keys() - {"mode"}
     effect |= leaves({"mask": {field: value for field, value in mask.items() if field not in unused}})

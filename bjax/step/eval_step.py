@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bjax import sharpness, tokens
+from bjax.blur import varying
 from bjax.step import losses
 from bjax.step.inputs import Batch, Inputs, Seen, apply, image_keys, per_image, see
 from bjax.step.losses import Objective
@@ -26,14 +27,24 @@ def prepare(
     """A batch as evaluation sees it, and the truth about it.
 
     Returns normalised images float32[B, H, W, 3], the tokens kept, labels int32[B], and facts: bool[B] mask, as given;
-    float32[B] each the parameters of the blur drawn (0 where its kind has none) and, unless not `score` or over 1024
-    px, sharpness, the variance of the whole blurred image's Laplacian. The draw of an image's blur depends on key and
-    id alone, so every condition and every run blurs it alike.
+    float32[B] each the parameters of the blur drawn (0 where its kind has none), precision, recall and iou of the
+    patches kept against those that are not blurred (`varying.blurred_patches`; NaN without a mask, and where whole
+    images are blurred) and, unless not `score` or over 1024 px, sharpness, the variance of the whole blurred image's
+    Laplacian. The draw of an image's blur depends on key and id alone, so every condition and every run blurs it alike.
     """
-    images, kept, (blurred, kind, drawn) = see(image_keys(key, batch["id"]), batch["image"], inputs, mesh)
+    images, kept, (blurred, kind, drawn, truth) = see(image_keys(key, batch["id"]), batch["image"], inputs, mesh)
     labels = kind if objective.task == "blur_type" else batch["label"]
     facts = {name: getattr(drawn, name) for name in ("sigma", "length", "angle", "radius")}
     facts["mask"] = batch["mask"]
+    # Always there: conditions with them and without share the compiled model.
+    facts |= dict.fromkeys(("precision", "recall", "iou"), jnp.full(labels.shape, jnp.nan))
+    if kept is not None and truth is not None:
+
+        def found(keep, truth):
+            blurred = varying.blurred_patches(truth, inputs.patch_size)
+            return tokens.overlap(keep, ~blurred.reshape(keep.shape))
+
+        facts |= per_image(found, mesh)(kept.keep, truth)
     if score and max(blurred.shape[1:3]) <= sharpness.LARGEST_PATCH:
         whole = functools.partial(sharpness.laplacian_variance, patch_size=blurred.shape[1:3])
         facts["sharpness"] = per_image(whole, mesh)(blurred)[:, 0, 0]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from bjax import tokens
-from bjax.blur import imagenet_c, sample
+from bjax.blur import imagenet_c, sample, varying
 from bjax.runtime.sharding import BATCH
 from bjax.tokens import MaskSpec, Tokens
 
@@ -40,11 +40,16 @@ class Inputs:
 
 
 class Blurred(NamedTuple):
-    """images: float32[B, H, W, 3] in [0, 1]; kind: int32[B], an index into `sample.KINDS`; drawn: its parameters."""
+    """images: float32[B, H, W, 3] in [0, 1]; kind: int32[B], an index into `sample.KINDS`; drawn: its parameters.
+
+    truth: float32[B, H, W], of every pixel how strong its blur is, in pixels (`sample.Drawn`); None where that is the
+    same all over the image.
+    """
 
     images: jax.Array
     kind: jax.Array
     drawn: sample.Params
+    truth: jax.Array | None
 
 
 class Seen(NamedTuple):
@@ -61,7 +66,7 @@ def see(keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None = 
     keys: [B], the images' own (`image_keys`). mesh: of the devices that the batch is split over; None: one device.
     """
     blurred = blur(keys, images, inputs, mesh)
-    return Seen(*mask(keys, blurred.images, inputs, mesh), blurred)
+    return Seen(*mask(keys, blurred.images, inputs, mesh, truth=blurred.truth), blurred)
 
 
 def image_keys(key: jax.Array, ids: jax.Array) -> jax.Array:
@@ -80,27 +85,38 @@ def blur(keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None =
         images = images.astype(jnp.float32) / 255
         if inputs.corruption is not None or inputs.blur is None:
             nothing = jnp.zeros(images.shape[0])  # which may be a symbol: `len` would not do
-            return Blurred(images, nothing.astype(jnp.int32), sample.Params(*[nothing] * 5))
-        images, kind, drawn = sample.draw(_stream(keys, 0), images, inputs.blur)
-        return Blurred(jnp.round(images * 255) / 255 if inputs.quantize else images, kind, drawn)
+            return Blurred(images, nothing.astype(jnp.int32), sample.Params(*[nothing] * 5), None)
+        images, *drawn = sample.draw_with_truth(_stream(keys, 0), images, inputs.blur)
+        return Blurred(jnp.round(images * 255) / 255 if inputs.quantize else images, *drawn)
 
     return per_image(local, mesh)(keys, images)
 
 
 def mask(
-    keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None = None
+    keys: jax.Array,
+    images: jax.Array,
+    inputs: Inputs,
+    mesh: Mesh | None = None,
+    *,
+    truth: jax.Array | None = None,
 ) -> tuple[jax.Array, Tokens | None]:
-    """Images float32[B, H, W, 3] in [0, 1] -> normalised images, and the tokens kept (None without a mask)."""
+    """Images float32[B, H, W, 3] in [0, 1] -> normalised images, and the tokens kept (None without a mask).
 
-    def local(keys, images):
-        kept = tokens.select(_stream(keys, 1), images, inputs.mask, inputs.patch_size)
+    truth: of `Blurred`.
+    """
+
+    def local(keys, images, truth):
+        patches = None
+        if inputs.mask.selector == "oracle" and truth is not None:
+            patches = varying.per_patch(truth, inputs.patch_size)
+        kept = tokens.select(_stream(keys, 1), images, inputs.mask, inputs.patch_size, truth=patches)
         mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
         if inputs.mask.mode == "zero_pixels":
             fill = mean if inputs.mask.fill == "mean" else 0.0
             images = tokens.erase(images, kept, inputs.patch_size, fill)
         return (images - mean) / std, kept
 
-    return per_image(local, mesh)(keys, images)
+    return per_image(local, mesh)(keys, images, truth)
 
 
 def apply(model, variables: dict, images: jax.Array, kept: Tokens | None, **options):

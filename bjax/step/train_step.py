@@ -39,11 +39,11 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     draw_keys, mix_key, dropout_key = jax.random.split(key, 3)
     keys = image_keys(draw_keys, batch["id"])
-    images, kind, drawn = blur(keys, batch["image"], inputs, mesh)
+    images, kind, drawn, truth = blur(keys, batch["image"], inputs, mesh)
     labels = kind if objective.task == "blur_type" else batch["label"]
     targets = losses.targets(labels, objective.num_classes, objective.label_smoothing)
     images, targets = _mix(mix_key, images, targets, objective)
-    images, kept = mask(keys, images, inputs, mesh)
+    images, kept = mask(keys, images, inputs, mesh, truth=truth)
 
     weights = batch["mask"].astype(jnp.float32)
     count = jnp.maximum(weights.sum(), 1.0)

@@ -1,0 +1,50 @@
+"""Options that cannot be asked for together: told from a config alone, before data or a device is touched."""
+
+from ml_collections import ConfigDict
+
+from bjax.errors import UserError
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError naming the first option of `config` that does not go with another."""
+    _check_sizes(config)
+    if _keeps_by_truth(config):
+        _check_oracle("", config)
+        if config.loss.mixup or config.loss.cutmix:
+            way = "set config.loss.mixup and config.loss.cutmix to 0"
+            raise UserError(f"config.mask.selector=oracle: of mixed images it does not know what is blurred; {way}")
+    for name, condition in config.eval.items():
+        if _keeps_by_truth(condition):
+            _check_oracle(f"eval.{name}.", condition)
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    if (batch := config.batch_size) % (parts := config.optim.accumulate):
+        raise UserError(f"config.batch_size={batch}: not divisible by config.optim.accumulate={parts}")
+    if (size := config.norm.group) and (images := batch // parts) % size:
+        fits = max(n for n in range(1, size) if images % n == 0)
+        raise UserError(f"config.norm.group={size}: does not divide {images} images at once; use {fits}, or 0 for all")
+    scale, size, resize = config.data.scale, config.data.image_size, config.data.resize
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(f"config.data.scale={scale}: expected 0 < low <= high <= 1, such as 0.08,1")
+    if 0 < resize < size:
+        way = "use 0 for no rescaling, or at least image_size"
+        raise UserError(f"config.data.resize={resize}: smaller than config.data.image_size={size}; {way}")
+
+
+def _keeps_by_truth(node: ConfigDict) -> bool:
+    return node.mask.mode != "none" and node.mask.selector == "oracle"
+
+
+def _check_oracle(key: str, node: ConfigDict) -> None:
+    """node: the run or a condition, under `key`, whose mask keeps what a map of the blur says."""
+    if node.get("corruption"):
+        why = f"corruption={node.corruption} has no map of what it blurs; use blur in its place, with"
+    elif not any(share for kind, share in node.blur.kinds.items() if kind != "sharp"):
+        why = "nothing is blurred; set a blur and"
+    elif node.blur.where == "whole":
+        why = "all patches are blurred alike; set"
+    else:
+        return
+    parts = f"config.{key}blur.where to regions, ramp, centre or surround, or choose another selector"
+    raise UserError(f"config.{key}mask.selector=oracle: {why} {parts}")
