@@ -1,7 +1,8 @@
-"""The README's figure: `python -m benchmarks.figure_blur [--photo=FILE] [--out=docs/blur.png]`.
+"""The README's figures: `python -m benchmarks.figure_blur [--parts] [--photo=FILE] [--out=docs/blur.png]`.
 
 One photograph under every blur, what the blur does to a point of light (or, where it varies, the map of σ),
-and the Laplacian variance of every 16 × 16 patch. Needs matplotlib; the photograph by default is
+and the Laplacian variance of every 16 × 16 patch. --parts: blurred in parts, as `blur.where` says, with the map of
+that, and the half of its patches that the Laplacian variance keeps. Needs matplotlib; the photograph by default is
 scikit-image's.
 """
 
@@ -16,26 +17,36 @@ import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
 from PIL import Image, ImageOps
 
-from bjax import blur, sharpness
-from bjax.blur import imagenet_c, psf, varying
+from bjax import blur, sharpness, tokens
+from bjax.blur import imagenet_c, psf, sample, varying
 from bjax.data import decode
 from bjax.errors import Parser, UserError, as_command, new_file
 from bjax.specs import gaussian_size
 
 SIZE, PATCH = 224, 16
+STRONG = 6.0  # σ of the blur of parts, pixels
+PARTS = {
+    "regions": "regions",
+    "centre": "centre: a blurred object",
+    "surround": "surround: a blurred background",
+    "ramp": "ramp",
+}
 
 
 @as_command
 def main(argv: list[str]) -> None:
     parser = Parser("python -m benchmarks.figure_blur", __doc__.split("\n")[0])
     parser.add_argument("--photo", type=Path, help="a photograph; default: scikit-image's cat")
-    parser.add_argument("--out", type=new_file, default=Path("docs/blur.png"))
+    parser.add_argument("--parts", action="store_true", help="blurred in parts, instead of under every blur")
+    parser.add_argument("--out", type=new_file, help="default: docs/blur.png, docs/partial_blur.png with --parts")
     flags = parser.parse_args(argv)
+    flags.out = flags.out or Path("docs/partial_blur.png" if flags.parts else "docs/blur.png")
     if flags.out.suffix[1:] not in FigureCanvasBase.filetypes:
         raise UserError(f"--out={flags.out}: expected one of .{', .'.join(FigureCanvasBase.filetypes)}")
-    columns = blurs(load(flags.photo))
+    photo = load(flags.photo)
+    figure = draw_parts(parts(photo)) if flags.parts else draw(blurs(photo))
     flags.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(columns).savefig(flags.out, dpi=110)
+    figure.savefig(flags.out, dpi=110)
     print(f"wrote {flags.out}")
 
 
@@ -101,6 +112,40 @@ def draw(columns):
         axis.set_ylabel(label, fontsize=9)
     figure.colorbar(sigma, ax=axes[1], label="σ, pixels", aspect=10, pad=0.005)
     figure.colorbar(score, ax=axes[2], label="per patch", aspect=10, pad=0.005).ax.axhline(100, color="white")
+    return figure
+
+
+def parts(photo):
+    """`(title, blurred photograph [H, W, 3], map of σ [H, W], patches kept [h, w], IoU)` for each column."""
+    key = jax.random.split(jax.random.key(3), 1)
+    mask = tokens.MaskSpec("attend", keep_rate=0.5)
+    columns = []
+    for where, title in PARTS.items():
+        spec = sample.BlurSpec({"gaussian": 1}, sigma=STRONG, kernel_size=gaussian_size(STRONG), where=where)
+        image, _, _, truth = sample.draw_with_truth(key, photo, spec)
+        keep = tokens.select(key, image, mask, PATCH).keep
+        sharp = ~varying.blurred_patches(truth, PATCH)
+        found = tokens.overlap(keep, sharp.reshape(1, -1))
+        columns.append((title, image[0], truth[0], keep.reshape(sharp.shape[1:]), float(found["iou"][0])))
+    return columns
+
+
+def draw_parts(columns):
+    figure = matplotlib.figure.Figure(figsize=(2.3 * len(columns), 6.4), layout="constrained")
+    axes = figure.subplots(3, len(columns))
+    for column, (title, image, truth, keep, iou) in zip(axes.T, columns, strict=True):
+        image = np.clip(image, 0, 1)
+        column[0].imshow(image)
+        column[0].set_title(title, fontsize=9)
+        sigma = column[1].imshow(truth, cmap="cividis", vmin=0, vmax=STRONG)
+        column[2].imshow(np.where(np.kron(keep, np.ones((PATCH, PATCH)))[..., None] > 0, image, 0.15 * image))
+        column[2].set_xlabel(f"IoU with what is sharp: {iou:.2f}", fontsize=9)
+        for axis in column:
+            axis.set(xticks=[], yticks=[])
+    labels = "photograph", "how blurred it is", "sharper half of patches"
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label, fontsize=9)
+    figure.colorbar(sigma, ax=axes, label="σ, pixels", shrink=0.4, pad=0.005)
     return figure
 
 

@@ -43,11 +43,12 @@ def test_benchmark_leaves_absent_peers_out_with_a_line(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_figure_is_drawn(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--parts"]])
+def test_figure_is_drawn(more, tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import figure_blur
 
     out = tmp_path / "docs" / "blur.png"
-    figure_blur.main([f"--out={out}"])
+    figure_blur.main([f"--out={out}", *more])
     with Image.open(out) as figure:
         assert figure.width > figure.height > 300
