@@ -11,8 +11,10 @@ from bjax.runtime import stop
 # Before JAX and all that needs seconds to import.
 if __name__ == "__main__":
     stop.listen()
+    import gc
     import os
 
+    gc.disable()  # a sixth of the start went into looking for garbage among what was just imported, which stays
     # XLA's alarm at a slow compilation breaks into the bar and alarms without need. What is fatal is told all the same,
     # and errors are raised.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -150,4 +152,6 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     stop.leave(main())

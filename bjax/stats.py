@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 # Where `over_photographs` holds the truth at least 90 times in 100, whatever photographs have in common: from so many
@@ -42,6 +41,8 @@ def t_interval(values: Sequence[float] | np.ndarray, *, within: Interval = (-mat
     if n == 1:
         return within
     mean, spread = np.mean(values, axis=-1), np.std(values, axis=-1, ddof=1)
+    from scipy import special  # here: every command reads this file, and few get this far
+
     half = special.stdtrit(n - 1, 0.975) * spread / math.sqrt(n)
     return np.maximum(within[0], mean - half), np.minimum(within[1], mean + half)
 
@@ -94,6 +95,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     first, second: bool[n], whether each was right. The binomial test of those images that only one got right (McNemar
     1947); 1 where there are none.
     """
+    from scipy import special
+
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     fewer, more = sorted((int((first & ~second).sum()), int((second & ~first).sum())))
     return min(1.0, 2 * float(special.bdtr(fewer, fewer + more, 0.5)))

@@ -43,6 +43,17 @@ print(bjax.predict.load.__name__, "jax" in sys.modules)
     assert python("-c", program) == (0, "['bjax']\nload True\n", "")
 
 
+def test_a_start_imports_nothing_that_can_wait_and_looks_for_garbage_only_afterwards():
+    program = """
+import contextlib, gc, io, runpy, sys
+sys.argv = ["bjax.main", "--config=vit.py:demo", "--print_config"]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    runpy.run_module("bjax.main", run_name="__main__")
+print("scipy" in sys.modules, gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+    assert python("-c", program) == (0, "False True True\n", "")
+
+
 def test_the_face_of_bjax_is_the_same_for_people_and_type_checkers():
     tree = ast.parse((ROOT / "bjax/__init__.py").read_text())
     named = [

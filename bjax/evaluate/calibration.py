@@ -5,7 +5,6 @@ images that it was not trained on, keep every order and mend most of that (Guo e
 """
 
 import numpy as np
-from scipy import optimize
 
 from bjax.evaluate.summary import calibration_error
 
@@ -61,6 +60,8 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return HIGHEST
     if slope(1 / LOWEST) <= 0:
         return LOWEST
+    from scipy import optimize  # here: a third of a second of every start, which most of training does without
+
     return 1 / optimize.brentq(slope, 1 / HIGHEST, 1 / LOWEST, xtol=1e-5)
 
 
