@@ -2,7 +2,8 @@
 
     python -m benchmarks.startup [--rounds=3] [--config=vit.py:demo] [--json=FILE]
 
-- import: seconds of `import MODULE` after `import jax`, each in a fresh process, interleaved.
+- import: seconds of `import MODULE` after `import jax`, each in a fresh process, interleaved. Python keeps its modules
+  compiled, as it does unless PYTHONDONTWRITEBYTECODE is set, which costs every start half a second.
 - start: seconds from starting `python -m bjax.main` on the embedded photographs to the first step in metrics.jsonl,
   with an empty compilation cache (cold) and with the one that this left (warm); the process is ended there. The
   photographs are prepared before. A ratio is the median of those within rounds.
@@ -89,7 +90,8 @@ def _python(*arguments: str) -> None:
 
 
 def _environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **more}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "", **more}
 
 
 def starts(config: str, rounds: int) -> dict[str, float]:

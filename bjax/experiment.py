@@ -334,9 +334,14 @@ def weights_of(config, shapes: State) -> dict:
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs between processes: a repeated command starts in seconds. JAX's own variable wins."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "bjax" / "xla"))
+    """Keeps compiled programs between processes: a repeated command starts in seconds. JAX's own variables win.
+
+    All of them: JAX leaves out those that took less than a second, of which a run has dozens.
+    """
+    folder = str(Path.home() / ".cache" / "bjax" / "xla")
+    for name, value in (("compilation_cache_dir", folder), ("persistent_cache_min_compile_time_secs", 0.0)):
+        if f"JAX_{name.upper()}" not in os.environ:
+            jax.config.update(f"jax_{name}", value)
 
 
 def _named(key: str, construct):

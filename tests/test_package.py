@@ -54,6 +54,26 @@ print("scipy" in sys.modules, gc.isenabled(), gc.get_freeze_count() > 100_000)
     assert python("-c", program) == (0, "False True True\n", "")
 
 
+def test_compiled_programs_are_kept_small_ones_too_unless_jax_is_told_otherwise(tmp_path, monkeypatch):
+    program = """
+import jax
+from bjax import experiment
+experiment.keep_compiled()
+jax.jit(lambda x: x + 1)(1.0)
+"""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("COMPILATION_CACHE_DIR", "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(f"JAX_{name}", raising=False)
+    assert python("-c", program) == (0, "", "")
+    assert len(list((tmp_path / ".cache/bjax/xla").glob("*-cache"))) == 1
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "other"))
+    assert python("-c", program) == (0, "", "")
+    assert len(list((tmp_path / "other").glob("*-cache"))) == 1
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "60")
+    assert python("-c", program.replace("+ 1", "+ 2")) == (0, "", "")
+    assert len(list((tmp_path / "other").glob("*-cache"))) == 1
+
+
 def test_the_face_of_bjax_is_the_same_for_people_and_type_checkers():
     tree = ast.parse((ROOT / "bjax/__init__.py").read_text())
     named = [
