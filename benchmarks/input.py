@@ -10,7 +10,6 @@ in as many threads as --threads says.
 """
 
 import argparse
-import functools
 import io
 import os
 import sys
@@ -72,15 +71,16 @@ PEERS = {"opencv": opencv, "pillow": pillow}
 MODULES = {"opencv": "cv2", "pillow": "PIL"}  # that they need
 
 
-def rate(crop, encoded, rounds=20):
-    """Images per second of this thread's CPU time."""
-    times = []
+def rates(crops, encoded, rounds=60):
+    """Images per second of this thread's CPU time, by name. Rounds are interleaved: a busy machine's speed drifts."""
+    times = {name: [] for name in crops}
     for _ in range(rounds):
-        rng, start = np.random.default_rng(0), time.thread_time()
-        for data in encoded.values():
-            crop(data, rng)
-        times.append(time.thread_time() - start)
-    return len(encoded) / np.median(times)
+        for name, crop in crops.items():
+            rng, start = np.random.default_rng(0), time.thread_time()
+            for data in encoded.values():
+                crop(data, rng)
+            times[name].append(time.thread_time() - start)
+    return {name: len(encoded) / np.median(taken) for name, taken in times.items()}
 
 
 def loader_rate(encoded, threads, steps=20, batch_size=64):
@@ -113,13 +113,13 @@ def main(argv: list[str]) -> None:
 
     peers = installed(args.against, MODULES)
     encoded = encoded_photographs()
-    crops = {"bjax": bjax} | {name: PEERS[name] for name in peers}
-    measured = {name: functools.partial(rate, crop(), encoded) for name, crop in crops.items()}
+    crops = {"bjax": bjax()} | {name: PEERS[name]() for name in peers}
+    rows = rates(crops, encoded)
+    for name, row in rows.items():
+        print(f"{name:26}{row:8.0f} images/s", flush=True)
     for threads in args.threads:
-        measured[f"bjax loader, threads={threads}"] = functools.partial(loader_rate, encoded, threads)
-    rows = {}
-    for name, measure in measured.items():
-        rows[name] = measure()
+        name = f"bjax loader, threads={threads}"
+        rows[name] = loader_rate(encoded, threads)
         print(f"{name:26}{rows[name]:8.0f} images/s", flush=True)
     if args.json:
         save(args.json, {name: round(value, 1) for name, value in rows.items()})
