@@ -26,7 +26,7 @@ from bjax.aot import programs, targets
 from bjax.errors import Parser, as_command, new_file, some_of
 from bjax.experiment import Experiment
 from bjax.runtime.workdir import commit
-from bjax.step.inputs import image_keys, see
+from bjax.step.inputs import Inputs, image_keys, see
 from bjax.sums import replace
 
 BATCH = 256
@@ -76,16 +76,18 @@ def measured(model: str, target: targets.Target) -> list[dict]:
         MODELS[model], [("dtype", "bfloat16"), ("batch_size", f"{BATCH}"), ("eval_batch_size", f"{BATCH}")]
     )
     exp = programs.placed(config, 1000, targets.devices(target))
+    whole = exp.conditions[programs.largest(exp)]
     rows = []
-    for mode, program in (("train", programs.train(exp)), ("infer", programs.evaluation(exp, exp.conditions["sharp"]))):
-        row = {"model": model, "target": target.name, "mode": mode, "least": least(exp, mode), "peak": program.peak}
-        rows.append(row | {"traffic": program.traffic, "kinds": program.kinds, "flops": program.flops})
+    for mode, program in (("train", programs.train(exp)), ("infer", programs.evaluation(exp, whole))):
+        inputs = exp.train if mode == "train" else whole.inputs
+        row = {"model": model, "target": target.name, "mode": mode, "least": least(exp, inputs, mode)}
+        row |= {"peak": program.peak, "traffic": program.traffic, "kinds": program.kinds, "flops": program.flops}
+        rows.append(row)
     return rows
 
 
-def least(exp: Experiment, mode: str) -> int:
-    """Bytes that a step moves layer by layer (`benchmarks.roofline`)."""
-    inputs = exp.train if mode == "train" else exp.conditions["sharp"].inputs
+def least(exp: Experiment, inputs: Inputs, mode: str) -> int:
+    """Bytes that a step of what `inputs` makes of images moves layer by layer (`benchmarks.roofline`)."""
     rows = programs.batch(exp, BATCH)
     keys = jax.eval_shape(image_keys, jax.random.key(0), rows["id"])
     seen = jax.eval_shape(functools.partial(see, inputs=inputs), keys, rows["image"])

@@ -118,11 +118,12 @@ def test_the_page_of_compiled_steps_has_every_kind(monkeypatch, tmp_path):
     monkeypatch.setattr(targets, "devices", lambda target: jax.devices()[:1])
     monkeypatch.setattr(programs, "train", lambda exp: program)
     monkeypatch.setattr(programs, "evaluation", lambda exp, condition: program)
-    assert compiled.main(["--on=h200x1", "--models=vit_mask", f"--out={tmp_path / 'page.md'}"]) == 0
+    assert compiled.main(["--on=h200x1", "--models=densenet121,vit_mask", f"--out={tmp_path / 'page.md'}"]) == 0
     page = (tmp_path / "page.md").read_text()
-    train, infer = (line.split(" | ") for line in page.splitlines() if line.startswith("| vit_mask"))
-    assert train[2:4] == ["train", "45.0"] and infer[2] == "infer"
-    assert sum(float(x.strip(" |") or 0) for x in train[7:]) == sum(range(1, len(kinds) + 1))
+    for name in ("densenet121", "vit_mask"):
+        train, infer = (line.split(" | ") for line in page.splitlines() if line.startswith(f"| {name}"))
+        assert train[2:4] == ["train", "45.0"] and infer[2] == "infer"
+        assert sum(float(x.strip(" |") or 0) for x in train[7:]) == sum(range(1, len(kinds) + 1))
     assert float(train[4]) > float(infer[4])  # half of the tokens, three times
     assert "- vit_mask, train, h200x1: 2 convolution, 3 matmul" in page
 
