@@ -88,7 +88,7 @@ def test_a_run_leaves_results_metrics_and_a_table(finished):
     for word in (
         "photos train: 672 images, 14 classes",
         "32 images a step",
-        "parameters in",
+        " parameters, ",
         "top-1 %",
         "blurred_drop_above",
     ):

@@ -1,10 +1,13 @@
 """Intervals, the results table, and a log that survives kills."""
 
 import base64
+import dataclasses
 import io
 import itertools
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,9 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from bjax import stats
+from bjax import config as configs
+from bjax import experiment, stats, train
+from bjax.aot import programs
 from bjax.blur import sample
 from bjax.evaluate.summary import KINDS, accuracy_at, calibration_error, confusion, summarise, table
 from bjax.runtime.console import Progress, parameter_table, parameters_line
@@ -283,9 +288,21 @@ def test_parameters_in_a_line_and_by_module_in_the_order_of_their_numbers():
     params = {f"block_{i}": {"bias": jnp.zeros(250_000)} for i in (0, 1, 10, 2, 9)} | {"head": {"bias": jnp.zeros(3)}}
     places = jax.tree.map(lambda _: place, params)
     line = parameters_line(params, places)
-    assert line == "1,250,003 parameters in 6 arrays, 5.0 MB, 5.0 MB a device"
+    assert line == "1,250,003 parameters, 6 arrays, 5.0 MB, 5.0 a device"
     names = [row.split()[0] for row in parameter_table(params, places).splitlines()[2:]]
     assert names == ["block_0", "block_1", "block_2", "block_9", "block_10", "head", "total"]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg19", "googlenet", "densenet121", "vit"])
+def test_what_is_told_of_a_run_before_it_starts_fits_a_terminal(name):
+    config = configs.load(f"{Path(__file__).parents[1]}/configs/{name}.py", [])
+    exp = programs.placed(config, 1000, jax.devices()[:1])
+    source = SimpleNamespace(name="imagenet2012", split="train", num_examples=1_281_167, num_classes=1000)
+    exp = dataclasses.replace(exp, source=source, splits={"validation": source})
+    _, _, shapes, plan = experiment.state_of(exp, 100)
+    lines = train._summary(exp, 450_360, shapes, plan).splitlines()
+    assert [line for line in lines if line.startswith(f"model    {name}: ")]
+    assert max(map(len, lines)) <= 80
 
 
 def test_files_are_written_whole(tmp_path):

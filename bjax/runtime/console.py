@@ -61,9 +61,9 @@ class Progress:
 
 
 def parameters_line(params: dict, shardings: dict) -> str:
-    """Of all parameters: arrays, numbers, MB, and how much of it each device holds."""
+    """Of all parameters: how many, arrays, MB, and MB on a device; with a model's name at most 80 columns."""
     arrays, numbers, size, held = _totals(params, shardings)
-    return f"{numbers:,} parameters in {arrays:,} arrays, {size / 1e6:.1f} MB, {held / 1e6:.1f} MB a device"
+    return f"{numbers:,} parameters, {arrays:,} arrays, {size / 1e6:.1f} MB, {held / 1e6:.1f} a device"
 
 
 def parameter_table(params: dict, shardings: dict) -> str:
