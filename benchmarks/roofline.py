@@ -43,14 +43,14 @@ def moved(model: nn.Module, state: State, images: jax.ShapeDtypeStruct, *, train
     Activations and weights count in the model's type, the optimiser's arrays in their own.
     """
     width = jnp.dtype(model.dtype).itemsize
-    total, counted = 0, set()
+    total, counted = 0, []
 
     def count(call, args, kwargs, context):
         nonlocal total
         result, layer = call(*args, **kwargs), context.module
-        if context.method_name != "__call__" or layer.path in counted:  # as of a layer that calls what it inherits
+        if context.method_name != "__call__" or any(layer is other for other in counted):  # calls what it inherits
             return result
-        counted.add(layer.path)
+        counted.append(layer)
         if isinstance(layer, nn.Conv | nn.Dense):
             total += width * (args[0].size + result.size) * (3 if train else 1)
         elif isinstance(layer, nn.BatchNorm):

@@ -1,7 +1,9 @@
-"""BatchNorm over groups of images: each is normalised as a batch of its own, on any number of devices."""
+"""BatchNorm over groups of images, each as a batch of its own on any number of devices, and folded in evaluation."""
 
 import functools
+import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,8 @@ from benchmarks import scaling
 from bjax import config, experiment, models
 from bjax.aot import programs
 from bjax.errors import UserError
-from bjax.models.layers import MOMENTUM, BatchNorm
+from bjax.models import layers
+from bjax.models.layers import MOMENTUM, BatchNorm, normalised
 from bjax.runtime import sharding
 from bjax.step import state
 from bjax.step.inputs import Inputs
@@ -152,3 +155,115 @@ def test_groups_that_do_not_divide_a_step_and_models_without_batch_norm_are_refu
     for name in ("vit", "vgg19"):
         told = f"config.norm.group=8: {name} has no BatchNorm; leave the group at 0"
         assert refused(name, norm__group=8, model__name=name) == told
+
+
+class Pair(nn.Module):
+    """A convolution and its norm in evaluation, folded or one after the other."""
+
+    fold: bool
+    stride: int = 1
+    epsilon: float = 1e-5
+    bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        conv = nn.Conv(6, (3, 3), strides=self.stride, padding=1, use_bias=self.bias, dtype=self.dtype, name="conv")
+        norm = BatchNorm(use_running_average=True, epsilon=self.epsilon, dtype=self.dtype, name="norm")
+        return normalised(conv, norm, x) if self.fold else norm(conv(x))
+
+
+def folded_and_not(x, dtype="float32", params="float32", **options):
+    """The two pairs and variables for both: scales of either sign, and a channel that never varied."""
+    pairs = [Pair(fold, dtype=jnp.dtype(dtype), **options) for fold in (True, False)]
+    shapes = [jax.eval_shape(pair.init, jax.random.key(0), x) for pair in pairs]
+    assert shapes[0] == shapes[1]
+    random = np.random.RandomState(2)
+    draw = {"kernel": (0.2, 1), "bias": (0, 1), "scale": (0.3, 1), "mean": (0, 2), "var": (1, 0.1)}
+
+    def drawn(path, leaf):
+        values = random.normal(*draw[path[-1].key], leaf.shape)
+        if path[-1].key == "var":
+            values[0] = 0
+        return jnp.asarray(values, params if path[0].key == "params" else jnp.promote_types(params, "float32"))
+
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes[0])
+    assert (variables["params"]["norm"]["scale"] < 0).any() and (variables["params"]["norm"]["scale"] > 0).any()
+    return pairs, variables
+
+
+@pytest.fixture(params=["cuda", "default", "here"])
+def platform(request, monkeypatch):
+    """What is computed on a GPU, what elsewhere, and what is chosen where the test runs."""
+
+    def chosen(*arguments, **forms):
+        return forms[request.param](*arguments)
+
+    if request.param != "here":
+        monkeypatch.setattr(layers.lax, "platform_dependent", chosen)
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"epsilon": 1e-3}, {"bias": True, "stride": 2}])
+@pytest.mark.parametrize(
+    ("dtype", "params", "tolerance"),
+    [
+        ("float32", "float32", 1e-6),
+        ("float64", "float64", 1e-14),
+        ("float64", "float32", 1e-6),
+        ("float32", "bfloat16", 1e-6),
+        ("bfloat16", "float32", 2**-6),
+    ],
+)
+def test_a_norm_folded_into_its_convolution_computes_the_same(options, dtype, params, tolerance, platform):
+    with jax.enable_x64("float64" in (dtype, params)):
+        x = jnp.asarray(np.random.RandomState(0).normal(0, 1, (2, 8, 8, 4)), dtype)
+        pairs, variables = folded_and_not(x, dtype, params, **options)
+        folded, plain = (jax.jit(pair.apply)(variables, x) for pair in pairs)
+        assert folded.dtype == plain.dtype == dtype
+        folded, plain = (np.asarray(x, np.float64) for x in (folded, plain))
+        stats = jax.tree.map(np.asarray, variables["batch_stats"]["norm"])
+        # Rounded are values of some 12 and the mean, before they are scaled: most where nothing varied.
+        size = (12 + abs(stats["mean"])) / np.sqrt(stats["var"] + pairs[0].epsilon) + 1
+        assert (abs(folded - plain) / size).max() < tolerance
+        assert abs(plain).min(axis=(0, 1, 2)).min() > 0
+
+
+def test_gradients_through_a_folded_norm_are_those_of_the_two(platform):
+    x = jnp.asarray(np.random.RandomState(0).normal(0, 1, (2, 8, 8, 4)), "float32")
+    pairs, variables = folded_and_not(x, bias=True, epsilon=1e-3)
+    weights = jnp.asarray(np.random.RandomState(1).normal(0, 1, (2, 8, 8, 6)), "float32")
+    grads = [jax.grad(lambda v, x, p=p: (weights * p.apply(v, x)).sum(), (0, 1))(variables, x) for p in pairs]
+    for ours, theirs in zip(*map(jax.tree.leaves, grads), strict=True):
+        assert abs(theirs).min() > 0
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "left"),
+    [
+        ("resnet18", {"stages": (1, 2)}, 0),
+        ("resnet50", {"stages": (1, 2)}, 0),
+        ("vgg19_bn", {}, 0),
+        ("googlenet", {}, 0),
+        ("densenet121", {"stages": (2, 2)}, 4 + 1 + 1),  # those before a convolution, with a ReLU between
+    ],
+)
+def test_evaluation_subtracts_no_mean_from_what_a_convolution_made(name, options, left):
+    model = models.build(name, dtype=jnp.bfloat16, **options)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def passes(what, platform="cuda", **options):
+        """Operations of that kind on arrays of [2, rows, columns, channels] in the program for a platform."""
+        traced = jax.jit(functools.partial(model.apply, **options)).trace(variables, images)
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        return len(re.findall(rf"stablehlo\.{what} .*tensor<2x\d+x\d+x\d+x\w+>$", program, re.MULTILINE))
+
+    norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
+    training = {"train": True, "mutable": "batch_stats", "rngs": {"dropout": jax.random.key(0)}}
+    assert (passes("subtract"), passes("subtract", **training)) == (left, norms)
+    inputs = name == "googlenet"  # which it normalises anew
+    assert passes("multiply") == left + inputs < passes("multiply", "cpu")  # equal functions are there once

@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import BatchNorm, global_average
+from bjax.models.layers import BatchNorm, global_average, normalised
 from bjax.models.pooling import max_pool
 
 
@@ -40,8 +40,8 @@ class DenseNet(nn.Module):
         )
         norm = partial(BatchNorm, use_running_average=not train, group=self.norm_group, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x = conv(self.width, (7, 7), strides=2, padding=3, name="conv0")(images)
-        x = nn.relu(norm(name="norm0")(x))
+        stem = conv(self.width, (7, 7), strides=2, padding=3, name="conv0")
+        x = nn.relu(normalised(stem, norm(name="norm0"), images))
         x = max_pool(x, 3, 2, padding=1)
         for i, layers in enumerate(self.stages, start=1):
             for j in range(1, layers + 1):
@@ -67,6 +67,6 @@ class DenseLayer(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.relu(self.norm(name="norm1")(x))
-        x = self.conv(4 * self.growth, (1, 1), name="conv1")(x)
-        x = nn.relu(self.norm(name="norm2")(x))
+        bottleneck = self.conv(4 * self.growth, (1, 1), name="conv1")
+        x = nn.relu(normalised(bottleneck, self.norm(name="norm2"), x))
         return self.conv(self.growth, (3, 3), padding=1, name="conv2")(x)

@@ -9,7 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import BatchNorm, adaptive_average_pool, global_average
+from bjax.models.layers import BatchNorm, adaptive_average_pool, global_average, normalised
 from bjax.models.pooling import max_pool
 
 # 1x1, 3x3 reduction, 3x3, "5x5" reduction, "5x5", pool projection
@@ -100,8 +100,8 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         size, padding = (self.kernel_size, self.kernel_size), self.kernel_size // 2
-        x = self.conv(self.features, size, strides=self.stride, padding=padding, name="conv")(x)
-        return nn.relu(self.norm(name="bn")(x))
+        conv = self.conv(self.features, size, strides=self.stride, padding=padding, name="conv")
+        return nn.relu(normalised(conv, self.norm(name="bn"), x))
 
 
 class Inception(nn.Module):

@@ -1,4 +1,4 @@
-"""What the families share: BatchNorm, over the batch or over groups of its images, and pooling by averages.
+"""What the families share: BatchNorm, also folded into the convolution before it, and pooling by averages.
 
 Flax keeps the biased variance of a batch for evaluation, torch the unbiased one; both normalise with the biased one in
 training. A running variance that is learned here is (n - 1) / n of what torch would have kept, where n counts a
@@ -8,6 +8,7 @@ larger. Weights from files bring torch's statistics with them.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -42,6 +43,49 @@ class BatchNorm(nn.BatchNorm):
         scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
         normalised = (grouped - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
         return normalised.reshape(x.shape).astype(self.dtype)
+
+    def affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        """What evaluation multiplies a channel by and what it then adds, in float32, in float64 of such variables."""
+        params, stats = self.variables["params"], self.variables["batch_stats"]
+        var = stats["var"].astype(jnp.promote_types(stats["var"].dtype, jnp.float32))
+        scale = params["scale"] * lax.rsqrt(var + self.epsilon)
+        return scale, params["bias"] - stats["mean"] * scale
+
+
+def normalised(conv: nn.Conv, norm: BatchNorm, x: Float[Array, "b *d c"]) -> Float[Array, "b *e f"]:
+    """`norm(conv(x))`; in evaluation on an NVIDIA GPU a convolution whose kernel and bias contain the norm.
+
+    That is a pass over the activations less: XLA makes one kernel there of a convolution, its bias, a sum and a ReLU.
+    On a CPU it would be none less, and the kernel is scaled at every call. Variables and gradients are the same. In
+    half precision the bias is rounded too: a channel's error is alike everywhere, and counts where its mean is many
+    times its deviation.
+    """
+    if not norm.use_running_average or norm.is_initializing():
+        return norm(conv(x))
+    scale, offset = norm.affine()
+    params = conv.variables["params"]
+    kernel, offset = _scaled(params["kernel"], scale), params.get("bias", 0.0) * scale + offset
+    x = conv.clone(parent=None, use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    return _moved(x, scale, offset)
+
+
+@jax.jit
+def _scaled(kernel: Array, scale: Array) -> Array:
+    wide = jnp.promote_types(kernel.dtype, scale.dtype)
+    return lax.platform_dependent(kernel, scale, cuda=jnp.multiply, default=lambda kernel, _: kernel.astype(wide))
+
+
+@jax.jit
+def _moved(x: Array, scale: Array, offset: Array) -> Array:
+    """The rest of a norm, of what a convolution with the kernel that `_scaled` gives has made."""
+
+    def apart(x, scale, offset):
+        return (x * scale + offset).astype(x.dtype)
+
+    def folded(x, scale, offset):
+        return x + offset.astype(x.dtype)
+
+    return lax.platform_dependent(x, scale, offset, cuda=folded, default=apart)
 
 
 def global_average(x: Float[Array, "b h w c"]) -> Float32[Array, "b c"]:

@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import BatchNorm, global_average
+from bjax.models.layers import BatchNorm, global_average, normalised
 from bjax.models.pooling import max_pool
 
 
@@ -34,8 +34,8 @@ class ResNet(nn.Module):
         )
         norm = partial(BatchNorm, use_running_average=not train, group=self.norm_group, dtype=self.dtype)
         block = Bottleneck if self.bottleneck else BasicBlock
-        x = conv(self.width, (7, 7), strides=2, padding=3, name="conv1")(images)
-        x = nn.relu(norm(name="bn1")(x))
+        stem = conv(self.width, (7, 7), strides=2, padding=3, name="conv1")
+        x = nn.relu(normalised(stem, norm(name="bn1"), images))
         x = max_pool(x, 3, 2, padding=1)
         for i, blocks in enumerate(self.stages):
             for j in range(blocks):
@@ -56,10 +56,10 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        y = self.conv(self.features, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(self.features, (3, 3), padding=1, name="conv2")(y)
-        y = self.norm(name="bn2")(y)
+        conv1 = self.conv(self.features, (3, 3), strides=self.stride, padding=1, name="conv1")
+        y = nn.relu(normalised(conv1, self.norm(name="bn1"), x))
+        conv2 = self.conv(self.features, (3, 3), padding=1, name="conv2")
+        y = normalised(conv2, self.norm(name="bn2"), y)
         return nn.relu(y + _shortcut(x, y.shape, self.stride, self.conv, self.norm))
 
 
@@ -73,17 +73,17 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        y = self.conv(self.features, (1, 1), name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(self.features, (3, 3), strides=self.stride, padding=1, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
-        y = self.conv(4 * self.features, (1, 1), name="conv3")(y)
-        y = self.norm(name="bn3")(y)
+        conv1 = self.conv(self.features, (1, 1), name="conv1")
+        y = nn.relu(normalised(conv1, self.norm(name="bn1"), x))
+        conv2 = self.conv(self.features, (3, 3), strides=self.stride, padding=1, name="conv2")
+        y = nn.relu(normalised(conv2, self.norm(name="bn2"), y))
+        conv3 = self.conv(4 * self.features, (1, 1), name="conv3")
+        y = normalised(conv3, self.norm(name="bn3"), y)
         return nn.relu(y + _shortcut(x, y.shape, self.stride, self.conv, self.norm))
 
 
 def _shortcut(x, shape, stride, conv, norm):
     if x.shape == shape:
         return x
-    x = conv(shape[-1], (1, 1), strides=stride, padding=0, name="downsample_0")(x)
-    return norm(name="downsample_1")(x)
+    projection = conv(shape[-1], (1, 1), strides=stride, padding=0, name="downsample_0")
+    return normalised(projection, norm(name="downsample_1"), x)

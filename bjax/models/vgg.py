@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import BatchNorm, adaptive_average_pool
+from bjax.models.layers import BatchNorm, adaptive_average_pool, normalised
 from bjax.models.pooling import max_pool
 
 
@@ -45,9 +45,11 @@ class VGG(nn.Module):
         layer = 0
         for stage in self.stages:
             for channels in stage:
-                x = conv(channels, name=f"features_{layer}")(x)
+                convolution = conv(channels, name=f"features_{layer}")
                 if self.batch_norm:
-                    x = norm(name=f"features_{layer + 1}")(x)
+                    x = normalised(convolution, norm(name=f"features_{layer + 1}"), x)
+                else:
+                    x = convolution(x)
                 x = nn.relu(x)
                 layer += 3 if self.batch_norm else 2
             x = max_pool(x, 2, 2)
