@@ -192,9 +192,9 @@ def folded_and_not(x, dtype="float32", params="float32", **options):
     return pairs, variables
 
 
-@pytest.fixture(params=["cuda", "default", "here"])
+@pytest.fixture(params=["cpu", "default", "here"])
 def platform(request, monkeypatch):
-    """What is computed on a GPU, what elsewhere, and what is chosen where the test runs."""
+    """What is computed on a CPU, what elsewhere, and what is chosen where the test runs."""
 
     def chosen(*arguments, **forms):
         return forms[request.param](*arguments)

@@ -53,12 +53,12 @@ class BatchNorm(nn.BatchNorm):
 
 
 def normalised(conv: nn.Conv, norm: BatchNorm, x: Float[Array, "b *d c"]) -> Float[Array, "b *e f"]:
-    """`norm(conv(x))`; in evaluation on an NVIDIA GPU a convolution whose kernel and bias contain the norm.
+    """`norm(conv(x))`; in evaluation, but on a CPU, a convolution whose kernel and bias contain the norm.
 
-    That is a pass over the activations less: XLA makes one kernel there of a convolution, its bias, a sum and a ReLU.
-    On a CPU it would be none less, and the kernel is scaled at every call. Variables and gradients are the same. In
-    half precision the bias is rounded too: a channel's error is alike everywhere, and counts where its mean is many
-    times its deviation.
+    That is a pass over the activations less: XLA makes one kernel of a convolution, its bias, a sum and a ReLU on GPUs
+    and TPUs. On a CPU it would be none less, and the kernel is scaled at every call. Variables and gradients are the
+    same. In half precision the bias is rounded too: a channel's error is alike everywhere, and counts where its mean is
+    many times its deviation.
     """
     if not norm.use_running_average or norm.is_initializing():
         return norm(conv(x))
@@ -72,7 +72,7 @@ def normalised(conv: nn.Conv, norm: BatchNorm, x: Float[Array, "b *d c"]) -> Flo
 @jax.jit
 def _scaled(kernel: Array, scale: Array) -> Array:
     wide = jnp.promote_types(kernel.dtype, scale.dtype)
-    return lax.platform_dependent(kernel, scale, cuda=jnp.multiply, default=lambda kernel, _: kernel.astype(wide))
+    return lax.platform_dependent(kernel, scale, cpu=lambda kernel, _: kernel.astype(wide), default=jnp.multiply)
 
 
 @jax.jit
@@ -85,7 +85,7 @@ def _moved(x: Array, scale: Array, offset: Array) -> Array:
     def folded(x, scale, offset):
         return x + offset.astype(x.dtype)
 
-    return lax.platform_dependent(x, scale, offset, cuda=folded, default=apart)
+    return lax.platform_dependent(x, scale, offset, cpu=apart, default=folded)
 
 
 def global_average(x: Float[Array, "b h w c"]) -> Float32[Array, "b c"]:
