@@ -135,8 +135,9 @@ def overlap(keep: jax.Array, right: jax.Array) -> dict[str, jax.Array]:
     that are either, the share that are both (intersection over union, the Jaccard index). NaN where there are none to
     take a share of.
 
-    >>> overlap(jnp.array([[True, True, False, False]]), jnp.array([[True, False, True, True]]))["iou"].tolist()
-    [0.25]
+    >>> found = overlap(jnp.array([[True, True, False, False]]), jnp.array([[True, False, True, True]]))
+    >>> {name: round(float(share[0]), 2) for name, share in found.items()}
+    {'precision': 0.5, 'recall': 0.33, 'iou': 0.25}
     """
     both, kept, needed = ((x.sum(axis=1)).astype(jnp.float32) for x in (keep & right, keep, right))
     shares = {"precision": kept, "recall": needed, "iou": kept + needed - both}

@@ -13,7 +13,7 @@ from bjax.blur.sample import BlurSpec
 N = 8
 IMAGES = np.random.default_rng(0).random((N, 48, 64, 3), dtype=np.float32)
 MIXED = dict.fromkeys(sample.KINDS, 0.25)
-TAPS = {"sigma": (1, 2), "kernel_size": 13}
+TAPS = {"sigma": (0.5, 1), "kernel_size": 7, "psf_size": 9, "length": (3, 9), "radius": (1, 4)}
 PARTS = ("regions", "centre", "surround")
 SMALL = IMAGES[:, :24, :32]
 
@@ -30,11 +30,11 @@ def drawn(where, kinds=None, *, key=None, images=IMAGES, **fields):
 def test_whole_images_are_drawn_as_before_there_was_another_choice():
     images, kind, params = sample.draw(keys(), SMALL, BlurSpec(MIXED, **TAPS))
     assert np.asarray(kind).tolist() == [1, 2, 0, 3, 3, 2, 0, 1]
-    np.testing.assert_allclose(params.sigma, [1.7880973, 0, 0, 0, 0, 0, 0, 1.4499694], rtol=1e-6)
-    np.testing.assert_allclose(params.length, [0, 8.040634, 0, 0, 0, 8.038996, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(params.sigma, [0.89404863, 0, 0, 0, 0, 0, 0, 0.7249847], rtol=1e-6)
+    np.testing.assert_allclose(params.length, [0, 3.6243804, 0, 0, 0, 3.6233976, 0, 0], rtol=1e-6)
     np.testing.assert_allclose(params.angle, [0, 1.070304, 0, 0, 0, 1.4825498, 0, 0], rtol=1e-6)
-    np.testing.assert_allclose(params.radius, [0, 0, 0, 5.7228227, 3.2519774, 0, 0, 0], rtol=1e-6)
-    pixels = [0.5486557, 0.5240622, 0.6375819, 0.496284, 0.5166412, 0.5761927, 0.1012156, 0.5145572]
+    np.testing.assert_allclose(params.radius, [0, 0, 0, 3.7921171, 1.9389831, 0, 0, 0], rtol=1e-6)
+    pixels = [0.56841, 0.5686168, 0.6375819, 0.5115158, 0.5302177, 0.5249392, 0.1012156, 0.619467]
     np.testing.assert_allclose(np.asarray(images)[:, 7, 11].mean(-1), pixels, rtol=0, atol=1e-6)
     assert sample.draw_with_truth(keys(), SMALL, BlurSpec(MIXED, **TAPS)).truth is None
 
@@ -43,10 +43,10 @@ def test_whole_images_are_drawn_as_before_there_was_another_choice():
 def test_pixels_of_the_part_are_the_whole_image_s_and_others_stay(where):
     images, _, params, truth = drawn(where)
     inside = truth > 0
-    expected = blur.gaussian(IMAGES, params.sigma, kernel_size=13)
+    expected = blur.gaussian(IMAGES, params.sigma, kernel_size=7)
     np.testing.assert_allclose(images, jnp.where(inside[..., None], expected, IMAGES), rtol=0, atol=1e-6)
     for i, sigma in enumerate(params.sigma.astype(float)):
-        peer = cv2.GaussianBlur(IMAGES[i], (13, 13), sigma, borderType=cv2.BORDER_REFLECT_101)
+        peer = cv2.GaussianBlur(IMAGES[i], (7, 7), sigma, borderType=cv2.BORDER_REFLECT_101)
         np.testing.assert_allclose(images[i][inside[i]], peer[inside[i]], rtol=0, atol=2e-6)
         np.testing.assert_array_equal(images[i][~inside[i]], IMAGES[i][~inside[i]])
         np.testing.assert_allclose(np.unique(truth[i]), [0, sigma], rtol=1e-6)
@@ -68,7 +68,7 @@ def test_a_ramp_grows_from_0_to_the_sigma_drawn():
     images, kind, params, truth = jax.device_get(sample.draw_with_truth(keys(), IMAGES, spec))
     assert 0 < kind.sum() < N
     where = jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys())
-    expected, sigma_map = varying.ramp(where, IMAGES, 0.0, params.sigma, kernel_size=13)
+    expected, sigma_map = varying.ramp(where, IMAGES, 0.0, params.sigma, kernel_size=7)
     np.testing.assert_allclose(images, expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(truth, sigma_map, atol=1e-6)
     np.testing.assert_allclose(truth.max((1, 2)), params.sigma, rtol=1e-5)

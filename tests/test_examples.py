@@ -16,7 +16,7 @@ PUBLIC = {  # bjax.predictor has its own, in tests/test_predict.py, where a run 
     "bjax.blur.imagenet_c": {"mean_corruption_error"},
     "bjax.blur.one": {"corrupt"},
     "bjax.sharpness": {*(f.__name__ for f in sharpness.MEASURES.values()), "threshold", "whole", "own_blur"},
-    "bjax.tokens": {"budget", "select", "erase"},
+    "bjax.tokens": {"budget", "select", "overlap", "erase"},
 }
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 from test_metrics import answers
-from test_step import batch_of, inputs, one_device, run
+from test_step import CLASSES, batch_of, inputs, one_device, run
 
 from bjax import config as configs
-from bjax import evaluate, predictor, stats
+from bjax import evaluate, models, predictor, stats
 from bjax.blur.sample import BlurSpec
 from bjax.configs import common
 from bjax.errors import UserError
 from bjax.evaluate.summary import summarise
-from bjax.report import facts, read, seeds, words
+from bjax.report import facts, masks, read, seeds, words
 from bjax.runtime import sharding
 from bjax.step.eval_step import look, prepare
 from bjax.step.losses import Objective
@@ -42,9 +42,8 @@ def by_hand(keep, truth, patch=8):
     return [both / of if of else np.nan for of in (len(kept), len(sharp), either)]
 
 
-@pytest.mark.parametrize(("devices", "mask"), [(1, ORACLE), (8, HALF)], ids=["oracle", "laplacian"])
-def test_each_image_has_the_overlap_of_kept_and_sharp(devices, mask):
-    mesh, wanted = sharding.make_mesh(-1, 1, jax.devices()[:devices]), inputs(REGIONS, mask)
+def test_each_image_has_the_overlap_of_kept_and_sharp():
+    mesh, wanted = sharding.make_mesh(-1, 1), inputs(REGIONS, HALF)
     batch = sharding.put(batch_of(16), mesh)
     seen = look(jax.random.key(0), batch, inputs=wanted, mesh=mesh)
     *_, facts = prepare(jax.random.key(0), batch, inputs=wanted, objective=Objective("object", 4), mesh=mesh)
@@ -72,7 +71,8 @@ def test_means_are_over_the_images_that_have_them():
 
 def test_training_is_the_same_on_any_number_of_devices_and_in_parts():
     batches = [batch_of(16, seed) for seed in range(2)]
-    options = {"blur": REGIONS, "mask": ORACLE}
+    model = models.build("vit", num_classes=CLASSES, variant="Ti/8", depth=1, width=16, heads=1)
+    options = {"blur": REGIONS, "mask": ORACLE, "model": model}
     first, *_ = run(one_device(), batches, **options)
     second, *_ = run(sharding.make_mesh(-1, 1), batches, accumulate=2, **options)
     np.testing.assert_allclose(first, second, rtol=1e-5)
@@ -83,7 +83,7 @@ def partial_config(data_dir):
     flags = TINY | {"data.data_dir": data_dir, "eval_only": "", "eval_batch_size": 56, "speed_rounds": 1, "gallery": 0}
     c = configs.load(DEMO, [(key, str(value)) for key, value in flags.items()])
     blurred = common.GAUSSIAN(where="centre", sigma=(4, 4), kernel_size=25)
-    c.eval = common.ConfigDict({"all": common.condition("test[:56]", blurred)})
+    c.eval = common.ConfigDict()
     for selector in ("oracle", "random"):
         masked = common.mask("gather", selector=selector, keep_rate=0.25)
         c.eval[selector] = common.condition("test[:56]", blurred, masked)
@@ -95,12 +95,11 @@ def test_a_run_is_evaluated_on_images_blurred_in_parts(tiny_run, data_dir, tmp_p
     evaluate.run(partial_config(data_dir), workdir)
     assert "IoU %" in capsys.readouterr().out
     rows = json.loads((workdir / "results.json").read_text())
-    assert "iou" not in rows["all"]
     assert all(rows[name]["precision_n"] == 56 and len(rows[name]["iou_95"]) == 2 for name in ("oracle", "random"))
     # A quarter of the patches is fewer than those that stay sharp around the middle.
     assert rows["oracle"]["precision"] == 1 > rows["random"]["precision"] > 0
     assert rows["random"]["iou"] < rows["oracle"]["iou"] == pytest.approx(rows["oracle"]["recall"])
-    assert set(json.loads((workdir / "speed.json").read_text())["conditions"]) == {"all", "random"}
+    assert set(json.loads((workdir / "speed.json").read_text())["conditions"]) == {"random"}
     with pytest.raises(UserError, match=r"^--condition=oracle: its mask \(selector=oracle\) knows which patches were"):
         predictor.read(workdir, "oracle")
     assert predictor.read(workdir, "random").inputs.mask.selector == "random"
@@ -169,6 +168,10 @@ def test_a_report_tells_blurred_parts_from_blurred_images(tmp_path):
     assert [row.blur for row in rows.values()] == ["σ = 1–2", "σ = 1–2, regions"]
     assert (rows["whole"].sigma, rows["regions"].sigma) == ((1.0, 2.0), None)
     assert words.is_papers(rows["whole"].condition["blur"]) and not words.is_papers(rows["regions"].condition["blur"])
+    (table,) = masks.mask_quality(runs[0])
+    assert [row[:3] for row in table.rows] == [["σ = 1–2, regions", "100 %", "all patches"]]
+    low, high = stats.t_interval(shares)
+    assert table.rows[0][5] == f"35.0 ({100 * max(low, 0):.1f}–{100 * high:.1f})"
     line = list(csv.DictReader(io.StringIO(facts.table(runs))))[1]
     assert (line["where"], line["sigma_low"], float(line["iou"])) == ("regions", "1.0", pytest.approx(0.35))
     assert float(line["iou_low"]) < 0.25 < 0.45 < float(line["iou_high"])

@@ -111,7 +111,33 @@ def accuracy_against_speed(run: Run) -> list:
 
 
 def mask_quality(run: Run) -> list:
-    """Precision and recall of what masks drop, where parts of the image are blurred."""
+    """Whether masks keep what is sharp and drop what is blurred, where parts of the image are blurred."""
+    return [*_kept_and_sharp(run), *_dropped_and_blurred(run)]
+
+
+def _kept_and_sharp(run: Run) -> list:
+    """Of the conditions whose images are blurred in parts, on the images of their accuracy."""
+    rows = [r for r in run.rows if "iou" in r.result and not r.adapted]
+    if not rows:
+        return []
+    blur_of, method_of, metrics = _blurs(rows), _methods(rows), ("precision", "recall", "iou")
+    body = []
+    for r in rows:
+        cells = [intervals.accuracy(r, metric) for metric in metrics]
+        body.append([blur_of(r), f"{100 * r.result['kept']:.0f} %", method_of(r), *cells, _accuracy(r)])
+    caption = (
+        "Patches that are kept beside those that are not blurred (at most half of their pixels are), in per cent, the "
+        "mean over the images: precision, the share of the kept that are not blurred; recall, the share of these that "
+        "are kept; IoU, what is both, of what is either. In brackets: 95 % intervals, over the photographs that the "
+        "images are crops of, and over seeds, where there are several; of two seeds both values."
+    )
+    return [
+        Table(["blur", "kept", "patches that stay", "precision", "recall", "IoU", "top-1 %"], body, caption, left=3)
+    ]
+
+
+def _dropped_and_blurred(run: Run) -> list:
+    """Of mask_quality.json, which needs no model: precision and recall of what masks drop, over all patches."""
     by_sigma = run.quality or {}
     first = next(iter(by_sigma.values()), {})
     names = [name for name in first if all(name in masks for masks in by_sigma.values())]
