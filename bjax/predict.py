@@ -28,7 +28,8 @@ Sharpness is the variance of the Laplacian over the whole photograph, its shorte
 size (data.resize, else data.image_size), so that photographs can be compared: `bjax.thresholds --size` has the same.
 
 Probabilities are softmax(logits / T), T fitted when the run's condition `sharp` was evaluated (calibration.json; 1
-where its images were all right), and are of the run's own classes: what is none of them gets one of them all the same.
+where its images were all right, or logits of a short training hardly differ), and are of the run's own classes: what is
+none of them gets one of them all the same.
 Where a mask leaves nothing, there is no class but "nothing left to classify".
 
 No condition's blur is applied: a photograph brings its own. A condition contributes its mask and its ViT options. A

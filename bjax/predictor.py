@@ -50,7 +50,7 @@ class Run:
         if self.calibration is None:
             return "no calibration.json, which evaluating a condition named sharp writes"
         if self.temperature is None:
-            return "its condition sharp was all right, which tells no temperature"
+            return "its condition sharp was all right, or its logits hardly differ yet, which tells no temperature"
         return None
 
     @property

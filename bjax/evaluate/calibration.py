@@ -11,7 +11,8 @@ from bjax.evaluate.summary import calibration_error
 FILE = "calibration.json"
 CONDITION = "sharp"  # of the run's conditions, the one that it is fitted on
 FOLDS = 5
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures: beyond, images are all right, or all wrong
+# Temperatures: below, images are all right, or logits many times too small; above, images are all wrong.
+LOWEST, HIGHEST = 0.05, 20.0
 
 
 def of_answers(logits: np.ndarray, answers: dict[str, np.ndarray]) -> dict[str, object]:
