@@ -3,11 +3,13 @@
 from ml_collections import ConfigDict
 
 from bjax.errors import UserError
+from bjax.specs import SIGMA_PATCH
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError naming the first option of `config` that does not go with another."""
     _check_sizes(config)
+    _check_sigma(config)
     if _keeps_by_truth(config):
         _check_oracle("", config)
         if config.loss.mixup or config.loss.cutmix:
@@ -30,6 +32,20 @@ def _check_sizes(config: ConfigDict) -> None:
     if 0 < resize < size:
         way = "use 0 for no rescaling, or at least image_size"
         raise UserError(f"config.data.resize={resize}: smaller than config.data.image_size={size}; {way}")
+
+
+def _check_sigma(config: ConfigDict) -> None:
+    """Its patches are the model's: of a ViT its variant's; without patches of their own models get 16 px."""
+    variant = config.model.options.get("variant", "")
+    patch = str(variant).partition("/")[2]
+    if config.model.name != "vit" or not patch.isdecimal() or int(patch) >= SIGMA_PATCH:
+        return
+    masks = {"mask": config.mask} | {f"eval.{name}.mask": condition.mask for name, condition in config.eval.items()}
+    masks |= {f"mask_quality.masks.{name}": mask for name, mask in config.mask_quality.masks.items()}
+    for key, mask in masks.items():
+        if mask.mode != "none" and mask.selector == "sigma":
+            why = f"needs patches of at least {SIGMA_PATCH} px, config.model.options.variant={variant} has {patch}"
+            raise UserError(f"config.{key}.selector=sigma: {why}; choose another selector, or S/{SIGMA_PATCH}, say")
 
 
 def _keeps_by_truth(node: ConfigDict) -> bool:

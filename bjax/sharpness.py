@@ -1,27 +1,34 @@
-"""Focus measures: how sharp each patch of an image is, on the 0..255 scale.
+"""Focus measures: how sharp each patch of an image is, on the 0..255 scale; and `sigma`, how blurred, in pixels.
 
 Every measure takes float images in [0, 1], RGB, and a patch size p ≤ 1024 that divides their height and width, or a
-pair (height, width) that does, and returns a score a patch, float32[B, H/p, W/p] of at least 0; higher is sharper.
-Other images, patch sizes and scopes are a ValueError. Images become grey as `cv2.cvtColor(..., COLOR_RGB2GRAY)` makes
-them: rounded to uint8 first (half to even), then BT.601 in fixed point. All filters have cv2's default border
-(reflect-101).
+pair (height, width) that does, and returns a score a patch, float32[B, H/p, W/p] of at least 0; higher is sharper (of
+`sigma`, blurrier). Other images, patch sizes and scopes are a ValueError. Images become grey as
+`cv2.cvtColor(..., COLOR_RGB2GRAY)` makes them: rounded to uint8 first (half to even), then BT.601 in fixed point. All
+filters have cv2's default border (reflect-101).
 
 `scope` says where that border is. "image": filter the whole image, then pool per patch; a patch sees one pixel of its
 neighbours. "patch": filter each patch on its own. The two disagree on a few per cent of patches at a threshold.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Real
 
 from bjax.errors import UserError, command
+from bjax.specs import LARGEST_SIGMA, SIGMA_PATCH
 
 LARGEST_PATCH = 1024  # px: 32 bits hold the sums of every measure and every image
 ROUNDING = 2.4  # variance of the Laplacian of what 8 bits round off, of three channels and of their grey: 20/12 · 1.45
 BLURRED = 0.95  # px: of `own_blur`, from which on a photograph counts as blurred already
+SIGMAS = np.concatenate([np.arange(60) / 20, np.arange(3, LARGEST_SIGMA + 0.1, 1 / 4)])  # px: answers of `sigma`
+AGAIN = (0.0, 0.5, 1.0, 1.5, 2.0)  # px: σ of the Gaussians by which it blurs again
+OWN = 0.5  # px²: what pixels and the derivative's own filter blur already, as a variance
+FLAT = 0.3  # mean squared gradient, grey levels² a px², below which rounding could have made what there is
 PIXELS = (2, 4)  # axes of a patch's own pixels, see _per_patch
 Images = Float[Array, "b h w 3"]  # RGB in [0, 1]
 Grey = Int32[Array, "b h w"]  # 0..255
@@ -92,11 +99,47 @@ def high_frequency_energy(images: Images, patch_size: PatchSize, *, scope: str =
     return (residual * residual).mean(PIXELS)
 
 
+@functools.partial(jax.jit, static_argnames=("patch_size", "scope"))
+def sigma(images: Images, patch_size: PatchSize, *, scope: str = "image") -> Scores:
+    """σ in pixels of the Gaussian that each patch seems blurred with, 0 to 8; NaN: flat, it cannot be told.
+
+    By blurring again (Hu and de Haan 2006; of edges, by the ratio of gradients, Zhuo and Sim 2011): what is sharp loses
+    much by it, what is blurred little, whatever its contrast. Over textures, whose energy is spread over frequencies by
+    a power law, and along edges the mean squared gradient falls with a power of all the blur there is, as
+    (σ² + s² + ½)⁻ᵖ with s of the blur that is added: p is 1 where amplitudes go with 1 / frequency, ½ at a lone step.
+    For every σ that can be answered the best p is known in closed form (least squares over s of 0, ½, 1, 1½ and 2 px,
+    drawn towards 1); the σ that leaves least is taken. On photographs the median error is 0.4 px, 90 % lie within 1.1;
+    strong blur is told too weak (6 px as about 4.8), as 8 bits keep little of it.
+
+    patch_size: at least 16 px a side. scope: see the module. Raises ValueError as every measure does.
+
+    >>> import numpy as np
+    >>> noise = np.random.default_rng(0).normal(0.5, 0.2, (1, 16, 32, 3)).clip(0, 1).astype(np.float32)
+    >>> noise[:, :, 16:] = 0.5  # nothing to tell by
+    >>> sigma(noise, 16, scope="patch").tolist()
+    [[[0.0, nan]]]
+    """
+    gradients = [functools.partial(_squared_gradient, again) for again in AGAIN]
+    energies = [_per_patch(images, patch_size, scope, gradient, SIGMA_PATCH).mean(PIXELS) for gradient in gradients]
+    # Levels: 0.1 keeps the logarithm of next to nothing from deciding.
+    seen = jnp.log(jnp.stack(energies, axis=-1) + 0.1)
+    seen = (seen - seen.mean(axis=-1, keepdims=True))[..., None, :]
+    total = np.log(SIGMAS[:, None] ** 2 + np.square(AGAIN) + OWN)
+    total = jnp.asarray(total - total.mean(axis=1, keepdims=True), jnp.float32)
+    usual, ridge = 1.0, 0.1
+    power = (ridge * usual - (seen * total).sum(axis=-1)) / (jnp.square(total).sum(axis=-1) + ridge)
+    power = jnp.clip(power, 0.3, 2.0)
+    left = jnp.square(seen + power[..., None] * total).sum(axis=-1) + ridge * jnp.square(power - usual)
+    found = jnp.asarray(SIGMAS, jnp.float32)[left.argmin(axis=-1)]
+    return jnp.where(energies[0] < FLAT, jnp.nan, found)
+
+
 MEASURES = {
     "laplacian": laplacian_variance,
     "tenengrad": tenengrad,
     "modified_laplacian": sum_modified_laplacian,
     "high_frequency": high_frequency_energy,
+    "sigma": sigma,
 }
 
 
@@ -213,16 +256,30 @@ def _modified_laplacian(grey: Grey) -> Int32[Array, "b h w"]:
 
 
 def _high_pass(grey: Grey) -> Float32[Array, "b h w"]:
-    taps = np.exp(-0.5 * np.arange(-3, 4) ** 2)
+    return grey - _gaussian(grey.astype(jnp.float32), 1.0, 3)
+
+
+def _squared_gradient(again: float, grey: Grey) -> Float32[Array, "b h w"]:
+    """Of central differences, after a Gaussian of σ `again`."""
+    blurred = grey.astype(jnp.float32)
+    if again:
+        blurred = _gaussian(blurred, again, round(4 * again))
+    p = jnp.pad(blurred, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    down, across = p[:, 2:, 1:-1] - p[:, :-2, 1:-1], p[:, 1:-1, 2:] - p[:, 1:-1, :-2]
+    return (down * down + across * across) / 4
+
+
+def _gaussian(grey: Float32[Array, "b h w"], sigma: float, radius: int) -> Float32[Array, "b h w"]:
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     taps = (taps / taps.sum()).tolist()
     height, width = grey.shape[1:]
-    p = jnp.pad(grey.astype(jnp.float32), ((0, 0), (3, 3), (3, 3)), mode="reflect")
+    p = jnp.pad(grey, ((0, 0), (radius, radius), (radius, radius)), mode="reflect")
     rows = sum(tap * p[:, i : i + height] for i, tap in enumerate(taps))
-    return grey - sum(tap * rows[:, :, i : i + width] for i, tap in enumerate(taps))
+    return sum(tap * rows[:, :, i : i + width] for i, tap in enumerate(taps))
 
 
 def _per_patch(
-    images: Images, patch_size: PatchSize, scope: str, response: Callable[[Grey], Array]
+    images: Images, patch_size: PatchSize, scope: str, response: Callable[[Grey], Array], smallest: int = 1
 ) -> Real[Array, "b h/p p w/p p"]:
     """`response` of the grey image, split into patches, where `PIXELS` are those of a patch.
 
@@ -235,6 +292,8 @@ def _per_patch(
     given = f"patch_size={patch_size}"
     if min(rows, columns) < 1 or height % rows or width % columns:
         raise ValueError(f"{given}: must divide the image's height {height} and width {width}")
+    if min(rows, columns) < smallest:
+        raise ValueError(f"{given}: this measure needs patches of at least {smallest} px a side")
     if max(rows, columns) > LARGEST_PATCH:
         raise ValueError(f"{given}: must be at most {LARGEST_PATCH}; scale larger images down")
     if scope not in ("image", "patch"):

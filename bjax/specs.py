@@ -10,7 +10,9 @@ import dataclasses
 from bjax.blur_spec import KINDS, PARAMETERS, WHERE, BlurSpec, check_cut, check_kernel_size, gaussian_size  # noqa: F401
 from bjax.options import group, number, one_of, plain, wrong
 
-MEASURES = ("laplacian", "tenengrad", "modified_laplacian", "high_frequency")  # of bjax.sharpness
+MEASURES = ("laplacian", "tenengrad", "modified_laplacian", "high_frequency", "sigma")  # of bjax.sharpness
+LARGEST_SIGMA = 8.0  # px: what `sharpness.sigma` tells at most
+SIGMA_PATCH = 16  # px: the least patches that it takes; fewer hold too few gradients to tell how they fall
 # The sharpest patch of each 2×2 cell of patches first, then the second of each: spread over the image as well as sharp.
 STRATIFIED = "stratified"
 # Selectors that keep as many patches and look at less, at the other end, or at what no image shows (oracle).
@@ -31,12 +33,14 @@ class MaskSpec:
       tokens computed, dropped ones masked as keys: no influence, no saving); gather (a static number of tokens
       enters the encoder: compute falls); bucket (inference under a threshold: images are grouped by how many they
       keep, and compute falls with each image's own number, see `bjax.evaluate.bucket`).
-    selector: a focus measure of `sharpness.MEASURES`; or stratified, the Laplacian variance within each 2×2 cell of
-      patches, the best of every cell before the second of any: sharpness traded for coverage; or a control that keeps
-      as many patches of each image as the Laplacian variance would: random, inverse (the other end of the scores),
-      centre (nearest the centre first), oracle (the least blurred, as the drawn blur's map knows).
-    drop: below keeps the highest scores (of the oracle: the least blurred), above the lowest (the most blurred).
-    threshold: a score on the 0..255 scale; patches on the dropped side of it go.
+    selector: a focus measure of `sharpness.MEASURES` (sigma, the blur in pixels: the least blurred are the sharpest,
+      patches that it cannot tell rank after all others, at both ends); or stratified, the Laplacian variance within
+      each 2×2 cell of patches, the best of every cell before the second of any: sharpness traded for coverage; or a
+      control that keeps as many patches of each image as the Laplacian variance would: random, inverse (the other end
+      of the scores), centre (nearest the centre first), oracle (the least blurred, as the drawn blur's map knows).
+    drop: below keeps the highest scores (of oracle and sigma: the least blurred), above the lowest (the most blurred).
+    threshold: a score on the 0..255 scale, of sigma at most 8 pixels; patches on the dropped side of it go. Those that
+      sigma cannot tell count as exactly at it: they stay, the last within a keep_rate.
     keep_rate: at most round(keep_rate · patches) stay, and at least one may; with a threshold, a budget.
     scope: image | patch, see `sharpness.laplacian_variance`.
     fill: of zero_pixels: black (zero before normalisation) | mean (the dataset's mean colour: zero after it). A zero
@@ -72,6 +76,9 @@ class MaskSpec:
             raise ValueError(f"keep_rate={self.keep_rate}: expected a share of the patches in (0, 1]")
         if self.threshold is not None and not self.threshold >= 0:
             raise ValueError(f"threshold={self.threshold}: expected a score of at least 0")
+        if self.selector == "sigma" and self.threshold is not None and self.threshold > LARGEST_SIGMA:
+            why = f"selector=sigma measures blur in pixels, at most {LARGEST_SIGMA:g}"
+            raise ValueError(f"threshold={self.threshold:g}: {why}; use 1.5, say")
         if self.mode != "none" and self.threshold is None and self.keep_rate is None:
             raise ValueError(f"mode={self.mode}: needs a threshold, a keep_rate, or both")
         if self.mode == "gather" and self.keep_rate is None:

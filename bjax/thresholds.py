@@ -8,10 +8,10 @@ seems blurred already, at that size: by blurring it again (`bjax.sharpness.own_b
 compare with. Those that seem blurred are left out of what follows: they would pass for sharp.
 
 Then the scores of the patches in the middle --size × --size pixels, sharp and under Gaussians of --sigma; --measure
-names one of `bjax.sharpness.MEASURES`. Thresholds are those of keep rates among the sharp patches, Otsu's between all,
-and the recommended one, at which the share of sharp patches that stay is furthest above that of blurred ones (Youden
-1950). The last line is that one as it is given to `bjax.main`; `--config.eval.NAME.mask.threshold` is that of a
-condition. --out draws it (needs matplotlib).
+names one of `bjax.sharpness.MEASURES` (but sigma, whose limit is in pixels and needs no search). Thresholds are those
+of keep rates among the sharp patches, Otsu's between all, and the recommended one, at which the share of sharp patches
+that stay is furthest above that of blurred ones (Youden 1950). The last line is that one as it is given to `bjax.main`;
+`--config.eval.NAME.mask.threshold` is that of a condition. --out draws it (needs matplotlib).
 """
 
 import argparse
@@ -50,6 +50,9 @@ class Photo:
 def main(argv: list[str]) -> int | None:
     """Runs the command; returns the exit code: 0; 1: a photograph could not be read; 2: a user's mistake."""
     flags = _parser().parse_args(argv)
+    if flags.measure == "sigma":
+        way = "--config.mask.mode=zero_pixels --config.mask.selector=sigma --config.mask.threshold=1.5"
+        raise UserError(f"--measure=sigma: is in pixels already; give a limit in pixels to bjax.main, such as {way}")
     try:
         photos, broken = _score_photos(flags)
         sharp = [photo for photo in photos if not photo.blurred]

@@ -82,9 +82,14 @@ def select(
     count = jnp.full(batch, allowed)
     if spec.threshold is not None or spec.selector not in ("random", "centre", "oracle"):
         scores = sharpness.MEASURES[spec.measure](images, patch_size, scope=spec.scope)
-        preference = jax.lax.stop_gradient(sign * scores.reshape(batch, patches))
-        if spec.threshold is not None:
-            passes = preference >= sign * spec.threshold
+        blurs = spec.measure == "sigma"  # of which less is sharper, and where NaN is a patch that cannot be told
+        direction = -sign if blurs else sign
+        preference = jax.lax.stop_gradient(direction * scores.reshape(batch, patches))
+        limit = None if spec.threshold is None else direction * spec.threshold
+        if blurs:
+            preference = jnp.where(jnp.isnan(preference), -jnp.inf if limit is None else limit, preference)
+        if limit is not None:
+            passes = preference >= limit
             count = jnp.minimum(count, passes.sum(axis=1))
     if spec.selector == "random":
         preference = jnp.zeros((batch, patches))
