@@ -8,10 +8,11 @@ To run it (pip install jax flatbuffers; model.bin.json has the classes, the imag
     call = jax.jit(jax.export.deserialize(open("model.bin", "rb").read()).call)
     probabilities, scores, keep = call(images)  # uint8[b, size, size, 3], any b of at least 1
 
-Out come float32[b, classes], the score of every patch float32[b, rows, columns], and whether the mask keeps it,
-bool[b, rows, columns]: what `bjax.predict` says of the same crops, with the same choices (which weights, no blur,
-random and bucket masks). The program is of one device and computes each image by itself. JAX promises to run such a
-file for six months after the release that wrote it; from 0.11.1 on it refuses files that are older. Export again then.
+Out come float32[b, classes], the score of every patch float32[b, rows, columns] (of selector=sigma in pixels, NaN where
+it cannot tell), and whether the mask keeps it, bool[b, rows, columns]: what `bjax.predict` says of the same crops, with
+the same choices (which weights, no blur, random and bucket masks). The program is of one device and computes each image
+by itself. JAX promises to run such a file for six months after the release that wrote it; from 0.11.1 on it refuses
+files that are older. Export again then.
 """
 
 import dataclasses
@@ -54,6 +55,8 @@ def export(run: predictor.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu
         data = bytes(exported.serialize())
     except ImportError:
         raise UserError("the package flatbuffers is missing: pip install flatbuffers") from None
+    blurs = run.inputs.mask.measure == "sigma"
+    in_pixels = ", the blur's sigma in pixels, NaN where a patch has no texture to tell by" if blurs else ""
     task, preparing, native = run.config.task, run.config.data, not run.scaled
     return data, {
         "run": run.what,
@@ -70,7 +73,7 @@ def export(run: predictor.Run, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu
             "those that keep a patch: bjax.data.views." + ("detailed" if task == "blur_type" else "tiled"),
         },
         "outputs": {
-            name: f"{aval.dtype}[{', '.join(map(str, aval.shape))}]"
+            name: f"{aval.dtype}[{', '.join(map(str, aval.shape))}]" + (in_pixels if name == "scores" else "")
             for name, aval in zip(("probabilities", "scores", "keep"), exported.out_avals, strict=True)
         },
         "temperature": run.temperature,

@@ -246,7 +246,7 @@ def _overlay(run: Run, path: Path, prediction: Prediction) -> Image.Image:
         title="{}  {:.1%}".format(*top[0]) if top else prediction.reason,
         caption=f"{shown(path.name)}: {seen} at {view.width} x {view.height} px, kept {prediction.kept:.1%}, "
         f"sharpness {_number(prediction.sharpness)}",
-        threshold=run.inputs.mask.threshold,
+        mask=run.inputs.mask,
     )
     return page if boxes is view.boxes else overlay.with_places(page, prediction.picture, view.boxes)
 

@@ -89,7 +89,8 @@ class Prediction:
     sharpness: float | None  # `bjax.sharpness.whole` of the photograph at the run's evaluation size; None: too large
     kept: float  # share of the patches that the mask keeps
     view: views.View
-    scores: np.ndarray  # float32[n, rows, columns]: of patches, by the mask's measure or Laplacian variance
+    # float32[n, rows, columns]: of patches, by the mask's measure (of sigma NaN where unknown) or Laplacian variance
+    scores: np.ndarray
     keep: np.ndarray  # bool[n, rows, columns]: the patches that the mask keeps
     picture: np.ndarray  # uint8[h, w, 3]: the whole photograph, small
     # Of the most probable kind of blur, where the run estimates them: sigma, length, radius in px, angle in degrees.

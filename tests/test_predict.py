@@ -29,6 +29,7 @@ from bjax.evaluate.summary import PARAMETERS
 from bjax.report import overlay
 from bjax.runtime import checkpoint, sharding
 from bjax.runtime.workdir import write, write_text
+from bjax.specs import MaskSpec
 from bjax.step import optim, state
 from bjax.step.eval_step import prepare
 from bjax.step.inputs import apply
@@ -502,7 +503,7 @@ def test_a_drawing_shows_what_was_left_out():
     boxes = np.array([[0, 0, 1, 0.5]])  # the model saw the left half
     scores = np.array([[[1.0, 10.0], [1000.0, 10000.0]]], np.float32)
     keep = np.array([[[True, False], [True, True]]])
-    drawing = overlay.draw(photo, boxes, scores, keep, patch=0.5, title="title", threshold=100.0)
+    drawing = overlay.draw(photo, boxes, scores, keep, patch=0.5, title="title", mask=MaskSpec(threshold=100.0))
     pixels = np.asarray(drawing, int)
     side, left, top = overlay.SIDE, overlay.MARGIN, overlay.MARGIN + overlay.HEAD
     right, quarter = left + side + overlay.GAP, side // 4

@@ -905,7 +905,7 @@ def test_the_gallerys_colours_and_scale_are_those_of_predicts_overlay():
         "10,000",
         "100,000",
     ]
-    assert [line.get_ydata()[0] for line in bar.lines if line.get_color() == overlay.RED] == [2.0]
+    assert [line.get_ydata()[0] for line in bar.lines if line.get_color() == overlay.RED] == [2 / 5]
 
 
 def test_the_gallery_begins_with_masks_that_keep_some_and_has_no_random_ones(tmp_path):

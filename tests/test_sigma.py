@@ -14,6 +14,7 @@ from bjax import config as configs
 from bjax import sharpness, thresholds, tokens
 from bjax.data import photos
 from bjax.errors import UserError
+from bjax.report import figures, overlay, words
 from bjax.tokens import MaskSpec
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -214,6 +215,53 @@ def test_it_keeps_what_is_not_blurred():
         spec = MaskSpec("attend", selector="sigma", drop=drop, keep_rate=1 / 3)
         keep = np.asarray(tokens.select(None, images, spec, PATCH).keep).reshape(-1, 6, 6)
         assert keep[:, :, stays].sum() > 0.9 * keep.sum()
+
+
+# As a picture
+
+
+def test_its_scale_is_linear_and_what_is_sharp_has_the_colour_of_all_scales():
+    scores = np.array([[[0.0, 8.0], [4.0, np.nan]]], np.float32)
+    keep, box, photo = np.ones((1, 2, 2), bool), np.array([[0, 0, 1, 1]]), np.full((32, 32, 3), 200, np.uint8)
+    mask = MaskSpec(selector="sigma", threshold=6.0)
+    page = np.asarray(overlay.draw(photo, box, scores, keep, patch=0.5, title="", mask=mask), int)
+    top, left = overlay.MARGIN + overlay.HEAD, overlay.MARGIN + overlay.SIDE + overlay.GAP
+    cells = page[top:, left:][: overlay.SIDE, : overlay.SIDE][120::240, 120::240]
+    sharp, blurred, between = (overlay.COLOURS[i].tolist() for i in (-1, 0, 2))
+    assert cells.tolist() == [[sharp, blurred], [between, list(overlay.UNTOLD)]]
+    bar = page[top:, left + overlay.SIDE + 2 * overlay.GAP + overlay.BAR // 2]
+    reds = np.flatnonzero((bar == (214, 39, 40)).all(-1))
+    assert abs(reds.mean() / (overlay.SIDE - 2 * overlay.BAR) - 6 / 8) < 0.01
+    assert (bar == overlay.UNTOLD).all(-1).any()  # in the legend
+    # Where crops overlap, of those that can be told.
+    twice = overlay.draw(
+        photo, box[[0, 0]], np.stack([scores[0], np.full((2, 2), np.nan)]), keep[[0, 0]], patch=0.5, title="", mask=mask
+    )
+    np.testing.assert_array_equal(np.asarray(twice)[top:, left:], page[top:, left:])
+
+
+def test_the_gallery_shows_it_in_the_same_colours():
+    pytest.importorskip("matplotlib")
+    scores = np.array([[[0.0, 8.0], [4.0, np.nan]]], np.float32)
+    images, kept = np.zeros((1, 32, 32, 3), np.uint8), np.ones((1, 2, 2), bool)
+    drawn = figures.gallery(images, kept, scores, ["a"], 1.5, "sigma")
+    expected = [[overlay.COLOURS[-1], overlay.COLOURS[0]], [overlay.COLOURS[2], overlay.UNTOLD]]
+    np.testing.assert_array_equal(drawn.axes[1].images[0].get_array(), np.uint8(expected))
+    bar = drawn.axes[-1]
+    labels = dict(zip([label.get_text() for label in bar.get_yticklabels()], bar.get_yticks(), strict=True))
+    assert labels == {"0 px": 1, "2 px": 0.75, "4 px": 0.5, "6 px": 0.25, "8 px": 0}
+    assert bar.lines[-1].get_ydata()[0] == 1 - 1.5 / 8 and bar.get_ylabel() == "estimated blur, σ in pixels"
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["unknown: no texture"]
+    assert not figures.gallery(images, kept, np.ones_like(scores), ["a"], None, "sigma").legends
+
+
+def test_a_report_says_it_in_pixels():
+    limit = {"mode": "zero_pixels", "selector": "sigma", "threshold": 1.5, "keep_rate": None}
+    assert words.mask_text({**limit, "drop": "below"}) == "sigma, blurrier than 1.5 px dropped"
+    assert words.mask_text({**limit, "drop": "above"}) == "sigma, sharper than 1.5 px dropped"
+    tenengrad = {**limit, "drop": "below", "selector": "tenengrad", "threshold": 2000.0}
+    assert words.mask_text(tenengrad) == "tenengrad, below 2000 dropped"
+    assert words.mask_text({**tenengrad, "selector": "random"}) == "random, as many as below 2000 dropped"
 
 
 # What is refused

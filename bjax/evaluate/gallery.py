@@ -23,10 +23,10 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict[str, np.ndarray]]:
 
     The content is conditions, the names; and of every condition NAME, for its
     K images in the order of the split: NAME/image uint8[K, H, W, 3], blurred, before anything is left out; NAME/kept
-    bool[K, h, w]; NAME/score float32[K, h, w], of each patch by the focus measure of the mask, on the 0..255 scale (of
-    the whole image where patches do not tile it); NAME/measure, the name of that measure; NAME/label and
-    NAME/prediction int32[K]; NAME/confidence float32[K], the largest probability. Conditions that adapt BatchNorm are
-    not among them: their weights are others.
+    bool[K, h, w]; NAME/score float32[K, h, w], of each patch (of the whole image where patches do not tile it) by the
+    focus measure of the mask, on the 0..255 scale, or of sigma in pixels, NaN where it cannot tell; NAME/measure, the
+    name of that measure; NAME/label and NAME/prediction int32[K]; NAME/confidence float32[K], the largest probability.
+    Conditions that adapt BatchNorm are not among them: their weights are others.
     """
     if not exp.config.gallery:
         return {}

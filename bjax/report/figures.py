@@ -7,6 +7,7 @@ import numpy as np
 
 from bjax.errors import UserError
 from bjax.report import overlay
+from bjax.report.words import MEASURES
 
 # Marker, line, grey level: any two differ in two of them, so that a photocopy tells them apart.
 STYLES = (
@@ -170,7 +171,7 @@ def _cells(panel, title: str, values, text, low: float, high: float) -> None:
 
 
 def gallery(images, kept, scores, titles: list[str], threshold: float | None, measure: str):
-    """Photographs with what a mask drops, above the scores that decide it, of which `measure` says what they are.
+    """Photographs with what a mask drops, above the scores that decide it, those of `measure`.
 
     images uint8[K, H, W, 3], kept bool[K, h, w], scores float32[K, h, w]. The look is that of `overlay.draw`.
     """
@@ -179,32 +180,37 @@ def gallery(images, kept, scores, titles: list[str], threshold: float | None, me
     # As many pixels as are shown: hatching on the photograph's own would be as coarse as they are.
     larger = np.ones((max(1, round(SHOWN / images.shape[1])),) * 2, bool)
     patch = np.ones(np.array(images.shape[1:3]) // kept.shape[1:], bool)
-    decades = overlay.decades_of(scores)
+    scale = overlay.scale_of(measure, scores)
     for i, (above, below) in enumerate(axes.T):
         dropped = np.kron(np.kron(~kept[i], patch), larger)
         photo = overlay.shade(np.kron(images[i], larger[..., None].astype(np.uint8)), dropped)
         above.imshow(np.uint8(np.round(photo)))
         above.set_title(titles[i], fontsize=8)
-        shares = np.log10(np.maximum(scores[i], 1)) / decades
-        below.imshow(np.uint8(np.round(overlay.colours(shares))))
+        below.imshow(np.uint8(np.round(overlay.colours(scale.shares(scores[i])))))
         for panel in (above, below):
             panel.set(xticks=[], yticks=[])
-    bar = figure.colorbar(_scale(decades), ax=axes[1, :], location="right", fraction=0.03, pad=0.01)
-    bar.set_ticks(range(decades + 1), labels=[overlay.score_text(10**t) for t in range(decades + 1)], fontsize=8)
-    bar.set_label(measure, fontsize=8)
-    if threshold and 1 <= threshold <= 10**decades:
-        bar.ax.axhline(np.log10(threshold), color=overlay.RED, linewidth=2)
+    bar = figure.colorbar(_colours(), ax=axes[1, :], location="right", fraction=0.03, pad=0.01)
+    bar.set_ticks([scale.shares(score) for score in scale.ticks], labels=scale.ticks.values(), fontsize=8)
+    bar.set_label(MEASURES.get(measure, measure), fontsize=8)
+    if threshold is not None and min(scale.ticks) <= threshold <= max(scale.ticks):
+        place = scale.shares(threshold)
+        bar.ax.axhline(place, color=overlay.RED, linewidth=2)
         options = {"color": overlay.RED, "fontsize": 8, "ha": "right", "va": "center"}
-        bar.ax.text(-0.3, np.log10(threshold), f"{threshold:g}", transform=bar.ax.get_yaxis_transform(), **options)
+        bar.ax.text(-0.3, place, f"{threshold:g}", transform=bar.ax.get_yaxis_transform(), **options)
+    if np.isnan(scores).any():
+        from matplotlib.patches import Patch
+
+        untold = Patch(facecolor=np.array(overlay.UNTOLD) / 255, edgecolor=overlay.GREY, label="unknown: no texture")
+        figure.legend(handles=[untold], loc="outside lower right", fontsize=8, frameon=False)
     return figure
 
 
-def _scale(decades: int):
+def _colours():
     """What a bar of `overlay`'s colours is drawn from."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    return ScalarMappable(Normalize(0, decades), LinearSegmentedColormap.from_list("scores", overlay.COLOURS / 255))
+    return ScalarMappable(Normalize(0, 1), LinearSegmentedColormap.from_list("scores", overlay.COLOURS / 255))
 
 
 def _figure(titles, width: tuple, height: tuple, labels: tuple, *, fontsize=10, least=(0.0, 0.0), share_x=True):

@@ -5,14 +5,9 @@ from collections.abc import Callable
 from bjax.report import figures, intervals
 from bjax.report.render import Figure, Mark, Table, Text, per_run, slug
 from bjax.report.runs import INSIDE, Row, Run, grouped, told_apart
+from bjax.report.words import MEASURES
 from bjax.specs import CONTROLS, KINDS
 
-MEASURES = {  # what the scores of patches are
-    "laplacian": "variance of the Laplacian",
-    "tenengrad": "mean squared Sobel gradient (tenengrad)",
-    "modified_laplacian": "sum-modified Laplacian",
-    "high_frequency": "energy of high frequencies",
-}
 GALLERIES = 4  # runs whose photographs are shown
 CONDITIONS = 4  # of each of them
 
@@ -183,12 +178,14 @@ def _gallery(run: Run) -> list:
         threshold = row.mask["threshold"] if masked and ranked == shown["measure"] else None
         titles = [title(run, shown, i, masked) for i in range(number)]
         measure = MEASURES.get(shown["measure"], shown["measure"])
-        drawing = figures.gallery(shown["image"], shown["kept"], shown["score"], titles, threshold, measure)
+        pixels = shown["measure"] == "sigma"
+        drawing = figures.gallery(shown["image"], shown["kept"], shown["score"], titles, threshold, shown["measure"])
         caption = (
             f"{row.name}, {row.label}: {number} images spread evenly over {run.config['data']['name']} "
             f"{row.condition['split']}. Above: blurred as in the evaluation; patches that are left out are dark and "
             f"hatched. Below: each patch's {measure}, yellow is sharp"
-            + (f"; red on the scale: the threshold, {threshold:g}." if threshold else ".")
+            + (", pale has no texture to tell by" if pixels else "")
+            + (f"; red on the scale: the threshold, {threshold:g}{' px' if pixels else ''}." if threshold else ".")
         )
         name, alt = f"gallery_{slug(row.name)}", f"Photographs under {row.name}, with patches and scores"
         blocks.append(Figure(f"run{run.number}_{name}", drawing, caption, alt))

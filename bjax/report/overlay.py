@@ -1,5 +1,6 @@
 """What a model saw of a photograph, as a picture: the whole of it, the patches that a mask leaves out, the scores."""
 
+import dataclasses
 import math
 import unicodedata
 
@@ -7,13 +8,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Resampling
 
+from bjax.specs import LARGEST_SIGMA, MaskSpec
+
 SIDE = 480  # longer side of each of the panels, pixels
 MARGIN, GAP, HEAD, FOOT, BAR = 24, 24, 92, 20, 16
 # viridis, by its anchors: lightness rises all the way, so that the map can be read in grey and by the colour-blind.
 COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)
 GREY, RED, PALE = "#444444", "#d62728", 238
+UNTOLD = (247, 204, 196)  # of patches that have no score: pale, and of no other's hue
 DROPPED = 0.25  # brightness that is left of a dropped patch
 UNSEEN = 0.75  # how far what the model does not see is bleached
+NO_MASK = MaskSpec()
 HATCH = 9  # pixels between the strokes over what is left out
 
 
@@ -26,27 +31,25 @@ def draw(
     patch: float,
     title: str,
     caption: str = "",
-    threshold: float | None = None,
+    mask: MaskSpec = NO_MASK,
 ) -> Image.Image:
-    """Two panels: the photograph with what is left out darkened, and the score of every patch on a logarithmic scale.
+    """Two panels: the photograph with what is left out darkened, and the score of every patch, see `Scale`.
 
     picture: uint8[h, w, 3]: the whole photograph. boxes: float[n, 4], top, left, bottom and right of the n crops that
     the model saw, in shares of its height and width. scores: float32[n, rows, columns], keep: bool of that shape.
     patch: side of a patch, in sides of a crop: rows and columns need not fill it. What no crop shows is bleached; where
-    crops overlap, scores are averaged (their logarithms), and a place is left out where most of them leave it out.
-
-    threshold: of the mask, marked on the scale. The scale runs from 1 to 10,000, beyond that where scores do: one
-    photograph can be compared with another.
+    crops overlap, scores are averaged (their places on the scale), and a place is left out where most of them leave it
+    out. mask: its measure says what the scores are; its threshold is marked on the scale.
     """
-    scale = SIDE / max(picture.shape[:2])
-    width, height = (max(1, round(side * scale)) for side in picture.shape[1::-1])
+    ratio = SIDE / max(picture.shape[:2])
+    width, height = (max(1, round(side * ratio)) for side in picture.shape[1::-1])
     photo = np.asarray(Image.fromarray(picture).resize((width, height), Resampling.LANCZOS), float)
-    score, kept, scored, seen = _over_the_photograph(boxes, scores, keep, patch, height, width)
-    decades = decades_of(scores)
+    scale = scale_of(mask.measure, scores)
+    share, kept, scored, seen = _over_the_photograph(boxes, scale.shares(scores), keep, patch, height, width)
     left_out = scored & (kept < 0.5)
     photo = shade(photo, left_out)
     photo = np.where(seen[..., None], photo, photo + UNSEEN * (255 - photo))
-    heat = np.where(scored[..., None], colours(score / decades), PALE)
+    heat = np.where(scored[..., None], colours(share), PALE)
 
     left, top = MARGIN, MARGIN + HEAD
     right = left + width + GAP
@@ -65,8 +68,9 @@ def draw(
     else:
         said = "what the model sees" + ("" if seen.all() else "; bleached: what it does not")
     _text(pen, (left, top - 24), said, 15, width, GREY)
-    _text(pen, (right, top - 24), "score of each patch", 15, width, GREY)
-    _scale(page, pen, (bar, top, BAR, max(height, 120)), decades, threshold)
+    score = "sigma of each patch, px" if scale.pixels else "score of each patch"
+    _text(pen, (right, top - 24), score, 15, width, GREY)
+    _scale(page, pen, (bar, top, BAR, max(height, 120)), scale, mask.threshold)
     return page
 
 
@@ -78,9 +82,33 @@ def shade(photo: np.ndarray, left_out: np.ndarray) -> np.ndarray:
     return np.where(hatched[..., None], 128, shaded)  # darkness alone would not show in what is dark already
 
 
-def decades_of(scores: np.ndarray) -> int:
-    """Powers of ten that the scale of scores spans, from 1 on: 4, or more where scores are larger."""
-    return max(4, math.ceil(math.log10(max(float(scores.max(initial=1)), 1))))
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """From scores to the colours between which they lie: what is sharp has the same colour on every scale.
+
+    Logarithmic from 1 on; or of `sharpness.sigma`, linear in pixels, 0 the sharpest, and NaN where there is no score.
+    """
+
+    end: float  # decades, or pixels
+    pixels: bool = False
+
+    def shares(self, scores):
+        """How far scores are from the least sharp end (0) to the other (1)."""
+        return 1 - scores / self.end if self.pixels else np.log10(np.maximum(scores, 1)) / self.end
+
+    @property
+    def ticks(self) -> dict[float, str]:
+        """{score: what stands there}; the lowest colour is that of all below it."""
+        if self.pixels:
+            return {float(sigma): f"{sigma:g} px" for sigma in np.linspace(0, self.end, 5)}
+        return {10**k: f"{10**k:,}" if k else "0 to 1" for k in range(self.end + 1)}
+
+
+def scale_of(measure: str, scores: np.ndarray) -> Scale:
+    """Of one measure the same for most photographs, which can be compared: to 10,000, or beyond where scores are."""
+    if measure == "sigma":
+        return Scale(LARGEST_SIGMA, pixels=True)
+    return Scale(max(4, math.ceil(math.log10(max(float(scores.max(initial=1)), 1)))))
 
 
 def mosaic(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,52 +141,55 @@ def with_places(page: Image.Image, picture: np.ndarray, boxes: np.ndarray) -> Im
     return larger
 
 
-def _over_the_photograph(boxes, scores, keep, patch, height, width):
-    """Of each pixel of the panel: the mean logarithm of its scores, the share of patches that are kept, whether it lies
-    in a patch, and whether in a crop."""
-    total, kept, number = np.zeros((3, height, width))
+def _over_the_photograph(boxes, shares, keep, patch, height, width):
+    """Of each pixel of the panel: the mean place of its scores on the scale (NaN: no score), the share of patches that
+    are kept, whether it lies in a patch, and whether in a crop."""
+    total, told, kept, number = np.zeros((4, height, width))
     seen = np.zeros((height, width), bool)
-    rows, columns = scores.shape[1:]
+    rows, columns = shares.shape[1:]
     y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
-    for (top, left, bottom, right), score, keeps in zip(boxes, np.log10(np.clip(scores, 1, None)), keep, strict=True):
+    for (top, left, bottom, right), share, keeps in zip(boxes, shares, keep, strict=True):
         row = np.floor((y - top) / (bottom - top) / patch + 1e-9).astype(int)
         column = np.floor((x - left) / (right - left) / patch + 1e-9).astype(int)
         seen |= np.outer((y >= top) & (y < bottom), (x >= left) & (x < right))
         inside = np.outer((row >= 0) & (row < rows), (column >= 0) & (column < columns))
         place = np.ix_(np.clip(row, 0, rows - 1), np.clip(column, 0, columns - 1))
-        total += np.where(inside, score[place], 0)
+        scored = inside & ~np.isnan(share[place])
+        total += np.where(scored, share[place], 0)
+        told += scored
         kept += inside & keeps[place]
         number += inside
-    number = np.maximum(number, 1e-9)
-    return total / number, kept / number, number >= 1, seen
+    mean = np.where(told, total / np.maximum(told, 1), np.nan)
+    return mean, kept / np.maximum(number, 1e-9), number >= 1, seen
 
 
-def _scale(page, pen, box, decades, threshold) -> None:
+def _scale(page, pen, box, scale, threshold) -> None:
     left, top, width, height = box
+    font = ImageFont.load_default(14)
+    if scale.pixels:
+        height -= 2 * BAR
+        below = top + height + BAR
+        pen.rectangle((left, below, left + width - 1, below + BAR - 1), UNTOLD, GREY)
+        pen.text((left + width + 8, below + BAR / 2), "unknown", GREY, font, anchor="lm")
     strip = colours(np.linspace(1, 0, height)[:, None])
     page.paste(Image.fromarray(np.uint8(np.round(strip))).resize((width, height)), (left, top))
 
     def y(score):
-        return top + (1 - math.log10(score) / decades) * (height - 1)
+        return top + (1 - float(scale.shares(score))) * (height - 1)
 
-    for score in (10**k for k in range(decades + 1)):
-        name = score_text(score)
+    for score, name in scale.ticks.items():
         pen.line((left + width, y(score), left + width + 4, y(score)), GREY)
-        pen.text((left + width + 8, y(score)), name, GREY, ImageFont.load_default(14), anchor="lm")
-    if threshold is not None and 1 <= threshold <= 10**decades:
+        pen.text((left + width + 8, y(score)), name, GREY, font, anchor="lm")
+    if threshold is not None and min(scale.ticks) <= threshold <= max(scale.ticks):
         pen.line((left - 6, y(threshold), left + width + 6, y(threshold)), RED, 2)
-        pen.text((left - 9, y(threshold)), f"{threshold:g}", RED, ImageFont.load_default(14), anchor="rm")
-
-
-def score_text(score: int) -> str:
-    """What stands at a power of ten of the scale, whose lowest colour is that of all below it."""
-    return "0 to 1" if score == 1 else f"{score:,}"
+        pen.text((left - 9, y(threshold)), f"{threshold:g}", RED, font, anchor="rm")
 
 
 def colours(share: np.ndarray) -> np.ndarray:
-    """Colours of values in [0, 1], on a last axis of their own."""
+    """Colours of values in [0, 1], on a last axis of their own; of NaN, UNTOLD."""
     anchors = np.linspace(0, 1, len(COLOURS))
-    return np.stack([np.interp(share, anchors, channel) for channel in COLOURS.T], axis=-1)
+    told = np.stack([np.interp(share, anchors, channel) for channel in COLOURS.T], axis=-1)
+    return np.where(np.isnan(share)[..., None], UNTOLD, told)
 
 
 def _text(pen, place, text, size, width, colour="black") -> None:

@@ -6,6 +6,13 @@ from bjax.specs import CONTROLS, KINDS
 
 # Paper 1's, of kind gaussian
 PAPER_BLUR = {"sigma": [1.0, 2.0], "kernel_size": 19, "noise": [0.0, 0.0], "where": "whole"}
+MEASURES = {  # what the scores of patches are
+    "laplacian": "variance of the Laplacian",
+    "tenengrad": "mean squared Sobel gradient (tenengrad)",
+    "modified_laplacian": "sum-modified Laplacian",
+    "high_frequency": "energy of high frequencies",
+    "sigma": "estimated blur, σ in pixels",
+}
 # What a config leaves out has these values.
 BLUR_DEFAULTS = {"kernel_size": 19, "psf_size": 21, "noise": [0.0, 0.0], "where": "whole"}
 MASK_DEFAULTS = {"scope": "image", "fill": "black"}
@@ -49,9 +56,13 @@ def blur_text(blur: dict) -> str:
 def mask_text(mask: dict) -> str:
     which, threshold = mask["selector"], mask["threshold"]
     end = "" if which in CONTROLS else {"below": "sharpest ", "above": "blurriest "}[mask["drop"]]
-    rule = [f"{mask['drop']} {threshold:g} dropped"] if threshold is not None else []
+    side, unit = mask["drop"], ""
+    if which == "sigma":
+        side, unit = {"below": "blurrier than", "above": "sharper than"}[mask["drop"]], " px"
+    rule = [f"{side} {threshold:g}{unit} dropped"] if threshold is not None else []
     rule += [f"{end}{100 * mask['keep_rate']:g} % kept"] if mask["keep_rate"] is not None else []
-    subject = {"laplacian": ""}.get(which, f"{which}, as many as " if threshold is not None else f"{which}, ")
+    subject = "" if which == "laplacian" else f"{which}, "
+    subject += "as many as " if threshold is not None and which not in MEASURES else ""
     return subject + ", ".join(rule) + ("" if mask["mode"] == "zero_pixels" else f" ({mask['mode']})")
 
 
