@@ -31,6 +31,7 @@ from bjax.errors import Parser, UserError, as_command, new_file, positive, some_
 from bjax.models.vit import ViT
 from bjax.runtime import sharding
 from bjax.runtime.timing import timed
+from bjax.specs import SIGMA_PATCH
 from bjax.step import optim
 from bjax.step.eval_step import eval_step
 from bjax.step.inputs import Inputs
@@ -109,6 +110,8 @@ def compared(flags) -> dict[str, tuple[ViT, MaskSpec, float]]:
         raise UserError(f"--variant={flags.variant}: {error}") from None
     if flags.size % full.patch_size:
         raise UserError(f"--size={flags.size}: expected a multiple of the patch size {full.patch_size}")
+    if flags.selector == "sigma" and full.patch_size < SIGMA_PATCH:
+        raise UserError(f"--variant={flags.variant}: --selector=sigma needs patches of at least {SIGMA_PATCH} px")
     patches = (flags.size // full.patch_size) ** 2
     cost = full.flops(patches + 1)
     entries = {"no mask": (full, MaskSpec(), 1.0)}

@@ -59,6 +59,7 @@ MORE = [
     ("benchmarks.tokens", "--selector=oracle"),
     ("bjax.main", "--config.mask.selector=oracle"),
     ("bjax.main", "--config.blur.where=middle"),
+    ("bjax.thresholds", "--measure=sigma"),
     ("bjax.weights", "--option=variant"),
 ]
 MISTAKES = [

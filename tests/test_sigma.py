@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from benchmarks import tokens as timing
 from bjax import config as configs
 from bjax import sharpness, thresholds, tokens
 from bjax.data import photos
@@ -296,6 +297,12 @@ def test_a_threshold_is_in_pixels():
     assert MaskSpec(**MASK).threshold == 1.5 and MaskSpec(**MASK | {"threshold": 8}).measure == "sigma"
     with pytest.raises(ValueError, match="threshold=100: selector=sigma measures blur in pixels, at most 8"):
         MaskSpec(**MASK | {"threshold": 100.0})
+
+
+def test_the_benchmark_names_its_own_flags(capsys):
+    assert timing.main(["--variant=Ti/8", "--selector=sigma"]) == 2
+    said = "bjax: --variant=Ti/8: --selector=sigma needs patches of at least 16 px\n"
+    assert capsys.readouterr().err == said
 
 
 def test_thresholds_needs_to_find_none(capsys):
