@@ -7,7 +7,6 @@ ValueErrors become UserErrors here that begin with the config key.
 import dataclasses
 import functools
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -331,17 +330,6 @@ def weights_of(config, shapes: State) -> dict:
     if (given := published.named(config)) and (line := published.advice(given, config)):
         note(line)
     return weights.load(config.model.name, config.init_from, like=like, new_head=config.init_new_head, note=note)
-
-
-def keep_compiled() -> None:
-    """Keeps compiled programs between processes: a repeated command starts in seconds. JAX's own variables win.
-
-    All of them: JAX leaves out those that took less than a second, of which a run has dozens.
-    """
-    folder = str(Path.home() / ".cache" / "bjax" / "xla")
-    for name, value in (("compilation_cache_dir", folder), ("persistent_cache_min_compile_time_secs", 0.0)):
-        if f"JAX_{name.upper()}" not in os.environ:
-            jax.config.update(f"jax_{name}", value)
 
 
 def _named(key: str, construct):

@@ -31,7 +31,7 @@ from bjax import config as configs
 from bjax import evaluate, experiment, report, small, train
 from bjax.errors import Parser, UserError, command, new_folder, positive
 from bjax.report import render
-from bjax.runtime import distributed, sharding
+from bjax.runtime import compile_cache, distributed, sharding
 from bjax.runtime.workdir import refused
 
 
@@ -89,7 +89,7 @@ def _in(workdir: Path, args: argparse.Namespace, overrides: list[tuple[str, str]
     if not args.print_config:
         if config.deterministic:
             sharding.make_deterministic()
-        experiment.keep_compiled()
+        compile_cache.keep()
         distributed.initialize(args.distributed, args.distributed_timeout)
     if chooses:
         config, table = small.fit(config, overrides)

@@ -49,11 +49,12 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from bjax import experiment, stats
+from bjax import stats
 from bjax.data import decode
 from bjax.errors import Parser, UserError, as_command, new_folder, shown
 from bjax.predictor import Prediction, Predictor, Run, load, look, probabilities, read
 from bjax.report import overlay
+from bjax.runtime import compile_cache
 from bjax.runtime.console import Progress, columns
 
 __all__ = ["Prediction", "Predictor", "Run", "load", "look", "predict", "probabilities", "read"]
@@ -109,7 +110,7 @@ class _Room:
 def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code: 0; 1: a photograph could not be read; 2: a user's mistake."""
     args = _parser().parse_args(argv)
-    experiment.keep_compiled()
+    compile_cache.keep()
     paths = decode.find(args.photos)
     run = read(args.workdir, args.condition)
     predictor = Predictor(run, min(BATCH, len(paths) * run.crops))

@@ -57,8 +57,8 @@ print("scipy" in sys.modules, gc.isenabled(), gc.get_freeze_count() > 100_000)
 def test_compiled_programs_are_kept_small_ones_too_unless_jax_is_told_otherwise(tmp_path, monkeypatch):
     program = """
 import jax
-from bjax import experiment
-experiment.keep_compiled()
+from bjax.runtime import compile_cache
+compile_cache.keep()
 jax.jit(lambda x: x + 1)(1.0)
 """
     monkeypatch.setenv("HOME", str(tmp_path))
