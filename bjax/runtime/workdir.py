@@ -313,16 +313,17 @@ class Log:
             # A killed process leaves half a line at the end, which is nothing to speak of.
             self.lost = [row_of(line) for line in lines[:-1]].count(None)
             return lines
-        accepted, sum_so_far, known = sums.listed(self.path), hashlib.sha256(), 0
-        for i, line in enumerate(lines, 1):
+        accepted, sum_so_far, known = sums.listed(self.path), hashlib.sha256(), None  # so many are as they were noted
+        for i, line in enumerate([b"", *lines]):
             sum_so_far.update(line)
             known = i if sum_so_far.hexdigest() in accepted else known
         saved = set(crcs)
-        good = [i < known or zlib.crc32(line) in saved for i, line in enumerate(lines)]
+        good = [i < (known or 0) or zlib.crc32(line) in saved for i, line in enumerate(lines)]
         self.lost = (collections.Counter(crcs) - collections.Counter(map(zlib.crc32, lines))).total()
-        if accepted and not known and not self.lost:  # then it is the row of an evaluation after the save
+        if accepted and known is None and not self.lost:  # then it is the row of an evaluation after the save
             rows = [row_of(line) for line, is_good in zip(lines, good, strict=True) if not is_good]
-            self.lost = sum(row is None or row["step"] <= start_step for row in rows)
+            # At least one: it may be missing, or its step be what was changed.
+            self.lost = max(1, sum(row is None or row["step"] <= start_step for row in rows))
         return [line for line, is_good in zip(lines, good, strict=True) if is_good]
 
     def write(self, step: int, values: dict[str, float]) -> None:
