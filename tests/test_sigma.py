@@ -1,6 +1,7 @@
 """Blur of patches in pixels: against a NumPy oracle and blurs that are known, as a selector, and what is refused."""
 
 import functools
+import operator
 import re
 
 import jax
@@ -17,8 +18,6 @@ from bjax.data import photos
 from bjax.errors import UserError
 from bjax.report import figures, overlay, words
 from bjax.tokens import MaskSpec
-
-pytestmark = pytest.mark.usefixtures("optimized")
 
 DEMO = "configs/vit_mask.py:demo"
 SIDE, PATCH = 96, 16
@@ -172,7 +171,7 @@ def loop(row, drop, threshold, keep_rate) -> tuple[set[int], set[int], int]:
     room = len(row) if keep_rate is None else max(1, round(keep_rate * len(row)))
     sure, perhaps = set(), set()
     for i in passing:
-        before, alike = (sum(f(order[j], order[i]) for j in passing) for f in (np.less, np.equal))
+        before, alike = (sum(test(order[j], order[i]) for j in passing) for test in (operator.lt, operator.eq))
         if before + alike <= room:
             sure.add(i)
         elif before < room:
@@ -181,16 +180,16 @@ def loop(row, drop, threshold, keep_rate) -> tuple[set[int], set[int], int]:
 
 
 @pytest.mark.parametrize("drop", ["below", "above"])
-@pytest.mark.parametrize("threshold", [None, 0.0, 1.5, 1.75, 8.0])
-@pytest.mark.parametrize("keep_rate", [0.1, 0.5, 0.9, None])
+@pytest.mark.parametrize("threshold", [None, 0.0, 1.5, 1.75])
+@pytest.mark.parametrize("keep_rate", [0.1, 0.6, None])
 def test_it_keeps_the_patches_a_loop_would_keep(drop, threshold, keep_rate, monkeypatch):
     if threshold is None and keep_rate is None:
         return
-    values = np.random.default_rng(0).choice(np.float32([0, 1, 1.5, 2, 8, np.nan, np.nan]), (60, 3, 4))
+    values = np.random.default_rng(0).choice(np.float32([0, 1, 1.5, 2, 8, np.nan, np.nan]), (120, 3, 4))
     monkeypatch.setitem(sharpness.MEASURES, "sigma", lambda *args, **more: jnp.asarray(values))
-    images, keys = np.zeros((60, 48, 64, 3), np.float32), jax.random.split(jax.random.key(0), 60)
+    images, keys = np.zeros((120, 48, 64, 3), np.float32), jax.random.split(jax.random.key(0), 120)
     spec = MaskSpec("attend", selector="sigma", drop=drop, threshold=threshold, keep_rate=keep_rate)
-    for row, keep in zip(values.reshape(60, 12), tokens.select(keys, images, spec, PATCH).keep, strict=True):
+    for row, keep in zip(values.reshape(120, 12).tolist(), tokens.select(keys, images, spec, PATCH).keep, strict=True):
         sure, perhaps, number = loop(row, drop, threshold, keep_rate)
         stays = set(np.flatnonzero(keep))
         assert len(stays) == number and sure <= stays <= sure | perhaps
@@ -198,15 +197,15 @@ def test_it_keeps_the_patches_a_loop_would_keep(drop, threshold, keep_rate, monk
 
 @pytest.mark.parametrize("threshold", [None, 1.5])
 def test_chance_decides_between_those_that_cannot_be_told(threshold, monkeypatch):
-    values = jnp.full((400, 3, 4), jnp.nan).at[:, 1, 1:3].set(1.0).at[:, 2, 0].set(1.5)
+    values = jnp.full((120, 3, 4), jnp.nan).at[:, 1, 1:3].set(1.0).at[:, 2, 0].set(1.5)
     monkeypatch.setitem(sharpness.MEASURES, "sigma", lambda *args, **more: values)
     spec = MaskSpec("attend", selector="sigma", threshold=threshold, keep_rate=0.5)
-    images, keys = np.zeros((400, 48, 64, 3), np.float32), jax.random.split(jax.random.key(0), 400)
+    images, keys = np.zeros((120, 48, 64, 3), np.float32), jax.random.split(jax.random.key(0), 120)
     share = np.asarray(tokens.select(keys, images, spec, PATCH).keep).mean(0)
     told = [5, 6] if threshold else [5, 6, 8]  # what is exactly at the threshold is as good as they are
     assert (share[told] == 1).all()
     rest = np.delete(share, told)
-    np.testing.assert_allclose(rest, (6 - len(told)) / len(rest), atol=0.11)  # 400 draws: 4.5 standard errors
+    np.testing.assert_allclose(rest, (6 - len(told)) / len(rest), atol=0.2)  # 120 draws: 4.5 standard errors
 
 
 def test_it_keeps_what_is_not_blurred():
