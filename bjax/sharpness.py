@@ -109,9 +109,9 @@ def sigma(images: Images, patch_size: PatchSize, *, scope: str = "image") -> Sco
     (σ² + s² + ½)⁻ᵖ with s of the blur that is added: p is 1 where amplitudes go with 1 / frequency, ½ at a lone step.
     For every σ that can be answered the best p is known in closed form (least squares over s of 0, ½, 1, 1½ and 2 px,
     drawn towards 1); the σ that leaves least is taken. On photographs the median error is 0.4 px, 90 % lie within 1.1;
-    strong blur is told too weak (6 px as about 4.8), as 8 bits keep little of it. It needs no threshold found, and is
-    not the better judge for that: of textured patches 97 % come on the right side of 1.5 px, 90 % by a Laplacian
-    variance of 100, but 99 % by the one that suits them best (tests/test_sigma.py).
+    strong blur is told too weak (6 px as about 4.8), as 8 bits keep little of it, and so is that of noise (3 as 1.8)
+    and of a patch that is sharp in part. Of textured patches 97 % are put on the right side of 1.5 px; by a Laplacian
+    variance of 100 it is 90 %, by the one that suits just these patches best 99 % (tests/test_sigma.py).
 
     patch_size: at least 16 px a side. scope: see the module. Raises ValueError as every measure does.
 
