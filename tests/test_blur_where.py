@@ -9,6 +9,9 @@ import pytest
 from bjax import blur
 from bjax.blur import sample, varying
 from bjax.blur.sample import BlurSpec
+from bjax.models import build
+from bjax.step.inputs import Inputs, see
+from bjax.tokens import MaskSpec
 
 N = 8
 IMAGES = np.random.default_rng(0).random((N, 48, 64, 3), dtype=np.float32)
@@ -128,9 +131,48 @@ def test_patches_of_a_map():
     [
         ({"where": "center"}, r"where=center: expected one of whole, .* \(did you mean centre\?\)"),
         ({"kinds": MIXED, "where": "ramp"}, "where=ramp: motion and defocus cannot grow over an image"),
+        ({"kinds": MIXED, "impl": "pix"}, "impl=pix: dm-pix has no motion and defocus, only gaussian; use impl=auto"),
+        ({"kinds": {"gaussian": 1}, "impl": "pix", "where": "ramp"}, "impl=pix: dm-pix has no blur that grows"),
+        ({"impl": "cv2"}, "impl=cv2: expected one of auto, pix"),
         ({"kinds": {"gaussian": 1}, "where": "regions", "sigma": 8}, "sigma=8: kernel_size=19 would cut the Gaussian"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         BlurSpec(**fields)
+
+
+@pytest.mark.parametrize("platform", ["one at a time", "batched"])
+@pytest.mark.parametrize("where", ["whole", "regions"])
+def test_dm_pix_draws_the_same_and_leaves_sharp_images_as_they_are(where, platform, monkeypatch):
+    if platform == "batched":  # as on GPUs and TPUs
+        monkeypatch.setattr(sample.convolve, "by_platform", lambda one, batched, *args: batched(*args))
+        jax.clear_caches()
+    kinds = {"sharp": 0.5, "gaussian": 0.5}
+    ours, pix = (drawn(where, kinds, images=SMALL, impl=impl, noise=(0, 0.1)) for impl in ("auto", "pix"))
+    np.testing.assert_allclose(pix.images, ours.images, rtol=0, atol=2e-6)
+    jax.tree.map(np.testing.assert_array_equal, ours[1:], pix[1:])
+    quiet = drawn(where, kinds, images=SMALL, impl="pix")
+    sharp = quiet.kind == sample.KINDS.index("sharp")
+    assert 0 < sharp.sum() < N
+    np.testing.assert_array_equal(quiet.images[sharp], SMALL[sharp])
+    jax.clear_caches()
+
+
+def test_a_model_sees_the_same_under_both():
+    """Each image gets the same prediction, or it is a tie."""
+    spec = {"kinds": {"gaussian": 1}, **TAPS}
+    images = np.uint8(SMALL * 255)
+    model = build("vit", num_classes=5, variant="Ti/8", depth=1, width=24, heads=3)
+    variables = jax.jit(model.init)(jax.random.key(0), SMALL)
+    variables = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape) / 5, variables)
+
+    def logits(impl):
+        inputs = Inputs(BlurSpec(**spec, impl=impl), MaskSpec(), 8, (0.5,) * 3, (0.25,) * 3)
+        return np.asarray(model.apply(variables, see(keys(), images, inputs).images))
+
+    ours, pix = logits("auto"), logits("pix")
+    top = np.sort(ours, axis=1)
+    assert ((ours.argmax(1) == pix.argmax(1)) | (top[:, -1] - top[:, -2] < 1e-3)).all()
+    np.testing.assert_allclose(pix, ours, rtol=0, atol=1e-3)
+    assert (ours != pix).any()  # two programs

@@ -59,7 +59,7 @@ def gaussian(
     if quantize:
         blurred = jnp.round(blurred * 255)
     if impl == "pix":
-        blurred = _gaussian_pix(blurred, sigma, kernel_size)
+        blurred = gaussian_pix(blurred, sigma, kernel_size)
     else:
         blurred = separable(blurred, psf.gaussian_taps(sigma, kernel_size))
     if quantize:
@@ -274,11 +274,12 @@ def _sparse_jvp(channels: int, primals: tuple[Array, Array], tangents: tuple[Arr
     return _sparse(channels, padded, kernel), dense(d_padded, kernel) + dense(padded, d_kernel)
 
 
-def _gaussian_pix(images: Images, sigma: Float32[Array, " b"], kernel_size: int) -> Images:
+def gaussian_pix(images: Images, sigma: Float32[Array, " b"], kernel_size: int) -> Images:
+    """`dm_pix.gaussian_blur` of each image, whose border is reflected first: its own, of zeros, darkens."""
     import dm_pix  # only where it is asked for: not every machine that blurs has it
 
     radius = kernel_size // 2
     padded = jnp.pad(images, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="reflect")
     sigma = jnp.maximum(sigma, 0.05)  # dm-pix divides by σ; see psf.gaussian_taps
     blur = functools.partial(dm_pix.gaussian_blur, kernel_size=kernel_size, padding="VALID")
-    return jax.vmap(blur)(padded, sigma)
+    return jax.vmap(blur)(padded, sigma).astype(images.dtype)

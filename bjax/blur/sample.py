@@ -111,7 +111,7 @@ def _apply_one(spec: BlurSpec, image: Array, kind: Int32[Array, ""], params: Par
     """One image `[H, W, C]`: only the drawn blur is computed."""
     blurs = {
         "sharp": lambda image, p: image,
-        "gaussian": lambda image, p: convolve.separable(image, psf.gaussian_taps(p.sigma, spec.kernel_size)),
+        "gaussian": lambda image, p: _gaussian(spec, image, p.sigma),
         "motion": lambda image, p: convolve.depthwise(image, psf.motion(p.length, p.angle, spec.psf_size)),
         "defocus": lambda image, p: convolve.depthwise(image, psf.defocus(p.radius, spec.psf_size)),
     }
@@ -125,10 +125,17 @@ def _apply_batched(spec: BlurSpec, images: Images, kind: Int32[Array, " b"], par
     """A Gaussian pass, then a motion-or-defocus pass, each the exact identity for images of another kind."""
     names = [name for name, _ in spec.kinds]
     if "gaussian" in names:
-        images = convolve.separable(images, psf.gaussian_taps(params.sigma, spec.kernel_size))
+        images = _gaussian(spec, images, params.sigma)
     if "motion" in names or "defocus" in names:
         line = psf.motion(params.length, params.angle, spec.psf_size)
         disk = psf.defocus(params.radius, spec.psf_size)
         is_motion = (kind == KINDS.index("motion"))[:, None, None]
         images = convolve.depthwise(images, jnp.where(is_motion, line, disk))
     return images
+
+
+def _gaussian(spec: BlurSpec, images: Images, sigma: Float32[Array, " b"]) -> Images:
+    """σ as it comes, unlike `convolve.gaussian`: the spec has checked it."""
+    if spec.impl == "pix":
+        return convolve.gaussian_pix(images, sigma, spec.kernel_size)
+    return convolve.separable(images, psf.gaussian_taps(sigma, spec.kernel_size))

@@ -226,7 +226,8 @@ def positive(value) -> bool:
 NUMBER, NUMBER_OR_NONE = (int, float), (int, float, types.NoneType)
 PAIR = [NUMBER, NUMBER]
 ANY = {"*": object}
-BLUR = {"kinds": {"*": NUMBER}, "sigma": PAIR, "length?": PAIR, "radius?": PAIR, "noise?": PAIR, "where?": str}
+BLUR = {"kinds": {"*": NUMBER}, "sigma": PAIR, "length?": PAIR, "radius?": PAIR, "noise?": PAIR}
+BLUR |= {"where?": str, "impl?": str}
 MASK = {"mode": str, "selector": str, "drop": str, "threshold": NUMBER_OR_NONE, "keep_rate": NUMBER_OR_NONE}
 CONDITION = {"split": str, "blur": BLUR, "mask": MASK, "options?": ANY}
 CONDITION |= {"corruption?": str, "severity?": int, "bn_adapt?": bool}

@@ -14,12 +14,12 @@ MEASURES = {  # what the scores of patches are
     "sigma": "estimated blur, σ in pixels",
 }
 # What a config leaves out has these values.
-BLUR_DEFAULTS = {"kernel_size": 19, "psf_size": 21, "noise": [0.0, 0.0], "where": "whole"}
+BLUR_DEFAULTS = {"kernel_size": 19, "psf_size": 21, "noise": [0.0, 0.0], "where": "whole", "impl": "auto"}
 MASK_DEFAULTS = {"scope": "image", "fill": "black"}
 # What decides the blur of each kind.
 BLUR_FIELDS = {
     "sharp": (),
-    "gaussian": ("sigma", "kernel_size"),
+    "gaussian": ("sigma", "kernel_size", "impl"),
     "motion": ("length", "angle", "psf_size"),
     "defocus": ("radius", "psf_size"),
 }
@@ -50,6 +50,7 @@ def blur_text(blur: dict) -> str:
     kinds, where = kinds_of(blur), where_of(blur)
     text = f"σ = {value_text(blur['sigma'])}" if list(kinds) == ["gaussian"] else " + ".join(kinds)
     text += "" if where == "whole" else f", {where}"
+    text += ", by dm-pix" if "gaussian" in kinds and blur.get("impl") == "pix" else ""
     return text + (f", noise {value_text(blur['noise'])}" if is_noisy(blur) else "")
 
 
