@@ -6,7 +6,6 @@ to 128, and an even number of tokens; what it does not take goes through XLA on 
 """
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +69,10 @@ def attend(
 
 @functools.cache
 def has_cudnn() -> bool:
-    """Whether JAX's plugin for NVIDIA's GPUs is installed; without it nothing is lowered for them."""
-    if importlib.util.find_spec("jax_plugins") is None:
+    """Whether JAX finds cuDNN; without it nothing is lowered for NVIDIA's GPUs."""
+    heads = jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.bfloat16)
+    try:
+        jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), heads, heads, heads)
+    except RuntimeError:
         return False
-    return any(importlib.util.find_spec(f"jax_plugins.xla_cuda{major}") for major in (12, 13))
+    return True
