@@ -101,7 +101,7 @@ class BlurSpec:
       from 0 at one corner to the drawn one at the opposite, in a random direction (Gaussian only, and kernel_size²
       passes). Regions, centre and surround cover half of the image on average (`bjax.blur.varying`).
     impl: of the Gaussian: auto, the platform's fast path; pix, `dm_pix.gaussian_blur` on images padded by reflection:
-      the same blur to 1e-6, many times slower, the reference. dm-pix has no motion, defocus or σ that varies.
+      the same blur to 2e-6, many times slower, the reference. dm-pix has no motion, defocus or σ that varies.
 
     Raises ValueError naming the field and what is allowed.
     """
