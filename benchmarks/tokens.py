@@ -7,7 +7,7 @@ ideal one: the ratio of the matrix products' operations (`ViT.flops`),
     F(T) = 2(T-1)·3p²·D + Σ over blocks (8TD² + 4T²D + 4TDM) + 2DC,   ideal = F(N + 1) / F(K + 1),
 
 for N patches of p pixels, K of them kept, width D, MLP width M and C classes. EViT and ToMe, with their usual settings,
-are measured in the same rounds against their own ideals; their T falls from block to block.
+and highpass are measured in the same rounds against their own ideals; their T falls from block to block.
 
 Everything runs interleaved, A B C A B C, on all devices. A speed-up is the median over rounds of the ratio to the
 unmasked step of the same round, so that a machine whose speed drifts slows both alike. Where others use the machine in
@@ -42,6 +42,7 @@ from bjax.tokens import MaskSpec, budget
 
 RIVALS = {"evit .7": {"evit_keep": 0.7}, "evit .5": {"evit_keep": 0.5}}
 RIVALS |= {"tome 8": {"tome_r": 8}, "tome 13": {"tome_r": 13}}
+RIVALS |= {"high .7": {"highpass_keep": 0.7}, "high .5": {"highpass_keep": 0.5}}
 CLASSES = 1000
 
 

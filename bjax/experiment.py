@@ -164,8 +164,8 @@ def _inputs(config, key: str, node: ConfigDict, model, corruption=None) -> Input
     some_masked = mask.mode in ("attend", "bucket") or (mask.mode == "gather" and mask.threshold is not None)
     if getattr(model, "reduces", False) and some_masked:
         raise UserError(
-            f"{mode}: evit_keep and tome_r need tokens that all count; with them use zero_pixels, zero_tokens, or "
-            "gather at a keep_rate alone"
+            f"{mode}: evit_keep, tome_r and highpass_keep need tokens that all count; with them use zero_pixels, "
+            "zero_tokens, or gather at a keep_rate alone"
         )
     patch = _patch_size(config, mask, model)
     normalize = config.normalize.mean, config.normalize.std

@@ -185,7 +185,8 @@ class Condition:
     split: str = plain("")  # TFDS split, sub-splits such as validation[:10%] included
     blur: BlurSpec = group(BlurSpec)
     mask: MaskSpec = group(MaskSpec)
-    options: dict = plain({}, added=True)  # of the ViT, beside model.options: evit_keep, evit_layers, tome_r
+    # of the ViT, beside model.options: evit_keep, evit_layers, tome_r, highpass_keep
+    options: dict = plain({}, added=True)
     # ImageNet-C's blur of the crop instead of `blur`, one of CORRUPTIONS; empty: none
     corruption: str = plain("", added=True)
     severity: int = number(1, low=1, high=5, added=True)  # of that corruption

@@ -85,7 +85,7 @@ def mask(mode="none", **changes):
 def condition(split, blurred=None, masked=None, **token_options):
     """One row of the results: a split, how it is blurred (not at all by default), which patches are left out (none).
 
-    `token_options` are those of the ViT that need no other weights: evit_keep, evit_layers, tome_r.
+    `token_options` are those of the ViT that need no other weights: evit_keep, evit_layers, tome_r, highpass_keep.
     """
     c = group(specs.Condition)
     c.split = split

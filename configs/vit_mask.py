@@ -16,8 +16,8 @@ patches is evaluated as fewer tokens. `--config.eval.blurred_drop_below.mask.mod
 threshold, under which every image keeps another number of patches.
 
 The grid asks whether it matters which patches stay: selector × polarity × keep rate × blur σ, all at the same keep
-rates, beside EViT and ToMe on the same weights; how fast each of them is; and, where only parts of an image are
-blurred, whether the masks drop those parts.
+rates, beside EViT, ToMe and highpass on the same weights; how fast each of them is; and, where only parts of an image
+are blurred, whether the masks drop those parts.
 
 Demo: 300 steps, about 2 minutes on 2 CPU cores, 76 % top-1 on sharp test crops (14 classes).
 """
@@ -33,7 +33,7 @@ CHOICES = (
     *((selector, drop) for selector in ("laplacian", "tenengrad") for drop in ("below", "above")),
     *((selector, "below") for selector in NO_POLARITY),
 )
-EVIT = (0.9, 0.7, 0.5)  # kept by each of three layers, as in its paper
+EVIT = (0.9, 0.7, 0.5)  # kept by each of three layers, as in its paper; highpass has the same
 # Share of the patches merged, over all layers in equal steps; of 196 patches in 12 blocks: r = 4, 8, 12
 TOME = (0.25, 0.5, 0.75)
 
@@ -48,7 +48,7 @@ def get_config(arg=""):
         half = mask("gather", selector=selector, keep_rate=0.5)
         c.eval[f"blurred_keep_half{CONTROL[selector]}"] = condition(split, GAUSSIAN(), half)
     if arg.grid:
-        rivals = {f"evit_{round(100 * keep)}": {"evit_keep": keep} for keep in EVIT}
+        rivals = {f"{name}_{round(100 * k)}": {f"{name}_keep": k} for name in ("evit", "highpass") for k in EVIT}
         rivals |= {f"tome_r{r}": {"tome_r": r} for r in tome_rs(c.model.options, c.data.image_size)}
         c.eval = grid(split, rivals)
         c.speed_rounds = 5

@@ -165,7 +165,7 @@ def test_a_corruption_is_no_part_of_what_is_timed(data_dir, monkeypatch):
         ),
         (
             {"model.options.tome_r": "2", "mask.mode": "attend"},
-            "config.mask.mode=attend: evit_keep and tome_r need tokens that all count",
+            "config.mask.mode=attend: evit_keep, tome_r and highpass_keep need tokens that all count",
         ),
         (
             {"mask_quality.masks.random_75.selector": "rnd"},

@@ -1,4 +1,4 @@
-"""EViT's dropping and ToMe's merging against their definitions, written as loops over tokens, inside a whole ViT."""
+"""EViT, ToMe and highpass against their definitions, written as loops over tokens, inside a whole ViT."""
 
 import itertools
 import math
@@ -49,6 +49,21 @@ def tome_loop(x, metric, sizes, r):
     )
 
 
+def highpass_loop(x, attention, sizes, keep):
+    """One image: class token, the tokens that attention treats most unlike the mean, the mean of the others by size."""
+    others = len(x) - 1
+    kept = math.ceil(keep * others)
+    if kept == others:
+        return x, sizes
+    # attention[head, query, token]
+    high = [np.abs(attention[:, :, j] - sizes[j] / sizes.sum()).sum(axis=1).mean() for j in range(len(x))]
+    best = sorted(range(1, len(x)), key=lambda j: -high[j])[:kept]
+    left = [j for j in range(1, len(x)) if j not in best]
+    mean = sum(sizes[j] * x[j] for j in left) / sum(sizes[j] for j in left)
+    stay = [0, *sorted(best)]
+    return np.stack([*(x[j] for j in stay), mean]), np.array([*(sizes[j] for j in stay), sum(sizes[j] for j in left)])
+
+
 def vit_loop(model, params, image):
     """Logits of one image in float64, with what its layers leave out."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
@@ -73,6 +88,8 @@ def vit_loop(model, params, image):
             sizes = np.ones(len(x))
         if model.tome_r:
             x, sizes = tome_loop(x, k.mean(axis=0), sizes, model.tome_r)
+        if model.highpass_keep < 1 and i in model.evit_layers:
+            x, sizes = highpass_loop(x, attention, sizes, model.highpass_keep)
         y = dense(norm(x, block["norm2"]), "mlp_1", block)
         x = x + dense(y * (1 + erf(y / math.sqrt(2))) / 2, "mlp_2", block)
     return dense(norm(x[0], p["norm"]), "head")
@@ -94,6 +111,8 @@ def variables():
         {"evit_keep": 0.97, "evit_layers": 1},  # one token is left out
         {"evit_keep": 0.01, "evit_layers": (0,)},
         {"tome_r": 4},
+        {"highpass_keep": 0.5, "evit_layers": (0, 1, 2)},
+        {"highpass_keep": 0.9, "evit_layers": 1},
         {"tome_r": 1000},  # half of the tokens in every layer
     ],
 )
@@ -178,7 +197,35 @@ def test_tome_merges_the_most_similar_pairs(seed, tokens, r):
     np.testing.assert_allclose(new_sizes.sum(axis=1), sizes.sum(axis=1))
 
 
-@pytest.mark.parametrize("options", [{"evit_keep": 0.5}, {"tome_r": 4}])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), tokens=st.sampled_from((3, 10, 17)), keep=st.sampled_from((0.01, 0.3, 0.9, 1.0)))
+def test_highpass_keeps_what_attention_treats_unlike_the_mean(seed, tokens, keep):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(3, tokens, 4)).astype(np.float32)
+    query, key = rng.normal(size=(2, 3, tokens, 2, 4)).astype(np.float32)
+    sizes = rng.integers(1, 5, (3, tokens)).astype(np.float32)
+    shares = reduce.high_pass(*map(jnp.asarray, (query, key, sizes)))
+    ours, new_sizes = reduce.keep_high(jnp.asarray(x), shares, jnp.asarray(sizes), keep)
+    for i in range(3):
+        attention = softmax(np.einsum("qhd,thd->hqt", query[i], key[i]) + np.log(sizes[i]))
+        theirs, their_sizes = highpass_loop(x[i], attention, sizes[i], keep)
+        np.testing.assert_allclose(ours[i], theirs, atol=1e-5)
+        np.testing.assert_allclose(new_sizes[i], their_sizes, rtol=1e-6)
+    assert ours.shape[1] == reduce.tokens_after(tokens, keep, 0)
+
+
+def test_highpass_changes_nothing_where_what_it_merges_is_the_same(variables):
+    """A mean of equal tokens that counts as all of them, without position embeddings that tell them apart."""
+    params = variables["params"]
+    params = {**params, "position_embedding": 0 * params["position_embedding"]}
+    images = np.random.RandomState(1).normal(size=(2, 48, 48, 3)).astype(np.float32)
+    images[:, 8:] = np.tile(images[:, :8, :8], (1, 5, 6, 1))  # 31 patches of 36 are the same
+    reduced = jax.jit(build("vit", **SMALL, highpass_keep=0.5, evit_layers=(0,)).apply)({"params": params}, images)
+    full = jax.jit(build("vit", **SMALL).apply)({"params": params}, images)
+    np.testing.assert_allclose(reduced, full, rtol=0, atol=1e-4 * np.abs(full).max())
+
+
+@pytest.mark.parametrize("options", [{"evit_keep": 0.5}, {"tome_r": 4}, {"highpass_keep": 0.5}])
 def test_they_train(variables, options):
     model = build("vit", **SMALL, **options)
     images = np.random.RandomState(1).normal(size=(2, 48, 48, 3)).astype(np.float32)
@@ -194,7 +241,9 @@ def test_they_train(variables, options):
         ({"evit_layers": (12,)}, "evit_layers=.*from 0 to 11"),
         ({"tome_r": -1}, "tome_r=-1"),
         ({"tome_r": 1.5}, "tome_r=1.5: .* a whole number"),
-        ({"tome_r": 1, "evit_keep": 0.5}, "tome_r=1 with evit_keep=0.5: one of the two"),
+        ({"tome_r": 1, "evit_keep": 0.5}, "tome_r with evit_keep: one of them"),
+        ({"tome_r": 1, "highpass_keep": 0.5}, "tome_r with highpass_keep: one of them"),
+        ({"highpass_keep": 1.5}, r"highpass_keep=1.5: .* \(0, 1\]"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

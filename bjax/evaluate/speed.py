@@ -101,7 +101,7 @@ def _shares(exp: Experiment, condition: Condition) -> dict[str, float]:
         return {}
     patches = (exp.config.data.image_size // model.patch_size) ** 2
     kept = tokens.budget(mask, patches) if mask.mode == "gather" else patches
-    full = dataclasses.replace(model, evit_keep=1.0, tome_r=0)
+    full = dataclasses.replace(model, evit_keep=1.0, tome_r=0, highpass_keep=1.0)
     return {
         "tokens": float(np.mean(model.token_counts(kept + 1)) / (patches + 1)),
         "flops": model.flops(kept + 1) / full.flops(patches + 1),

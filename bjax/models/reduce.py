@@ -1,6 +1,6 @@
-"""Fewer tokens from what the layers of a ViT computed: EViT's dropping and ToMe's merging.
+"""Fewer tokens from what the layers of a ViT computed: EViT's dropping, ToMe's merging, highpass.
 
-Both act on the stream between a block's attention and its MLP, add no parameter, and leave a number of tokens that
+All act on the stream between a block's attention and its MLP, add no parameter, and leave a number of tokens that
 depends on shapes alone. They are the rivals of masks that are chosen from the image, before the model.
 """
 
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 
-def tokens_after(tokens: int, evit_keep: float, tome_r: int) -> int:
-    """How many of `tokens`, class token included, are left after a block that keeps and merges so many."""
-    kept = math.ceil(evit_keep * (tokens - 1))
+def tokens_after(tokens: int, keep: float, tome_r: int) -> int:
+    """How many of `tokens`, class token included, are left after a block that keeps such a share and merges so many."""
+    kept = math.ceil(keep * (tokens - 1))
     if kept < tokens - 1:
         tokens = kept + 2  # the class token and the fused one
     return tokens - min(tome_r, (tokens - 1) // 2)
@@ -82,3 +82,44 @@ def merge_similar(x, metric, sizes, r: int):
     weights = sizes[:, :, None]
     new_sizes = merge(weights)
     return (merge(x * weights.astype(x.dtype)) / new_sizes.astype(x.dtype)), new_sizes[:, :, 0]
+
+
+def high_pass(query, key, sizes):
+    """How much of attention's high frequencies each token is the cause of, `f32[B, T - 1]`, the class token left out.
+
+    A row of attention A is the mean of all tokens, its direct current, and what it takes of each beyond that; of a
+    token the latter, |A - s / sum(s)|, summed over the queries and averaged over the heads. query (already scaled),
+    key: `[B, T, heads, D]`, sizes: `f32[B, T]` (None: ones).
+    """
+    scores = jnp.einsum("bqhd,bthd->bhqt", query, key, preferred_element_type=jnp.float32)
+    if sizes is None:
+        sizes = jnp.ones(key.shape[:2], jnp.float32)
+    attention = jax.nn.softmax(scores + jnp.log(sizes)[:, None, None], axis=-1)
+    constant = sizes / sizes.sum(axis=1, keepdims=True)
+    return jnp.abs(attention - constant[:, None, None]).sum(axis=2).mean(axis=1)[:, 1:]
+
+
+def keep_high(x, shares, sizes, keep: float):
+    """The tokens of high frequency, and one made of the others: `x: [B, kept + 2, D]` and its sizes.
+
+    The class token stays, and the ceil(keep·(T - 1)) others with the largest `shares` (`high_pass`); the last is the
+    mean of those left out, weighted by `sizes: f32[B, T]` (None: ones), and stands for all of them in attention: were
+    they the same, nothing would change. Where none is left out, there is none.
+
+    After no paper. Frequency-aware token reduction (Lee et al. 2025, arXiv:2511.21477) has the idea: A = 11ᵀ/n + a
+    high-pass, by which tokens stay while the others are averaged. Its layers, its averages by place and its weighing of
+    what is left are not here, and so not its name.
+    """
+    batch, tokens, _ = x.shape
+    kept = math.ceil(keep * (tokens - 1))
+    sizes = jnp.ones((batch, tokens), jnp.float32) if sizes is None else sizes
+    if kept == tokens - 1:
+        return x, sizes
+    order = 1 + jnp.argsort(-jax.lax.stop_gradient(shares), axis=1, stable=True)
+    stay = jnp.concatenate([jnp.zeros((batch, 1), order.dtype), jnp.sort(order[:, :kept], axis=1)], axis=1)
+    # Weights of zero for the kept ones instead of gathering the others: one pass over x.
+    weights = sizes.at[jnp.arange(batch)[:, None], stay].set(0)
+    total = weights.sum(axis=1, keepdims=True)
+    mean = jnp.einsum("bt,btd->bd", (weights / total).astype(x.dtype), x)[:, None]
+    x = jnp.concatenate([jnp.take_along_axis(x, stay[:, :, None], axis=1), mean], axis=1)
+    return x, jnp.concatenate([jnp.take_along_axis(sizes, stay, axis=1), total], axis=1)

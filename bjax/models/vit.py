@@ -4,8 +4,8 @@ Class token, learned position embedding, pre-LayerNorm (eps 1e-6) and exact GELU
 and timm's `vit_base_patch16_224` compute the same function, and with `tanh_gelu=True` so does
 google-research/vision_transformer.
 
-Which patches it sees is data (`tokens=`), chosen outside. Two rivals choose inside, from what the layers computed, on
-the same weights: EViT (`evit_keep`) and ToMe (`tome_r`), see `bjax.models.reduce`.
+Which patches it sees is data (`tokens=`), chosen outside. Three rivals choose inside, from what the layers computed, on
+the same weights: EViT (`evit_keep`), ToMe (`tome_r`) and `highpass_keep`, see `bjax.models.reduce`.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from bjax.errors import UserError
 from bjax.models import attention as attentions
 from bjax.models import reduce
 
-TOKEN_OPTIONS = ("evit_keep", "evit_layers", "tome_r")  # constructor options that change no parameter
+TOKEN_OPTIONS = ("evit_keep", "evit_layers", "tome_r", "highpass_keep")  # constructor options that change no parameter
 # width, depth, heads; the MLP is four times as wide as the stream in all of them
 VARIANTS = {
     "Ti": (192, 12, 3),
@@ -48,16 +48,18 @@ def vit(
     evit_keep: float = 1.0,
     evit_layers: tuple[int, ...] | None = None,
     tome_r: int = 0,
+    highpass_keep: float = 1.0,
     attention: str = "auto",
 ) -> "ViT":
     """The ViT called `variant`: Ti, S, B, L or H, a slash, and the patch size in pixels ("B/16").
 
-    `depth`, `width`, `heads` and `mlp_dim` override the variant's own (`mlp_dim` follows `width`). `evit_layers` are
-    counted from 0; by default they lie at a quarter, a half and three quarters of the depth: 3, 6 and 9 of 12, the
-    paper's. `attention`: auto, cuDNN's fused one on GPUs where it can be, or xla, see `bjax.models.attention`.
+    `depth`, `width`, `heads` and `mlp_dim` override the variant's own (`mlp_dim` follows `width`). `evit_layers`, where
+    evit_keep and highpass_keep act, are counted from 0; by default they lie at a quarter, a half and three quarters of
+    the depth: 3, 6 and 9 of 12, EViT's. `attention`: auto, cuDNN's fused one on GPUs where it can be, or xla, see
+    `bjax.models.attention`.
 
-    Raises UserError for a variant not of that form, heads that do not divide the width, an EViT keep rate outside
-    (0, 1], a layer that there is not, a negative r, and EViT and ToMe at once.
+    Raises UserError for a variant not of that form, heads that do not divide the width, a keep rate outside (0, 1], a
+    layer that there is not, a negative r, and two of EViT, ToMe and highpass at once.
     """
     match = re.fullmatch(rf"({'|'.join(VARIANTS)})/([1-9]\d*)", variant)
     if not match:
@@ -76,17 +78,19 @@ def vit(
     if evit_layers is None:
         evit_layers = tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
     evit_layers = (evit_layers,) if isinstance(evit_layers, int | float) else tuple(evit_layers)
-    if not 0 < evit_keep <= 1:
-        raise UserError(f"evit_keep={evit_keep}: expected a share of the tokens in (0, 1]")
+    for option, value in {"evit_keep": evit_keep, "highpass_keep": highpass_keep}.items():
+        if not 0 < value <= 1:
+            raise UserError(f"{option}={value}: expected a share of the tokens in (0, 1]")
     if not all(layer in range(depth) for layer in evit_layers):
         raise UserError(f"evit_layers={evit_layers}: expected layers from 0 to {depth - 1}")
     if tome_r < 0 or tome_r != int(tome_r):
         raise UserError(f"tome_r={tome_r}: expected how many tokens each layer merges away, a whole number")
     if attention not in attentions.IMPLEMENTATIONS:
         raise UserError(f"attention={attention}: expected {' or '.join(attentions.IMPLEMENTATIONS)}")
-    if tome_r and evit_keep < 1:
-        way = "one of the two, the other at tome_r=0 or evit_keep=1"
-        raise UserError(f"tome_r={tome_r} with evit_keep={evit_keep}: {way}")
+    asked = {"tome_r": tome_r > 0, "evit_keep": evit_keep < 1, "highpass_keep": highpass_keep < 1}
+    if sum(asked.values()) > 1:
+        both = " with ".join(option for option, on in asked.items() if on)
+        raise UserError(f"{both}: one of them, the others at tome_r=0, evit_keep=1 and highpass_keep=1")
     return ViT(
         num_classes=num_classes,
         patch_size=int(match[2]),
@@ -101,6 +105,7 @@ def vit(
         evit_keep=evit_keep,
         evit_layers=evit_layers,
         tome_r=tome_r,
+        highpass_keep=highpass_keep,
         attention=attention,
         dtype=dtype,
     )
@@ -129,19 +134,21 @@ class ViT(nn.Module):
     evit_keep: float = 1.0  # share of tokens that each of evit_layers keeps, beside one fused of the others
     evit_layers: tuple[int, ...] = ()
     tome_r: int = 0  # tokens that every layer merges away
+    highpass_keep: float = 1.0  # share of tokens that each of evit_layers keeps, the others merged into one
     attention: str = "auto"  # by platform, or xla
     dtype: jnp.dtype = jnp.float32
 
     @property
     def reduces(self) -> bool:
         """Whether layers leave out or merge tokens by themselves."""
-        return self.evit_keep < 1 or self.tome_r > 0
+        return self.evit_keep < 1 or self.tome_r > 0 or self.highpass_keep < 1
 
     def token_counts(self, tokens: int) -> list[tuple[int, int]]:
         """How many tokens (attention, MLP) of every block compute, of `tokens` at the start, class token included."""
         counts = [tokens]
         for i in range(self.depth):
-            counts.append(reduce.tokens_after(counts[-1], self._keep_in(i), self.tome_r))
+            keep = min(self._in(i, self.evit_keep), self._in(i, self.highpass_keep))
+            counts.append(reduce.tokens_after(counts[-1], keep, self.tome_r))
         return list(itertools.pairwise(counts))
 
     def flops(self, tokens: int) -> int:
@@ -149,17 +156,19 @@ class ViT(nn.Module):
 
         A multiply and an add are two. With D the width, M the MLP's and T tokens, a block costs 8TD² (query, key,
         value, output), 4T²D (scores, weighted values) and, after what it leaves out, 4TDM. Then the embedding of the
-        T - 1 patches and the head. Norms, activations, softmax and biases are not counted.
+        T - 1 patches and the head; 2T²D more where highpass chooses, whose scores are computed twice. Norms,
+        activations, softmax and biases are not counted.
         """
         width = self.width
         total = 2 * (tokens - 1) * 3 * self.patch_size**2 * width
-        for attention, mlp in self.token_counts(tokens):
+        for i, (attention, mlp) in enumerate(self.token_counts(tokens)):
+            total += 2 * attention**2 * width * (self._in(i, self.highpass_keep) < 1)
             total += 8 * attention * width**2 + 4 * attention**2 * width + 4 * mlp * width * self.mlp_dim
         size = self.representation_size or width
         return total + 2 * size * self.num_classes + (2 * width * size if self.representation_size else 0)
 
-    def _keep_in(self, layer: int) -> float:
-        return self.evit_keep if layer in self.evit_layers else 1.0
+    def _in(self, layer: int, keep: float) -> float:
+        return keep if layer in self.evit_layers else 1.0
 
     @nn.compact
     def __call__(self, images, *, train: bool = False, tokens=None):
@@ -208,7 +217,7 @@ class ViT(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if key_mask is not None:
             if self.reduces:
-                why = "evit_keep and tome_r need all of them to count"
+                why = "evit_keep, tome_r and highpass_keep need all of them to count"
                 raise ValueError(f"tokens.mode={mode!r} masks tokens: {why}")
             key_mask = jnp.concatenate([jnp.ones((batch, 1), bool), key_mask], axis=1)
         there = x.shape[1]
@@ -225,8 +234,9 @@ class ViT(nn.Module):
                 dropout=self.dropout,
                 drop_path=self.drop_path * i / max(self.depth - 1, 1),
                 tanh_gelu=self.tanh_gelu,
-                evit_keep=self._keep_in(i),
+                evit_keep=self._in(i, self.evit_keep),
                 tome_r=self.tome_r,
+                highpass_keep=self._in(i, self.highpass_keep),
                 attention=self.attention,
                 dtype=self.dtype,
                 name=f"block_{i}",
@@ -269,6 +279,7 @@ class Block(nn.Module):
     dtype: jnp.dtype
     evit_keep: float = 1.0
     tome_r: int = 0
+    highpass_keep: float = 1.0
     attention: str = "auto"
 
     @nn.compact
@@ -295,6 +306,9 @@ class Block(nn.Module):
             x = reduce.keep_attentive(x, reduce.class_attention(query * head**-0.5, key), self.evit_keep)
         if self.tome_r:
             x, sizes = reduce.merge_similar(x, key.mean(axis=2), sizes, self.tome_r)
+        if self.highpass_keep < 1:
+            shares = reduce.high_pass(query * head**-0.5, key, sizes)
+            x, sizes = reduce.keep_high(x, shares, sizes, self.highpass_keep)
 
         y = mlp_dense(self.mlp_dim, name="mlp_1")(norm(name="norm2")(x))
         y = drop(nn.gelu(y, approximate=self.tanh_gelu))

@@ -63,7 +63,7 @@ def _blurs(rows: list[Row]) -> Callable[[Row], str]:
 
 def _methods(rows: list[Row]) -> Callable[[Row], str]:
     """What decides which patches of a row stay, in words that differ where the rule does; not how many stay."""
-    along = ("mask.keep_rate", "mask.threshold", "options.evit_keep", "options.tome_r")
+    along = ("mask.keep_rate", "mask.threshold", "options.evit_keep", "options.tome_r", "options.highpass_keep")
     return told_apart(
         rows,
         lambda r: r.method + (", bn_adapt" if r.adapted else ""),
@@ -72,7 +72,7 @@ def _methods(rows: list[Row]) -> Callable[[Row], str]:
 
 
 def accuracy_against_kept(run: Run) -> list:
-    """The same as curves, with EViT and ToMe at their mean share of tokens."""
+    """The same as curves, with those of `INSIDE` at their mean share of tokens."""
     rows = [r for r in run.rows if r.keep_rate is not None or r.method in ("all patches", *INSIDE)]
     rows = [r for r in rows if (r.method not in INSIDE or r.speed) and not r.adapted and not r.corruption]
     blur_of = _blurs(rows)
@@ -83,8 +83,8 @@ def accuracy_against_kept(run: Run) -> list:
     drawing = _curves(rows, lambda r: 100 * r.kept, "tokens computed, % of all")
     caption = (
         f"Top-1 accuracy of {rows[0].result['n']:,} images. Grey band: a random choice's own 95 % interval; how others "
-        "differ from it on the same images is in the table at matched keep rates. EViT and ToMe begin with all patches "
-        "and lose them from layer to layer: they stand at their mean over the layers."
+        "differ from it on the same images is in the table at matched keep rates. EViT, ToMe and highpass begin with "
+        "all patches and lose them from layer to layer: they stand at their mean over the layers."
     )
     alt = "Top-1 accuracy against the share of tokens kept"
     return [Figure(f"run{run.number}_accuracy_kept", drawing, caption, alt)]

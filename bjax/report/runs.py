@@ -10,7 +10,8 @@ import numpy as np
 from bjax.report import words
 from bjax.specs import CONTROLS
 
-INSIDE = ("EViT", "ToMe")  # methods that lose tokens inside the model
+# Methods that lose tokens inside the model: the option that asks for each, and its value that does not.
+INSIDE = {"EViT": ("evit_keep", 1), "ToMe": ("tome_r", 0), "highpass": ("highpass_keep", 1)}
 TRAINING = {"sharp": {"sharp": 1.0}, "blurred": {"gaussian": 1.0}, "mix": {"sharp": 0.5, "gaussian": 0.5}}
 
 
@@ -71,12 +72,11 @@ class Row:
     @property
     def whole(self) -> bool:
         """Whether the model sees every patch and loses none on the way."""
-        options = self.condition.get("options", {})
-        return self.mask["mode"] == "none" and options.get("evit_keep", 1) >= 1 and not options.get("tome_r")
+        return self.mask["mode"] == "none" and self.method not in INSIDE
 
     @property
     def in_matrix(self) -> bool:
-        """Not of the grids that other sections show: fixed σ, corruptions, matched keep rates, EViT and ToMe."""
+        """Not of the grids that other sections show: fixed σ, corruptions, matched keep rates, `INSIDE`."""
         rule = self.mask["threshold"] is not None and self.mask["keep_rate"] is None
         usual = self.mask["mode"] == "none" or rule
         return usual and not self.corruption and not self.one_sigma and self.method not in INSIDE
@@ -91,10 +91,9 @@ class Row:
     def method(self) -> str:
         """What decides which patches stay; "all patches" where all do."""
         options = self.condition.get("options", {})
-        if options.get("evit_keep", 1) < 1:
-            return "EViT"
-        if options.get("tome_r"):
-            return "ToMe"
+        for name, (option, off) in INSIDE.items():
+            if options.get(option, off) != off:
+                return name
         if self.mask["mode"] == "none":
             return "all patches"
         name = self.mask["selector"]
@@ -109,7 +108,7 @@ class Row:
 
     @property
     def kept(self) -> float:
-        """Share of the tokens computed: of the patches that a mask kept, or over the layers of EViT and ToMe."""
+        """Share of the tokens computed: of the patches that a mask kept, or over the layers of `INSIDE`."""
         return self.speed["tokens"] if self.method in INSIDE and self.speed else self.result.get("kept", 1.0)
 
     @property
