@@ -18,7 +18,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bjax.errors import Parser, UserError, as_command, new_folder
-from bjax.report import answers, calibration, curves, facts, masks, matrix, paper1, paper2, read, render, seeds, sweeps
+from bjax.report import (
+    answers,
+    calibration,
+    curves,
+    facts,
+    masks,
+    matrix,
+    paper1,
+    paper2,
+    patches,
+    read,
+    render,
+    seeds,
+    sweeps,
+)
 from bjax.report.render import Heading, Items, Text, per_run
 from bjax.report.runs import Run
 
@@ -31,6 +45,7 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Calibration: one temperature, before and after": calibration.table,
     "ImageNet-C: error against severity": curves.imagenet_c,
     "Abstention: accuracy against coverage": curves.abstention,
+    "Does it matter which patches stay?": patches.section,
     "Selection or deletion: top-1 accuracy at matched keep rates": per_run(masks.matched_rates),
     "Accuracy against kept fraction": per_run(masks.accuracy_against_kept),
     "Accuracy against measured speed": per_run(masks.accuracy_against_speed),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bjax.report import figures, intervals, seeds, words
+from bjax.report import figures, intervals, patches, seeds, words
 from bjax.report.intervals import accuracy
 from bjax.report.pairs import Pair, blurred_row, distance, is_blurred, row_like, sharp_row
 from bjax.report.read import axes
@@ -35,6 +35,7 @@ def answers(runs: list[Run]) -> Answers:
     trained = _training(objects)
     told = [*([] if trained else _best(runs)), *_cost(plain), *trained, *_adaptation(plain), *_masks(objects)]
     told += _blur_types(ordered)
+    told += [(0, text, [])] if (text := patches.answer(objects)) else []
     most = sorted(told, key=lambda x: x[0])[: SENTENCES - 1]
     told = [x for x in told if x in most]
     if not any(drawn for *_, drawn in told):

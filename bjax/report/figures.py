@@ -28,7 +28,8 @@ COLOURS = "Blues"  # light to dark: grey values keep the order
 class Line:
     """Points of one line, in order; low and high: their intervals, where there are any.
 
-    kind: "line"; "band" (black, its interval grey behind the others: a reference); "point" (a single black one).
+    kind: "line"; "marks" (no line between the points); "band" (black, its interval grey behind the others: a
+    reference); "point" (a single black one).
     """
 
     label: str
@@ -53,17 +54,19 @@ class Dot:
 Panels = dict[str, list[Line]]  # by title
 
 
-def lines(panels: Panels, x_label: str, y_label: str, *, x_ticks=None, x_zero=False, share_x=True, top=None):
+def lines(
+    panels: Panels, x_label: str, y_label: str, *, x_ticks=None, x_zero=False, share_x=True, top=None, signed=False
+):
     """A panel for every title, a style for every label, one legend above. y in per cent.
 
     x_ticks: (positions, names), for an axis of names. x_zero: begin at 0. share_x: one scale for all panels.
-    top: end of the y axis.
+    top: end of the y axis. signed: values lie on both sides of 0, where there is a line.
     """
     width = 3.1 if len(panels) > 1 else 5.2
     share_x = share_x and x_ticks is None
     figure, axes = _figure(panels, (1.2, width), (1.4, 2.9), (x_label, y_label), share_x=share_x)
     drawn = [line for of_panel in panels.values() for line in of_panel]
-    labels = dict.fromkeys(line.label for line in drawn if line.kind == "line")
+    labels = dict.fromkeys(line.label for line in drawn if line.kind in ("line", "marks"))
     style = {label: STYLES[i % len(STYLES)] for i, label in enumerate(labels)}
     for panel, (title, of_panel) in zip(axes.flat, panels.items(), strict=False):
         for line in of_panel:
@@ -73,10 +76,14 @@ def lines(panels: Panels, x_label: str, y_label: str, *, x_ticks=None, x_zero=Fa
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
         if x_ticks:
-            panel.set_xticks(*x_ticks)
+            slanted = {"rotation": 35, "ha": "right", "fontsize": 9} if max(map(len, x_ticks[1])) > 8 else {}
+            panel.set_xticks(*x_ticks, **slanted)
             panel.set_xlim(min(x_ticks[0]) - 0.5, max(x_ticks[0]) + 0.5)
-    lowest = min(min(line.low or line.y) for line in drawn)
-    axes.flat[0].set_ylim(bottom=max(0, 10 * (lowest // 10) - 5), top=top)
+        if signed:
+            panel.axhline(0, color="black", linewidth=1.2)
+    if not signed:
+        lowest = min(min(line.low or line.y) for line in drawn)
+        axes.flat[0].set_ylim(bottom=max(0, 10 * (lowest // 10) - 5), top=top)
     if x_zero:
         # A little more than 0, for the markers there.
         axes.flat[0].set_xlim(left=-0.03 * max(max(line.x) for line in drawn))
@@ -100,8 +107,9 @@ def _draw(panel, line: Line, style) -> None:
         panel.plot(line.x, line.y, "-", color="black", linewidth=2.2, label=line.label)
     else:
         marker, dash, colour = style
+        dash = dash if line.kind == "line" else ""
         edge = {"linewidth": 1.4, "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.7}
-        panel.plot(line.x, line.y, marker + dash, color=colour, label=line.label, **edge)
+        panel.plot(line.x, line.y, marker=marker, linestyle=dash, color=colour, label=line.label, **edge)
         if line.low:
             panel.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, alpha=0.7)
 

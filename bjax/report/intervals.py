@@ -138,10 +138,17 @@ def difference(row: Row | None, control: Row | None) -> Difference | None:
     Student's t over the photographs' differences; where every image is a photograph of its own McNemar's exact test; of
     several seeds Student's t over their differences, nowhere narrower than one seed's. Of two seeds each must show it.
     """
-    if row is None or control is None:
-        return None
-    seeds = [seed for seed in row.by_seed if seed in control.by_seed]
-    per_seed = [_paired(row.by_seed[seed], control.by_seed[seed]) for seed in seeds]
+    return None if row is None or control is None else mean_difference([(row, control)])
+
+
+def mean_difference(pairs: list[tuple[Row, Row]]) -> Difference | None:
+    """`difference`, of the mean over `pairs` of rows and controls that all are of the same images and seeds.
+
+    Each photograph's differences are averaged before anything else: conditions of the same photographs are no more
+    photographs than one.
+    """
+    seeds = [seed for seed in pairs[0][0].by_seed if all(seed in row.by_seed for pair in pairs for row in pair)]
+    per_seed = [_paired([(row.by_seed[s], control.by_seed[s]) for row, control in pairs]) for s in seeds]
     if not per_seed or None in per_seed:
         return None
     means, ends, ps = zip(*per_seed, strict=True)
@@ -155,22 +162,29 @@ def difference(row: Row | None, control: Row | None) -> Difference | None:
     return Difference(mean, over, None, means, _sign(mean, over, None))
 
 
-def _paired(ours: dict, theirs: dict) -> tuple[float, stats.Interval, float | None] | None:
-    """Mean difference of two rows of results.json, its 95 % interval, and McNemar's p where that applies."""
-    if "images" not in ours or ours["images"] != theirs.get("images") or ours["n"] != theirs["n"]:
+def _paired(pairs: list[tuple[dict, dict]]) -> tuple[float, stats.Interval, float | None] | None:
+    """Mean difference of pairs of rows of results.json, its 95 % interval, and McNemar's p where that applies."""
+    ours, theirs = pairs[0]
+    if len({(r.get("images"), r["n"]) for pair in pairs for r in pair}) > 1 or "images" not in ours:
         return None
-    if "photographs" in ours and ours["photographs"].keys() == theirs.get("photographs", {}).keys():
-        pairs = [(a, theirs["photographs"][name]) for name, a in ours["photographs"].items()]
-        differences, p = [a["hits"] / a["n"] - b["hits"] / b["n"] for a, b in pairs], None
-    elif "hits" in ours and "hits" in theirs:
-        first, second = _bits(ours), _bits(theirs)
-        differences, p = first - second, stats.mcnemar(first > 0, second > 0)
-    else:
+    each = [_differences(*pair) for pair in pairs]
+    if any(one is None or one.shape != each[0].shape for one in each):
         return None
+    differences, p = np.mean(each, axis=0), None
+    if len(pairs) == 1 and "photographs" not in ours:
+        p = stats.mcnemar(_bits(ours) > 0, _bits(theirs) > 0)
     mean = float(np.mean(differences))
     if np.ptp(differences) < 1e-9:  # the same on each, but for rounding: of a spread of 1e-17 all would be significant
         return mean, (mean, mean), p
     return mean, stats.t_interval(differences, within=(-1.0, 1.0)), p
+
+
+def _differences(ours: dict, theirs: dict) -> np.ndarray | None:
+    """Of each photograph's share of right answers, or, where every image is one, of each image's answer."""
+    if "photographs" in ours and ours["photographs"].keys() == theirs.get("photographs", {}).keys():
+        pairs = [(a, theirs["photographs"][name]) for name, a in ours["photographs"].items()]
+        return np.array([a["hits"] / a["n"] - b["hits"] / b["n"] for a, b in pairs])
+    return _bits(ours) - _bits(theirs) if "hits" in ours and "hits" in theirs else None
 
 
 def _bits(row: dict) -> np.ndarray:

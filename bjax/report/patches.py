@@ -1,0 +1,173 @@
+"""Does it matter which patches stay? Choices of patches beside a random one, where parts of the images are blurred."""
+
+from bjax.report import figures, intervals, words
+from bjax.report.render import Figure, Items, Mark, Table, Text
+from bjax.report.runs import Row, Run, grouped, in_order
+from bjax.specs import MEASURES, STRATIFIED
+
+ALL = "all patches"
+BY_SHARPNESS = (*MEASURES, STRATIFIED)  # what can be chosen of a photograph, whose blur nobody knows
+
+Cell = dict[str, Row]  # by the choice: its row, of one blur and one keep rate
+
+
+def section(runs: list[Run]) -> list:
+    """The answer, its averages, and every difference: a figure and a table."""
+    runs = _asked(runs)
+    if not runs:
+        return []
+    named = [(run, choice, found) for run in runs for choice, found in _averages(run).items()]
+    choices = list(dict.fromkeys(choice for _, choice, _ in named))
+    averages = {(run.number, choice): found for run, choice, found in named}
+    body = [[run.training, *(_cell(averages.get((run.number, c))) for c in choices), str(run.number)] for run in runs]
+    caption = (
+        f"Minus a random choice of as many patches, mean over {_conditions(runs[0])}: percentage points, "
+        f"{intervals.PAIRED}; a photograph counts once, however many conditions show it. {_of(choices)} Bold: more, "
+        "italic: less than chance explains, each looked at on its own."
+    )
+    first = Table(["trained on", *choices, "run"], body, caption)
+    return [Text(_answer(runs)), Items(_beside(runs)), first, _figure(runs, choices), _each(runs, choices)]
+
+
+def answer(runs: list[Run]) -> str | None:
+    """The section's first sentence."""
+    runs = _asked(runs)
+    return _answer(runs) if runs else None
+
+
+def _asked(runs: list[Run]) -> list[Run]:
+    """Those that can answer: partly blurred images, a choice by sharpness and a random one at one keep rate."""
+    return [run for run in in_order(runs) if set(BY_SHARPNESS) & set(_averages(run))]
+
+
+def _cells(run: Run) -> dict[tuple[str, float], Cell]:
+    """{(blur, keep rate): its choices}, of those that have a random one; blurs as they come, keep rates from above."""
+    rows = [row for row in run.rows if not row.adapted and not row.corruption]
+    whole = {row.blur: row for row in rows if row.whole}
+    masked = [row for row in rows if row.keep_rate and row.mask["threshold"] is None and row.mask["drop"] == "below"]
+    cells = {}
+    for key, alike in grouped(masked, lambda row: (row.blur, row.keep_rate)).items():
+        cell = {row.mask["selector"]: row for row in alike}
+        if "random" in cell:
+            cells[key] = ({ALL: whole[key[0]]} if key[0] in whole else {}) | cell
+    return dict(sorted(cells.items(), key=lambda item: -item[0][1]))
+
+
+def _partly(cells: dict) -> list[Cell]:
+    """The cells whose images are blurred in parts: elsewhere there is nothing to find."""
+    return [cell for cell in cells.values() if words.where_of(cell["random"].condition["blur"]) != "whole"]
+
+
+def _averages(run: Run) -> dict[str, intervals.Difference]:
+    """{choice: its mean difference from random} over all partly blurred conditions, if all of them have it."""
+    cells = _partly(_cells(run))
+    found = {}
+    for choice in cells[0] if cells else ():
+        if choice != "random" and all(choice in cell for cell in cells):
+            found[choice] = intervals.mean_difference([(cell[choice], cell["random"]) for cell in cells])
+    return {choice: difference for choice, difference in found.items() if difference is not None}
+
+
+def _answer(runs: list[Run]) -> str:
+    looks = [(run, c, d) for run in runs for c, d in _averages(run).items() if c in BY_SHARPNESS]
+    better, worse = ([x for x in looks if x[2].sign == sign] for sign in (1, -1))
+    if better:
+        verdict = "It depends" if worse or len(better) < len(looks) else "Yes"
+    else:
+        verdict = "No, chance chooses better" if worse else "Not that these images could tell"
+    most = max(looks, key=lambda x: x[2].mean)
+    counts = f"{len(better)} more and {len(worse)} less often than a random choice of as many"
+    return (
+        f"{verdict}: of {len(looks)} choices of patches by sharpness ({_and(dict.fromkeys(c for _, c, _ in looks))}; "
+        f"trained on: {'; '.join(run.training for run in runs)}), averaged over {_conditions(runs[0])}, {counts} are "
+        f"right, beyond chance; the best of them, {most[1]} after training on {most[0].training}, by "
+        f"{_points(most[2])}."
+    )
+
+
+def _beside(runs: list[Run]) -> list[str]:
+    """Of each training: how often it is right at all, what the blur's own map would give, and what all patches give."""
+    lines = []
+    for run in runs:
+        cells, found = _partly(_cells(run)), _averages(run)
+        share = sum(cell["random"].result["top1"] for cell in cells) / len(cells)
+        told = [f"Trained on {run.training}: a random choice is right on {100 * share:.1f} %"]
+        known = {"oracle": "the patches known to be least blurred (oracle)", ALL: "all patches"}
+        told += [f"{name} {_points(found[choice])}" for choice, name in known.items() if choice in found]
+        lines.append("; ".join(told) + ".")
+    return lines
+
+
+def _figure(runs: list[Run], choices: list[str]) -> Figure:
+    """A panel for every training and keep rate: differences from random, blur by blur."""
+    panels, step = {}, 0.7 / len(choices)
+    blurs = list(dict.fromkeys(blur for run in runs for blur, _ in _cells(run)))
+    for keep in dict.fromkeys(keep for run in runs for _, keep in _cells(run)):
+        for run in runs:
+            cells = _cells(run)
+            panel = panels[f"trained on {run.training}, {100 * keep:g} % kept"] = []
+            for i, choice in enumerate(choices):
+                points = []
+                for place, blur in enumerate(blurs):
+                    cell = cells.get((blur, keep), {})
+                    if found := intervals.difference(cell.get(choice), cell.get("random")):
+                        low, high = found.ends or (min(found.seeds), max(found.seeds))
+                        points.append((place + step * (i - (len(choices) - 1) / 2), found.mean, low, high))
+                if points:
+                    x, *values = zip(*points, strict=True)
+                    panel.append(
+                        figures.Line(choice, list(x), *([100 * v for v in value] for value in values), kind="marks")
+                    )
+    panels = {title: panel for title, panel in panels.items() if panel}
+    ticks = range(len(blurs)), blurs
+    drawing = figures.lines(panels, "blur", "points more than random", x_ticks=ticks, signed=True)
+    caption = (
+        "Top-1 minus that of a random choice of as many patches of the same images, percentage points; bars: 95 % "
+        "intervals, of two seeds both values. Above the line a choice is worth more than chance."
+    )
+    return Figure("patches", drawing, caption, "Differences from a random choice, by blur, keep rate and training")
+
+
+def _each(runs: list[Run], choices: list[str]) -> Table:
+    body = []
+    for run in runs:
+        for (blur, keep), cell in _cells(run).items():
+            found = [intervals.difference(cell.get(choice), cell["random"]) for choice in choices]
+            random = intervals.accuracy(cell["random"])
+            body.append([run.training, blur, f"{100 * keep:g} %", random, *map(_cell, found), str(run.number)])
+    rows = [row for run in runs for cell in _cells(run).values() for row in cell.values()]
+    header = ["trained on", "blur", "kept", "random, top-1 %", *choices, "run"]
+    groups = (("", 4), ("minus random, points", len(choices)), ("", 1))
+    return Table(header, body, f"{intervals.about(rows)} {_of(choices)}", left=3, groups=groups)
+
+
+def _cell(found: intervals.Difference | None) -> str | Mark:
+    if found is None:
+        return ""
+    return Mark(found.text, {1: "strong", -1: "em"}[found.sign]) if found.sign else found.text
+
+
+def _of(choices: list[str]) -> str:
+    meaning = {
+        ALL: "all patches: no mask",
+        "oracle": "oracle: the least blurred by the map that the blur was drawn by, which no photograph has",
+        "sigma": "sigma: the least blurred by an estimate in pixels",
+        "laplacian": "laplacian: the largest variance of the Laplacian",
+        "stratified": "stratified: the same within each 2 × 2 cell, spread over the image",
+    }
+    told = "; ".join(meaning[c] for c in choices if c in meaning)
+    return f"{told[:1].upper()}{told[1:]}." if told else ""
+
+
+def _conditions(run: Run) -> str:
+    number = len(_partly(_cells(run)))
+    return f"{number} partly blurred condition{'s' * (number != 1)}"
+
+
+def _points(found: intervals.Difference) -> str:
+    return found.text.replace(" (", " points (", 1)
+
+
+def _and(items) -> str:
+    *head, last = list(dict.fromkeys(items)) or [""]
+    return f"{', '.join(head)} and {last}" if head else last
