@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bjax import models, weights
+from bjax import models, published, weights
 from bjax.blur.sample import KINDS, BlurSpec
 from bjax.config import check_devices
 from bjax.data import known, loader
@@ -34,7 +34,6 @@ from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
 from bjax.step.state import State
 from bjax.tokens import MaskSpec
-from bjax.weights import published
 
 # Of every evaluation, so that runs and conditions blur an image alike: differences between them are then paired.
 SEED = 0

@@ -14,11 +14,11 @@ import jax
 from ml_collections import ConfigDict
 
 from bjax import config as configs
+from bjax import published
 from bjax.data import decode, loader, prepared
 from bjax.data.builder import cores, data_root
 from bjax.errors import UserError
 from bjax.runtime.console import columns
-from bjax.weights import published
 
 SAMPLE = 100  # images whose sides are read
 FEWEST = 12  # training images

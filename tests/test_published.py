@@ -19,14 +19,14 @@ import safetensors.numpy
 from PIL import Image
 
 from bjax import config as configs
-from bjax import models, predict, weights
+from bjax import models, predict, published, weights
 from bjax.data import known, loader
 from bjax.data.builder import prepare
 from bjax.data.folder import Folder
 from bjax.errors import UserError
 from bjax.main import main
 from bjax.specs import Data
-from bjax.weights import cache, published
+from bjax.weights import cache
 from bjax.weights.__main__ import main as weights_main
 
 ROOT = Path(__file__).parents[1]

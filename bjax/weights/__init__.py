@@ -23,8 +23,8 @@ import numpy as np
 from bjax import models
 from bjax.errors import UserError
 from bjax.models.vit import resize_positions
+from bjax.published import find
 from bjax.weights import cache, mapping
-from bjax.weights.published import find
 
 logger = logging.getLogger(__name__)
 

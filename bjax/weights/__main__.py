@@ -14,9 +14,9 @@ import numpy as np
 
 from bjax import models, weights
 from bjax.errors import Parser, UserError, as_command, positive
+from bjax.published import HOSTS, PUBLISHED, Published, find
 from bjax.runtime.console import columns
 from bjax.weights import cache
-from bjax.weights.published import HOSTS, PUBLISHED, Published, find
 
 LEGEND = """\
 --config.init_from=torchvision:resnet50 takes such weights: a zoo, a colon, a

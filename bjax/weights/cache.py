@@ -19,7 +19,7 @@ import requests
 from tqdm import tqdm
 
 from bjax.errors import UserError
-from bjax.weights.published import Published
+from bjax.published import Published
 
 CHUNK = 2**16  # bytes: what a broken connection loses
 TIMEOUT = 10, 60  # seconds: to connect, and between bytes
