@@ -4,6 +4,7 @@ Read off torchvision 0.28 and timm 1.0.31, with which a test compares. Accuracy 
 """
 
 import dataclasses
+import os.path
 import re
 import urllib.parse
 from pathlib import Path
@@ -124,6 +125,7 @@ TIMM = (
 HOSTS = {"torchvision": "https://download.pytorch.org", "timm": "https://huggingface.co"}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, deviation
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")  # of files that `bjax.weights` reads
 IMAGES = ("image_size", "resize", "interpolation")  # what may differ from how they were evaluated
 
 
@@ -189,6 +191,39 @@ def find(given: str) -> Published | None:
         way = "python -m bjax.weights lists them, and any file can be named instead"
         raise UserError(f"{given}: no such weights{nearest(given, PUBLISHED)}; {way}")
     return PUBLISHED[given]
+
+
+def several(given: str) -> dict[str, Published]:
+    """{weights as `config.init_from` has them: what they are}, of names, files and folders of files joined by "+".
+
+    A file is taken for what its name begins with, before a dash: a name of torchvision's or timm's, so that
+    `resnet50-0676ba61.pth` and `resnet50-mine.npz` are of that model, for images of these colours. Raises UserError for
+    an unknown name, no such file, an empty folder, and a file whose name does not tell its model.
+    """
+    weights = {}
+    for part in given.split("+"):
+        if os.path.isdir(os.path.expanduser(part)):
+            files = sorted(file for file in os.listdir(os.path.expanduser(part)) if file.endswith(SUFFIXES))
+            if not files:
+                raise UserError(f"{part}: holds no {', '.join(SUFFIXES)} file")
+            weights |= {path: _of_file(path) for path in (os.path.join(part, file) for file in files)}
+        else:
+            weights[part] = find(part) or _of_file(part)
+    return weights
+
+
+def _of_file(path: str) -> Published:
+    """What the weights in a file are, by its name."""
+    if not os.path.isfile(os.path.expanduser(path)):
+        meant = "".join(f" (did you mean {w.name}?)" for w in PUBLISHED.values() if w.short == path)
+        raise UserError(f"{path}: no such file or folder, and not the name of weights{meant}")
+    name, suffix = os.path.basename(path), os.path.splitext(path)[1]
+    short = name.removesuffix(suffix).partition("-")[0]
+    of_name = [w for w in PUBLISHED.values() if name == w.file or short == w.short]
+    if not of_name:
+        way = f"begin it with a name of python -m bjax.weights and a dash, as in resnet50-{name}"
+        raise UserError(f"{path}: the file's name does not tell the model; {way}")
+    return of_name[0]
 
 
 def named(config) -> Published | None:

@@ -61,6 +61,8 @@ MORE = [
     ("bjax.main", "--config.blur.where=middle"),
     ("bjax.thresholds", "--measure=sigma"),
     ("bjax.weights", "--option=variant"),
+    ("bjax.main", "--config=configs/ranking.py:weights=nowhere.npz"),
+    ("launch.sweep", "--config=configs/ranking.py:train=blurred"),
 ]
 MISTAKES = [
     pytest.param(name, [*(right or ()), mistake], id=f"{name} {mistake}")

@@ -6,6 +6,7 @@ any) and writes into DIR:
     report.html   the answers first, then everything, in one file that needs no other
     report.md     the same, with the figures beside it
     results.csv   a row for every run and condition
+    unaggregated_results_….csv    models under ImageNet-C's blurs, in RobustBench's layout: one for every set of images
 
 Runs that differ in their seed alone are shown as one, with means and intervals over the seeds. A run that is missing,
 failed or half-written is named with the reason and left out; a section without data is left out and named at the end.
@@ -28,6 +29,7 @@ from bjax.report import (
     paper1,
     paper2,
     patches,
+    ranking,
     read,
     render,
     seeds,
@@ -43,6 +45,7 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Model × training blur × test condition": matrix.matrix,
     "Accuracy and calibration against Gaussian σ": curves.sigma_curves,
     "Calibration: one temperature, before and after": calibration.table,
+    "Blur ranking": ranking.ranking,
     "ImageNet-C: error against severity": curves.imagenet_c,
     "Abstention: accuracy against coverage": curves.abstention,
     "Does it matter which patches stay?": patches.section,
@@ -61,7 +64,7 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
 
 
 def write(folders: list[Path], out: Path, title: str = "") -> list[str]:
-    """Writes report.html, report.md with its figures, and results.csv into `out`; returns the title and the answers.
+    """Writes the files above into `out`; returns the title and the answers.
 
     folders: workdirs and sweeps. title: by default what was run. Raises UserError where no run is finished.
     """
@@ -85,7 +88,8 @@ def write(folders: list[Path], out: Path, title: str = "") -> list[str]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(render.markdown(title, blocks, out))
     (out / "report.html").write_text(page)
-    (out / "results.csv").write_text(facts.table(single))
+    for name, text in {"results.csv": facts.table(single), **ranking.files(runs)}.items():
+        (out / name).write_text(text)
     return [title, *first.lines]
 
 

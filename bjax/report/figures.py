@@ -114,8 +114,8 @@ def _draw(panel, line: Line, style) -> None:
             panel.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, alpha=0.7)
 
 
-def dots(items: list[Dot], x_label: str):
-    """A line of its own for every value, from above."""
+def dots(items: list[Dot], x_label: str, *, most: float | None = 100.0):
+    """A line of its own for every value, from above. most: that a value can be; None: anything."""
     labels = [textwrap.fill(item.label, 34) for item in items]
     lines = sum(1 + label.count("\n") for label in labels)
     figure, axes = _subplots((5.6, 0.75 + 0.2 * lines + 0.14 * len(items)), 1, 1)
@@ -130,7 +130,7 @@ def dots(items: list[Dot], x_label: str):
     panel.set_yticks(range(len(items)), labels, fontsize=9)
     panel.set_ylim(len(items) - 0.5, -0.5)
     low, high = panel.get_xlim()
-    panel.set_xlim(max(low, -2), min(high, 102))
+    panel.set_xlim(max(low, -2), high if most is None else min(high, most + 2))
     panel.set_xlabel(x_label, fontsize=10)
     panel.grid(axis="x", color="0.92", linewidth=0.8)
     panel.set_axisbelow(True)

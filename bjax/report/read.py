@@ -257,7 +257,7 @@ FILES = {
         "seed": int,
         "task": str,
         "init_from?": str,
-        "data": {"name": str, "train": str, "image_size": int},
+        "data": {"name": str, "train": str, "image_size": int, "resize?": int, "interpolation?": str},
         "model": {"name": str, "options?": ANY},
         "blur": BLUR,
         "mask?": MASK,
