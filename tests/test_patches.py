@@ -54,9 +54,21 @@ def test_the_first_sentence_is_the_answer(tmp_path, worth, verdict):
     text = patches.answer(merged)
     assert text.startswith(verdict)
     assert "averaged over 10 partly blurred conditions" in text
-    first, beside, *_ = patches.section(merged)
+    first, against_all, beside, *_ = patches.section(merged)
     assert first.text == text
+    assert "of 6 such choices, each averaged over 5 partly blurred conditions" in against_all.text
     assert "a random choice is right on 4" in beside.lines[0] and "(oracle) " in beside.lines[0]
+
+
+def test_what_a_mask_is_worth_beside_all_patches(tmp_path):
+    merged = runs(tmp_path, {"laplacian": 0.1, "stratified": -0.1})
+    _, against_all, _, means, *_ = patches.section(merged)
+    assert "2 are right more and 2 less often than with all patches" in against_all.text
+    assert "the best of them, laplacian with " in against_all.text
+    assert means.groups[1:3] == (("minus a random choice of as many", 5), ("minus all patches", 4))
+    assert [row[1] for row in means.rows] == ["50 %", "25 %"]
+    by_choice = dict(zip(means.header[7:11], means.rows[0][7:11], strict=True))
+    assert by_choice["laplacian"].kind == "strong" and by_choice["stratified"].kind == "em"
 
 
 def test_a_mean_difference_counts_a_photograph_once(tmp_path):

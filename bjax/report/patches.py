@@ -16,17 +16,16 @@ def section(runs: list[Run]) -> list:
     runs = _asked(runs)
     if not runs:
         return []
-    named = [(run, choice, found) for run in runs for choice, found in _averages(run).items()]
-    choices = list(dict.fromkeys(choice for _, choice, _ in named))
-    averages = {(run.number, choice): found for run, choice, found in named}
-    body = [[run.training, *(_cell(averages.get((run.number, c))) for c in choices), str(run.number)] for run in runs]
-    caption = (
-        f"Minus a random choice of as many patches, mean over {_conditions(runs[0])}: percentage points, "
-        f"{intervals.PAIRED}; a photograph counts once, however many conditions show it. {_of(choices)} Bold: more, "
-        "italic: less than chance explains, each looked at on its own."
-    )
-    first = Table(["trained on", *choices, "run"], body, caption)
-    return [Text(_answer(runs)), Items(_beside(runs)), first, _figure(runs, choices), _each(runs, choices)]
+    choices = list(dict.fromkeys(choice for run in runs for choice in _averages(run)))
+    against_all = _against_all(runs)
+    return [
+        Text(_answer(runs)),
+        *([Text(against_all)] if against_all else []),
+        Items(_beside(runs)),
+        _means(runs, choices),
+        _figure(runs, choices),
+        _each(runs, choices),
+    ]
 
 
 def answer(runs: list[Run]) -> str | None:
@@ -53,19 +52,24 @@ def _cells(run: Run) -> dict[tuple[str, float], Cell]:
     return dict(sorted(cells.items(), key=lambda item: -item[0][1]))
 
 
-def _partly(cells: dict) -> list[Cell]:
-    """The cells whose images are blurred in parts: elsewhere there is nothing to find."""
+def _partly(run: Run, keep: float | None = None) -> list[Cell]:
+    """The cells whose images are blurred in parts, at one keep rate or at all: elsewhere there is nothing to find."""
+    cells = {key: cell for key, cell in _cells(run).items() if keep in (None, key[1])}
     return [cell for cell in cells.values() if words.where_of(cell["random"].condition["blur"]) != "whole"]
 
 
-def _averages(run: Run) -> dict[str, intervals.Difference]:
-    """{choice: its mean difference from random} over all partly blurred conditions, if all of them have it."""
-    cells = _partly(_cells(run))
+def _averages(run: Run, control: str = "random", keep: float | None = None) -> dict[str, intervals.Difference]:
+    """{choice: its mean difference from the control} over the partly blurred conditions, if all of them have it."""
+    cells = _partly(run, keep)
     found = {}
     for choice in cells[0] if cells else ():
-        if choice != "random" and all(choice in cell for cell in cells):
-            found[choice] = intervals.mean_difference([(cell[choice], cell["random"]) for cell in cells])
+        if choice != control and all({choice, control} <= cell.keys() for cell in cells):
+            found[choice] = intervals.mean_difference([(cell[choice], cell[control]) for cell in cells])
     return {choice: difference for choice, difference in found.items() if difference is not None}
+
+
+def _keeps(runs: list[Run]) -> list[float]:
+    return list(dict.fromkeys(keep for run in runs for _, keep in _cells(run)))
 
 
 def _answer(runs: list[Run]) -> str:
@@ -75,21 +79,58 @@ def _answer(runs: list[Run]) -> str:
         verdict = "It depends" if worse or len(better) < len(looks) else "Yes"
     else:
         verdict = "No, chance chooses better" if worse else "Not that these images could tell"
-    most = max(looks, key=lambda x: x[2].mean)
+    run, choice, most = max(looks, key=lambda x: x[2].mean)
     counts = f"{len(better)} more and {len(worse)} less often than a random choice of as many"
     return (
-        f"{verdict}: of {len(looks)} choices of patches by sharpness ({_and(dict.fromkeys(c for _, c, _ in looks))}; "
-        f"trained on: {'; '.join(run.training for run in runs)}), averaged over {_conditions(runs[0])}, {counts} are "
-        f"right, beyond chance; the best of them, {most[1]} after training on {most[0].training}, by "
-        f"{_points(most[2])}."
+        f"{verdict}: of {len(looks)} choices of patches by sharpness ({_and(c for _, c, _ in looks)}; trained on: "
+        f"{'; '.join(run.training for run in runs)}), averaged over {_conditions(_partly(runs[0]))}, {counts} are "
+        f"right, beyond chance; the best of them, {choice} after training on {run.training}, by {_points(most)}."
     )
+
+
+def _against_all(runs: list[Run]) -> str:
+    """Whether leaving patches out at all is worth it; "" where no condition shows all of them."""
+    looks = [
+        (run, keep, choice, found)
+        for run in runs
+        for keep in _keeps(runs)
+        for choice, found in _averages(run, ALL, keep).items()
+        if choice in BY_SHARPNESS
+    ]
+    if not looks:
+        return ""
+    better, worse = (sum(found.sign == sign for *_, found in looks) for sign in (1, -1))
+    run, keep, choice, most = max(looks, key=lambda x: x[-1].mean)
+    return (
+        f"Beside all patches: of {len(looks)} such choices, each averaged over {_conditions(_partly(run, keep))} at "
+        f"one keep rate, {better} are right more and {worse} less often than with all patches, beyond chance; the best "
+        f"of them, {choice} with {100 * keep:g} % kept after training on {run.training}, by {_points(most)}. The "
+        "best of several looks better than it is."
+    )
+
+
+def _means(runs: list[Run], choices: list[str]) -> Table:
+    """Averages over the partly blurred conditions, beside a random choice and beside all patches."""
+    body, masked = [], [choice for choice in choices if choice != ALL]
+    for run in runs:
+        for keep in _keeps([run]):
+            beside_random, beside_all = _averages(run, keep=keep), _averages(run, ALL, keep)
+            cells = [*(_cell(beside_random.get(c)) for c in choices), *(_cell(beside_all.get(c)) for c in masked)]
+            body.append([run.training, f"{100 * keep:g} %", *cells, str(run.number)])
+    caption = (
+        f"Means over {_conditions(_partly(runs[0], _keeps(runs)[0]))} at each keep rate, percentage points, "
+        f"{intervals.PAIRED}; a photograph counts once, however many conditions show it. {_of(choices)} Bold: more, "
+        "italic: less than chance explains, each looked at on its own."
+    )
+    groups = (("", 2), ("minus a random choice of as many", len(choices)), ("minus all patches", len(masked)), ("", 1))
+    return Table(["trained on", "kept", *choices, *masked, "run"], body, caption, left=2, groups=groups)
 
 
 def _beside(runs: list[Run]) -> list[str]:
     """Of each training: how often it is right at all, what the blur's own map would give, and what all patches give."""
     lines = []
     for run in runs:
-        cells, found = _partly(_cells(run)), _averages(run)
+        cells, found = _partly(run), _averages(run)
         share = sum(cell["random"].result["top1"] for cell in cells) / len(cells)
         told = [f"Trained on {run.training}: a random choice is right on {100 * share:.1f} %"]
         known = {"oracle": "the patches known to be least blurred (oracle)", ALL: "all patches"}
@@ -102,7 +143,7 @@ def _figure(runs: list[Run], choices: list[str]) -> Figure:
     """A panel for every training and keep rate: differences from random, blur by blur."""
     panels, step = {}, 0.7 / len(choices)
     blurs = list(dict.fromkeys(blur for run in runs for blur, _ in _cells(run)))
-    for keep in dict.fromkeys(keep for run in runs for _, keep in _cells(run)):
+    for keep in _keeps(runs):
         for run in runs:
             cells = _cells(run)
             panel = panels[f"trained on {run.training}, {100 * keep:g} % kept"] = []
@@ -159,9 +200,8 @@ def _of(choices: list[str]) -> str:
     return f"{told[:1].upper()}{told[1:]}." if told else ""
 
 
-def _conditions(run: Run) -> str:
-    number = len(_partly(_cells(run)))
-    return f"{number} partly blurred condition{'s' * (number != 1)}"
+def _conditions(cells: list[Cell]) -> str:
+    return f"{len(cells)} partly blurred condition{'s' * (len(cells) != 1)}"
 
 
 def _points(found: intervals.Difference) -> str:
