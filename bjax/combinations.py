@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from bjax.errors import UserError
-from bjax.specs import SIGMA_PATCH
+from bjax.specs import SIGMA_PATCH, SIMILARITY_WINDOW
 
 
 def check(config: ConfigDict) -> None:
@@ -32,6 +32,9 @@ def _check_sizes(config: ConfigDict) -> None:
     if 0 < resize < size:
         way = "use 0 for no rescaling, or at least image_size"
         raise UserError(f"config.data.resize={resize}: smaller than config.data.image_size={size}; {way}")
+    if (images := config.similarity_images) and size < SIMILARITY_WINDOW:
+        why = f"its window has {SIMILARITY_WINDOW} px, config.data.image_size={size} is less"
+        raise UserError(f"config.similarity_images={images}: {why}; raise the size, or set similarity_images to 0")
 
 
 def _check_sigma(config: ConfigDict) -> None:

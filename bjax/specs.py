@@ -17,6 +17,7 @@ SIGMA_PATCH = 16  # px: the least patches that it takes; fewer hold too few grad
 STRATIFIED = "stratified"
 # Selectors that keep as many patches and look at less, at the other end, or at what no image shows (oracle).
 CONTROLS = ("random", "inverse", "centre", "oracle")
+SIMILARITY_WINDOW = 11  # px a side, of the structural similarity
 # Beyond this no photograph needs to go, and a mistyped digit would take hours and all memory to be noticed.
 LARGEST_SIDE = 16_384  # pixels
 CORRUPTIONS = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur")  # of ImageNet-C
@@ -235,6 +236,8 @@ class Run:
     gallery: int = number(0, low=0, added=True, affects="nothing")
     # rounds of timing every condition for speed.json; 0: none
     speed_rounds: int = number(0, low=0, added=True, affects="nothing")
+    # images of each condition without a mask whose structural similarity to the unblurred is measured; 0: none
+    similarity_images: int = number(0, low=0, added=True, affects="nothing")
     mask_quality: MaskQuality = group(MaskQuality, affects="nothing")  # what masks find of blurred regions
     # of eval_batch_size, of training images
     bn_adapt_batches: int = number(32, low=1, added=True, affects="evaluation")

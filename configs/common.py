@@ -23,6 +23,7 @@ TRAIN_BLURS = {  # paper 1, section 4.2: the three training sets
     "blurred": {"gaussian": 1.0},
     "mix": {"sharp": 0.5, "gaussian": 0.5},
 }
+SIMILARITY_IMAGES = 256  # of curves: that of a condition is then known to about 0.01
 PARTIAL = "partial"  # the fourth, which no paper has: every image blurred, each in regions of its own
 
 
@@ -120,15 +121,21 @@ def use_source(c, arg):
             c.eval[f"blurred_drop_{drop}{CONTROL[selector]}"] = condition(split, GAUSSIAN(), masked)
     if arg.get("curves"):
         c.eval.update(curves(split))
+        c.similarity_images = SIMILARITY_IMAGES
     return split
 
 
 def curves(split):
-    """Accuracy against blur: Gaussians of fixed σ, whose σ = 0 is `sharp`, and ImageNet-C's blurs at all severities."""
+    """Accuracy against blur: of fixed strengths, of which σ = 0 is `sharp`, and ImageNet-C's at all severities."""
     conditions = ConfigDict()
     for sigma in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
         name = f"sigma_{sigma:g}".replace(".", "p")
         conditions[name] = condition(split, GAUSSIAN(sigma=(sigma, sigma), kernel_size=33))
+    for length in (5.0, 9.0, 13.0, 21.0):
+        conditions[f"length_{length:g}"] = condition(split, blur({"motion": 1.0}, length=(length, length)))
+    for radius in (1.5, 3.0, 4.5, 6.0):
+        name = f"radius_{radius:g}".replace(".", "p")
+        conditions[name] = condition(split, blur({"defocus": 1.0}, radius=(radius, radius)))
     for name in ("gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"):
         for severity in range(1, 6):
             conditions[f"{name}_{severity}"] = corrupted = condition(split)

@@ -57,7 +57,7 @@ def sweep(arg=""):
         return {"config": ":".join(filter(None, (f"configs/{name}.py", ",".join([*data, *words]))))}
 
     for model in (*CNNS, "vit"):
-        # A curve takes 31 conditions more: on a CPU, of one model only.
+        # A curve takes 39 conditions more: on a CPU, of one model only.
         words = ["curves=true"] if arg.source != "demo" or model == "vit" else []
         for train in TRAIN_BLURS:
             yield config(model, f"train={train}", *words) | (DEMO[model] if arg.source == "demo" else {})

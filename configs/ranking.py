@@ -26,6 +26,7 @@ from bjax.configs import vit
 from bjax.configs.common import (
     GAUSSIAN,
     PARTIAL,
+    SIMILARITY_IMAGES,
     TRAIN_BLURS,
     ConfigDict,
     condition,
@@ -60,6 +61,7 @@ def get_config(arg=""):
     else:
         c = given(arg)
     split = c.eval.sharp.split
+    c.similarity_images = SIMILARITY_IMAGES
     c.eval = ConfigDict({"sharp": condition(split), **curves(split), **regions(split)})
     return c
 

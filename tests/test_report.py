@@ -985,7 +985,7 @@ def test_a_useless_run_is_named_and_the_others_shown(small, tmp_path, capsys, br
     assert not (tmp_path / "nothing").exists()
 
 
-@pytest.mark.parametrize("name", ["speed.json", "mask_quality.json", "run.json", "classes.json"])
+@pytest.mark.parametrize("name", ["speed.json", "mask_quality.json", "similarity.json", "run.json", "classes.json"])
 def test_a_damaged_extra_costs_its_section_alone(small, tmp_path, name):
     (small / name).write_text("{")
     text = written(small, out=tmp_path / "out")

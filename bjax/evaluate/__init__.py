@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 from bjax import config as configs
 from bjax import experiment
 from bjax.errors import UserError
-from bjax.evaluate import bn_adapt, conditions, gallery, mask_quality, speed
+from bjax.evaluate import bn_adapt, conditions, gallery, mask_quality, similarity, speed
 from bjax.evaluate.summary import table
 from bjax.experiment import Experiment
 from bjax.runtime import checkpoint, distributed, lock, memory
 from bjax.runtime import workdir as workdirs
 
 # Each has run(exp, variables) -> {file: content}, {} where not asked for.
-ADD_ONS = (speed, mask_quality, gallery)
+ADD_ONS = (speed, mask_quality, similarity, gallery)
 
 
 def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:

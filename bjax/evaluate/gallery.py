@@ -35,17 +35,17 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict[str, np.ndarray]]:
     names = list(conditions)[:CONDITIONS]
     content = {"conditions": np.array(names)}
     for name in names:
-        batches = _batches(exp, conditions[name])
+        batches = spread(exp, conditions[name].split, exp.config.gallery)
         parts = [_look(key, batch, conditions[name], exp, variables) for batch in batches]
         content |= {f"{name}/{k}": np.concatenate([part[k] for part in parts]) for k in parts[0]}
         content[f"{name}/measure"] = np.array(conditions[name].inputs.mask.measure)
     return {"gallery.npz": content}
 
 
-def _batches(exp: Experiment, condition: Condition) -> Iterator[dict[str, np.ndarray]]:
-    """The chosen images in batches of the evaluation's size: its compiled programs serve again."""
-    source = exp.splits[condition.split]
-    number = min(exp.config.gallery, source.num_examples)
+def spread(exp: Experiment, split: str, number: int) -> Iterator[dict[str, np.ndarray]]:
+    """So many images, or all, spread over a split, in batches of the evaluation's size: its programs serve again."""
+    source = exp.splits[split]
+    number = min(number, source.num_examples)
     chosen = np.linspace(0, source.num_examples - 1, number).round().astype(int)
     source = dataclasses.replace(source, records=[source.records[int(i)] for i in chosen])
     return eval_batches(exp, source)

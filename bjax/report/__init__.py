@@ -1,7 +1,7 @@
 """Finished runs -> tables and figures, beside the papers': `python -m bjax.report RUN_OR_SWEEP… --out=DIR`.
 
-Reads what runs and sweeps left (config.json, results.json, and speed.json, mask_quality.json, run.json where there are
-any) and writes into DIR:
+Reads what runs and sweeps left (config.json, results.json, and speed.json, mask_quality.json, similarity.json, run.json
+where there are any) and writes into DIR:
 
     report.html   the answers first, then everything, in one file that needs no other
     report.md     the same, with the figures beside it
@@ -47,6 +47,7 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Calibration: one temperature, before and after": calibration.table,
     "Blur ranking": ranking.ranking,
     "ImageNet-C: error against severity": curves.imagenet_c,
+    "Accuracy against structural similarity": curves.similarity,
     "Abstention: accuracy against coverage": curves.abstention,
     "Does it matter which patches stay?": patches.section,
     "Selection or deletion: top-1 accuracy at matched keep rates": per_run(masks.matched_rates),

@@ -1,6 +1,9 @@
-"""Sections on how strong a blur is: Gaussian σ, ImageNet-C, and what abstaining gains."""
+"""Sections on how strong a blur is: Gaussian σ, ImageNet-C, what all blurs share, and what abstaining gains."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from bjax import stats
 from bjax.report import figures, intervals
@@ -12,6 +15,8 @@ from bjax.report.words import BLUR_DEFAULTS
 LINES = len(figures.STYLES)  # of a panel
 PANELS = 6  # of a figure
 ANSWERED = (0.8, 0.5, 0.2)  # shares in the table
+SIMILAR = (0.9, 0.8, 0.7, 0.6, 0.5)  # structural similarities in the table
+STRENGTHS = {"gaussian": "Gaussian, σ", "motion": "motion, length", "defocus": "defocus, radius"}  # of fixed blurs
 RANKINGS = ("confidence", "sharpness")  # what decides which images are answered first
 
 
@@ -58,7 +63,7 @@ def sigma_curves(runs: list[Run]) -> list:
             axes = "σ of the Gaussian, pixels", f"{title}, %"
             told = f"{title.capitalize()} of {images}; {bars}", f"{title} against σ"
             panels = _panels(measured, grid, metric)
-            blocks += _figures(f"sigma{number}_{metric}_", panels, axes, *told, x_zero=True)
+            blocks += _figures(f"sigma{number}_{metric}_", panels, axes, *told, x_scale="zero")
     return blocks
 
 
@@ -111,6 +116,70 @@ def imagenet_c(runs: list[Run]) -> list:
     return [table, *_figures("imagenet_c", panels, axes, *told)]
 
 
+def similarity(runs: list[Run]) -> list:
+    """Accuracy against what each kind of blur leaves of the images' structure, which all of them share as an axis."""
+    series = list(_series(runs, lambda row: row.similarity is not None))
+    several = len({split for _, _, split, _ in series}) > 1
+    body, panels, shown, referring = [], {}, [], []
+    for run, adapted, split, rows in series:
+        sharp = [row for row in rows if row.one_sigma == 0][:1]
+        kinds = grouped([row for row in rows if row.strength], lambda row: row.strength[0])
+        lines = {}
+        for kind, of_kind in kinds.items():
+            at = firsts(sorted(of_kind, key=_taps, reverse=True), lambda row: row.strength[1])
+            if len(at) > 1:
+                lines[_strengths(kind, sorted(at))] = [*sharp, *(at[strength] for strength in sorted(at))]
+        if not lines:
+            continue
+        who = [run.model, _training(run, adapted), f"{run.config['data']['name']} {split}"]
+        title = f"{run.number}: {run.model}, {_training(run, adapted)}" + f", {split}" * several
+        drawn = panels[title] = []
+        for label, points in lines.items():
+            x = [row.similarity["mean"] for row in points]
+            line = _line(label, points, x, "top1")
+            # Eight lines' bars would hide them: the Gaussian alone has its intervals, as a reference for the others.
+            reference = points[-1].strength[0] == "gaussian"
+            changes = {"kind": "band"} if reference else {"low": None, "high": None}
+            drawn.append(dataclasses.replace(line, **changes))
+            referring += points if reference else []
+            cells = [_at(s, x, [100 * row.result["top1"] for row in points]) for s in SIMILAR]
+            body.append([*who, label, *cells, number_text(run, points)])
+            shown += points
+    if not body:
+        return []
+    measured = " or ".join(f"{n:,}" for n in sorted({row.similarity["n"] for row in shown}))
+    header = ["model", "trained on", "images", "blur", *(f"{s:g}" for s in SIMILAR), "run"]
+    groups = (("", 4), ("top-1 in per cent where SSIM is", len(SIMILAR)), ("", 1))
+    caption = (
+        f"SSIM: the mean structural similarity of {measured} images to what they were before the blur (dm-pix; Wang et "
+        f"al. 2004, a window of 11 pixels, so of images of one size alone). Top-1 of {images_text(shown)} images, in "
+        "straight lines between the measured strengths; empty: no strength of that blur leaves so little."
+    )
+    told = "Top-1 accuracy against SSIM; each line begins at the sharp images."
+    if referring:
+        told += f" Of the Gaussian alone, {intervals.about(referring, 'grey bands')}"
+    axes = "SSIM with the image before the blur, stronger blur to the right", "top-1 accuracy, %"
+    table = condensed(Table(header, body, caption, left=4, groups=groups))
+    drawings = _figures(
+        "similarity", panels, axes, told, "Top-1 accuracy against structural similarity", x_scale="down"
+    )
+    return [table, *drawings]
+
+
+def _strengths(kind: str, values: list[float]) -> str:
+    """A kind of blur and the range of its strengths, in words."""
+    if kind in STRENGTHS:
+        return f"{STRENGTHS[kind]} {values[0]:g}–{values[-1]:g} px"
+    return f"ImageNet-C {kind.removesuffix('_blur')} {values[0]:g}–{values[-1]:g}"
+
+
+def _at(similarity: float, x: list[float], y: list[float]) -> str:
+    """Of the line through the points (x, y) the y at that similarity; "" where it does not reach so far."""
+    order = np.argsort(x)
+    value = np.interp(similarity, np.array(x)[order], np.array(y)[order], left=np.nan, right=np.nan)
+    return f"{value:.1f}" if np.isfinite(value) else ""
+
+
 def abstention(runs: list[Run]) -> list:
     """Accuracy on the images that are answered, when confidence or sharpness decides which."""
     answered = []
@@ -144,12 +213,12 @@ def abstention(runs: list[Run]) -> list:
     axes = "images answered, %", "top-1 accuracy of these, %"
     told = "Accuracy on what is answered.", "Accuracy against coverage"
     table = condensed(Table(header, body, caption, left=3, groups=groups))
-    return [table, *_figures("abstention", panels, axes, *told, x_zero=True)]
+    return [table, *_figures("abstention", panels, axes, *told, x_scale="zero")]
 
 
 def _taps(row: Row) -> int:
-    """Of its Gaussian; 0 where the images stay sharp."""
-    return (BLUR_DEFAULTS | row.condition["blur"])["kernel_size"] if any(row.sigma) else 0
+    """Of its Gaussian; 0 of any other blur, and where the images stay sharp."""
+    return (BLUR_DEFAULTS | row.condition["blur"])["kernel_size"] if row.sigma and any(row.sigma) else 0
 
 
 def _series(runs: list[Run], wanted: Callable[[Row], bool]) -> Iterator[tuple[Run, bool, str, list[Row]]]:

@@ -55,12 +55,13 @@ Panels = dict[str, list[Line]]  # by title
 
 
 def lines(
-    panels: Panels, x_label: str, y_label: str, *, x_ticks=None, x_zero=False, share_x=True, top=None, signed=False
+    panels: Panels, x_label: str, y_label: str, *, x_ticks=None, x_scale="", share_x=True, top=None, signed=False
 ):
     """A panel for every title, a style for every label, one legend above. y in per cent.
 
-    x_ticks: (positions, names), for an axis of names. x_zero: begin at 0. share_x: one scale for all panels.
-    top: end of the y axis. signed: values lie on both sides of 0, where there is a line.
+    x_ticks: (positions, names), for an axis of names. x_scale: zero, begin there; down, from the largest to the
+    smallest. share_x: one scale for all panels. top: end of the y axis. signed: values lie on both sides of 0, where
+    there is a line.
     """
     width = 3.1 if len(panels) > 1 else 5.2
     share_x = share_x and x_ticks is None
@@ -84,9 +85,11 @@ def lines(
     if not signed:
         lowest = min(min(line.low or line.y) for line in drawn)
         axes.flat[0].set_ylim(bottom=max(0, 10 * (lowest // 10) - 5), top=top)
-    if x_zero:
+    if x_scale == "zero":
         # A little more than 0, for the markers there.
         axes.flat[0].set_xlim(left=-0.03 * max(max(line.x) for line in drawn))
+    if x_scale == "down":
+        axes.flat[0].invert_xaxis()
     handles = {}
     for panel in axes.flat:
         artists, names = panel.get_legend_handles_labels()

@@ -235,4 +235,4 @@ def _curves(rows: list[Row], x: Callable[[Row], float], label: str):
             values = [x(r) for r in points], [100 * r.result["top1"] for r in points]
             bounds = intervals.bars([r.result for r in points]) if kind == "band" else (None, None)
             panels[blur].append(figures.Line(method, *values, *bounds, kind))
-    return figures.lines(panels, label, "top-1 accuracy, %", x_zero=True)
+    return figures.lines(panels, label, "top-1 accuracy, %", x_scale="zero")

@@ -19,6 +19,7 @@ AGAIN = "evaluate the run again with --mode=eval"
 GALLERY = ("image", "kept", "score", "label", "prediction", "confidence")
 # What a run may have left beside its results, by the field of `Run` that it becomes.
 EXTRAS = {"speed": "speed.json", "quality": "mask_quality.json", "sessions": "run.json"}
+EXTRAS |= {"similarity": "similarity.json"}
 EXTRAS |= {"classes": "classes.json", "gallery": "gallery.npz", "calibration": "calibration.json"}
 
 
@@ -92,6 +93,7 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
         if sums.is_gone(workdir / name):
             notes.append(f"{workdir / name}: is missing; {AGAIN}")
     speeds = (files.get("speed") or {}).get("conditions", {})
+    similar = files.pop("similarity", None) or {}
     rows = []
     for name, result in results.items():
         condition = config["eval"].get(name)
@@ -106,7 +108,8 @@ def read_run(workdir: Path, **more) -> tuple[Run, list[str]]:
             for part in (part for bins in result.get("by_strength", {}).values() for part in bins):
                 if part["top1"] is not None:
                     part["top1_95"] = stats.wilson(part["top1"] * part["n"], part["n"])
-            rows.append(Row(name, condition, result, speeds.get(name), {config["seed"]: result}))
+            alike = similar.get(name, similar.get(name.removesuffix(ADAPTED)))
+            rows.append(Row(name, condition, result, speeds.get(name), {config["seed"]: result}, similarity=alike))
     if not rows:
         raise UserError("; ".join([*notes, f"{workdir}: no condition is left"]))
     sessions = tuple((files.pop("sessions", None) or {}).get("sessions", ()))
@@ -266,6 +269,7 @@ FILES = {
     "results.json": ANY,  # rows, one by one
     "speed.json": {"device": str, "rounds": int, "batch_size": int, "how": str, "conditions": {"*": SPEED}},
     "mask_quality.json": {"*": {"*": RATES}},
+    "similarity.json": {"*": {"mean": NUMBER, "std": NUMBER, "n": positive}},
     "calibration.json": {
         "temperature": NUMBER_OR_NONE,
         "n": positive,

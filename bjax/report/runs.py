@@ -12,6 +12,7 @@ from bjax.specs import CONTROLS
 
 # Methods that lose tokens inside the model: the option that asks for each, and its value that does not.
 INSIDE = {"EViT": ("evit_keep", 1), "ToMe": ("tome_r", 0), "highpass": ("highpass_keep", 1)}
+STRENGTHS = {"gaussian": "sigma", "motion": "length", "defocus": "radius"}
 TRAINING = {"sharp": {"sharp": 1.0}, "blurred": {"gaussian": 1.0}, "mix": {"sharp": 0.5, "gaussian": 0.5}}
 
 
@@ -29,6 +30,7 @@ class Row:
     speed: dict | None = None
     by_seed: dict[int, dict] = dataclasses.field(default_factory=dict)
     run: int = 0  # the number of its run in the report
+    similarity: dict | None = None  # see bjax/evaluate/similarity.py
 
     @property
     def seeds(self) -> int:
@@ -70,16 +72,30 @@ class Row:
         return self.sigma[0] if fixed else None
 
     @property
+    def strength(self) -> tuple[str, float] | None:
+        """Kind and strength of a blur of one kind that is always as strong, all over the image and without noise.
+
+        Of a corruption its name and severity, else sigma, length or radius in pixels.
+        """
+        if self.corruption:
+            return self.corruption
+        blur, kinds = self.condition["blur"], list(words.kinds_of(self.condition["blur"]))
+        low, high = (blur.get(STRENGTHS.get(kinds[0])) if len(kinds) == 1 else None) or (0, 0)
+        usual = words.where_of(blur) == "whole" and not words.is_noisy(blur)
+        return (kinds[0], low) if usual and 0 < low == high else None
+
+    @property
     def whole(self) -> bool:
         """Whether the model sees every patch and loses none on the way."""
         return self.mask["mode"] == "none" and self.method not in INSIDE
 
     @property
     def in_matrix(self) -> bool:
-        """Not of the grids that other sections show: fixed σ, corruptions, matched keep rates, `INSIDE`."""
+        """Not of the grids that other sections show: fixed strengths, corruptions, matched keep rates, `INSIDE`."""
         rule = self.mask["threshold"] is not None and self.mask["keep_rate"] is None
         usual = self.mask["mode"] == "none" or rule
-        return usual and not self.corruption and not self.one_sigma and self.method not in INSIDE
+        grid = self.corruption or self.one_sigma or (self.strength and self.similarity)
+        return usual and not grid and self.method not in INSIDE
 
     @property
     def blur(self) -> str:

@@ -19,6 +19,7 @@ IRRELEVANT = ("seed", *affecting(Options, "nothing"))
 
 # What was measured beside the results: the first seed's that has it.
 EXTRAS = ("speed", "quality", "gallery", "calibration")
+OF_ROWS = ("speed", "similarity")
 
 
 def merge(runs: list[Run]) -> tuple[list[Run], list[str]]:
@@ -119,8 +120,8 @@ def _merge_rows(rows: dict[int, Row]) -> Row:
     for name in dict.fromkeys(name for r in results for name in r.get("estimates", {})):
         parts = [r["estimates"][name] for r in results if name in r.get("estimates", {})]
         merged.setdefault("estimates", {})[name] = _pool(parts, "mae")
-    speed = next((row.speed for row in rows.values() if row.speed), None)
-    return dataclasses.replace(first, result=merged, speed=speed, by_seed=by_seed)
+    extras = {name: next(filter(None, (getattr(row, name) for row in rows.values())), None) for name in OF_ROWS}
+    return dataclasses.replace(first, result=merged, by_seed=by_seed, **extras)
 
 
 def _over(key: str, results: list[dict], *, within: stats.Interval) -> dict:
