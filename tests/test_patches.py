@@ -58,6 +58,26 @@ def test_the_first_sentence_is_the_answer(tmp_path, worth, verdict):
     assert first.text == text
     assert "of 6 such choices, each averaged over 5 partly blurred conditions" in against_all.text
     assert "a random choice is right on 4" in beside.lines[0] and "(oracle) " in beside.lines[0]
+    assert "differs from random most: " in beside.lines[-1] and "on the other 10 photographs" in beside.lines[-1]
+
+
+def test_what_the_training_itself_gives_is_told_beside(tmp_path):
+    runs(tmp_path, {"all patches": 0.1})
+    merged = runs(tmp_path, {"all patches": 0.3}, training="partial")
+    lines = patches.section(merged)[2].lines
+    assert "all patches of this training" not in lines[0]
+    assert "all patches of this training beside all patches of sharp +2" in lines[1]
+
+
+def test_few_photographs_that_carry_it_are_named(tmp_path):
+    (run,) = runs(tmp_path, {}, seeds_of=(0,))
+    for cell in patches._partly(run):
+        cell["laplacian"].by_seed[0]["photographs"] = {
+            name: {**part, "hits": part["hits"] + 10 * (name == "c")}
+            for name, part in cell["random"].by_seed[0]["photographs"].items()
+        }
+    line = patches.section([run])[2].lines[-1]
+    assert "laplacian after training on sharp" in line and ": c +25.0, " in line
 
 
 def test_what_a_mask_is_worth_beside_all_patches(tmp_path):

@@ -162,6 +162,20 @@ def mean_difference(pairs: list[tuple[Row, Row]]) -> Difference | None:
     return Difference(mean, over, None, means, _sign(mean, over, None))
 
 
+def on_each(pairs: list[tuple[Row, Row]]) -> dict[str, float]:
+    """{photograph: the mean difference of `pairs` on it, over the seeds}; {} where every image is one of its own."""
+    rows = [row.by_seed[seed] for pair in pairs for row in pair for seed in pairs[0][0].by_seed if seed in row.by_seed]
+    names = rows[0].get("photographs", {}).keys()
+    if not names or any(row.get("photographs", {}).keys() != names for row in rows):
+        return {}
+    per_seed = [
+        _differences(row.by_seed[seed], control.by_seed[seed])
+        for row, control in pairs
+        for seed in row.by_seed.keys() & control.by_seed.keys()
+    ]
+    return dict(zip(names, np.mean(per_seed, axis=0).tolist(), strict=True))
+
+
 def _paired(pairs: list[tuple[dict, dict]]) -> tuple[float, stats.Interval, float | None] | None:
     """Mean difference of pairs of rows of results.json, its 95 % interval, and McNemar's p where that applies."""
     ours, theirs = pairs[0]

@@ -8,6 +8,8 @@ from bjax.specs import MEASURES, STRATIFIED
 ALL = "all patches"
 BY_SHARPNESS = (*MEASURES, STRATIFIED)  # what can be chosen of a photograph, whose blur nobody knows
 
+CARRYING = 2  # photographs that are named
+
 Cell = dict[str, Row]  # by the choice: its row, of one blur and one keep rate
 
 
@@ -127,16 +129,40 @@ def _means(runs: list[Run], choices: list[str]) -> Table:
 
 
 def _beside(runs: list[Run]) -> list[str]:
-    """Of each training: how often it is right at all, what the blur's own map would give, and what all patches give."""
-    lines = []
+    """Of each training: how often it is right at all, what the blur's map and all patches give, what it is worth."""
+    lines, base = [], next((run for run in runs if run.training == "sharp"), None)
     for run in runs:
         cells, found = _partly(run), _averages(run)
         share = sum(cell["random"].result["top1"] for cell in cells) / len(cells)
         told = [f"Trained on {run.training}: a random choice is right on {100 * share:.1f} %"]
         known = {"oracle": "the patches known to be least blurred (oracle)", ALL: "all patches"}
         told += [f"{name} {_points(found[choice])}" for choice, name in known.items() if choice in found]
+        pairs = _whole_beside(run, base) if base and run is not base else []
+        if pairs and (gain := intervals.mean_difference(pairs)):
+            told += [f"all patches of this training beside all patches of sharp {_points(gain)}"]
         lines.append("; ".join(told) + ".")
-    return lines
+    return lines + _carried(runs)
+
+
+def _whole_beside(run: Run, base: Run) -> list[tuple[Row, Row]]:
+    """The same partly blurred images with all their patches, under both runs."""
+    ours, theirs = ({cell[ALL].blur: cell[ALL] for cell in _partly(r) if ALL in cell} for r in (run, base))
+    return [(ours[blur], theirs[blur]) for blur in ours if blur in theirs]
+
+
+def _carried(runs: list[Run]) -> list[str]:
+    """On which photographs the best choice by sharpness is better or worse: few may carry all of it."""
+    looks = [(run, c, d) for run in runs for c, d in _averages(run).items() if c in BY_SHARPNESS]
+    run, choice, _ = max(looks, key=lambda x: x[2].mean)
+    each = intervals.on_each([(cell[choice], cell["random"]) for cell in _partly(run)])
+    if len(each) <= CARRYING:
+        return []
+    most = sorted(each, key=lambda name: -abs(each[name]))
+    told = ", ".join(f"{name} {intervals.signed(100 * each[name])}" for name in most[:CARRYING])
+    others = [100 * each[name] for name in most[CARRYING:]]
+    low, high = intervals.signed(min(others)), intervals.signed(max(others))
+    line = f"Where {choice} after training on {run.training} differs from random most: {told} points"
+    return [f"{line}; on the other {len(others)} photographs {low} to {high}."]
 
 
 def _figure(runs: list[Run], choices: list[str]) -> Figure:
