@@ -18,7 +18,7 @@ from bjax.evaluate.gallery import spread
 from bjax.experiment import SEED, Experiment
 from bjax.runtime import sharding
 from bjax.specs import SIMILARITY_WINDOW
-from bjax.step.eval_step import look
+from bjax.step.eval_step import prepare
 from bjax.step.inputs import Batch, per_image
 
 
@@ -39,8 +39,11 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict]:
         for batch in spread(exp, split, exp.config.similarity_images):
             placed = sharding.put(batch, exp.mesh)
             for inputs in asked:
-                seen = look(jax.random.key(SEED), placed, inputs=inputs, mesh=exp.mesh)
-                each, counted = jax.device_get(similarity(placed, seen.blurred.images, mesh=exp.mesh))
+                # The evaluation's own program: another would take a second or more to compile, for every condition.
+                options = {"inputs": inputs, "objective": exp.objective, "mesh": exp.mesh, "score": True}
+                normalised, *_ = prepare(jax.random.key(SEED), placed, **options)
+                scale = np.array((inputs.mean, inputs.std), np.float32)
+                each, counted = jax.device_get(similarity(placed, normalised, scale, mesh=exp.mesh))
                 values[split, inputs].append(each[counted])
     results = {}
     for name, condition in unmasked.items():
@@ -50,16 +53,17 @@ def run(exp: Experiment, variables: dict) -> dict[str, dict]:
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def similarity(batch: Batch, blurred: jax.Array, *, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+def similarity(batch: Batch, normalised: jax.Array, scale: jax.Array, *, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     """The SSIM of each image of the batch with its blurred one, float32[B], and which count, bool[B]; on all devices.
 
-    blurred: float32[B, H, W, 3] in [0, 1], at least `SIMILARITY_WINDOW` pixels a side.
+    normalised: blurred images, less the mean and over the deviation that scale has, float32[2, 3], on the 0..1 scale;
+    float32[B, H, W, 3], at least `SIMILARITY_WINDOW` pixels a side.
     """
 
-    def local(images, blurred):
-        # One at a time: a dozen arrays as large as the batch would have to fit into the memory.
-        pairs = images.astype(jnp.float32) / 255, blurred
+    def local(images, normalised):
+        # One at a time: 14 to 29 times as fast on CPUs, and no dozen arrays as large as the batch in the memory.
+        pairs = images.astype(jnp.float32) / 255, normalised * scale[1] + scale[0]
         return jax.lax.map(lambda pair: dm_pix.ssim(*pair, max_val=1.0, filter_size=SIMILARITY_WINDOW), pairs)
 
-    values = per_image(local, mesh)(batch["image"], blurred)
+    values = per_image(local, mesh)(batch["image"], normalised)
     return jax.lax.with_sharding_constraint((values, batch["mask"]), NamedSharding(mesh, PartitionSpec()))

@@ -1,6 +1,5 @@
 """Sections on how strong a blur is: Gaussian σ, ImageNet-C, what all blurs share, and what abstaining gains."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from bjax import stats
 from bjax.report import figures, intervals
 from bjax.report.intervals import accuracy
-from bjax.report.render import Figure, Heading, Table, condensed
+from bjax.report.render import Figure, Heading, Table, condensed, without_empty
 from bjax.report.runs import Row, Run, firsts, grouped, images_text, in_order, number_text, told_apart
 from bjax.report.words import BLUR_DEFAULTS
 
@@ -120,7 +119,7 @@ def similarity(runs: list[Run]) -> list:
     """Accuracy against what each kind of blur leaves of the images' structure, which all of them share as an axis."""
     series = list(_series(runs, lambda row: row.similarity is not None))
     several = len({split for _, _, split, _ in series}) > 1
-    body, panels, shown, referring = [], {}, [], []
+    body, panels, shown = [], {}, []
     for run, adapted, split, rows in series:
         sharp = [row for row in rows if row.one_sigma == 0][:1]
         kinds = grouped([row for row in rows if row.strength], lambda row: row.strength[0])
@@ -136,13 +135,10 @@ def similarity(runs: list[Run]) -> list:
         drawn = panels[title] = []
         for label, points in lines.items():
             x = [row.similarity["mean"] for row in points]
-            line = _line(label, points, x, "top1")
-            # Eight lines' bars would hide them: the Gaussian alone has its intervals, as a reference for the others.
-            reference = points[-1].strength[0] == "gaussian"
-            changes = {"kind": "band"} if reference else {"low": None, "high": None}
-            drawn.append(dataclasses.replace(line, **changes))
-            referring += points if reference else []
-            cells = [_at(s, x, [100 * row.result["top1"] for row in points]) for s in SIMILAR]
+            y = [100 * row.result["top1"] for row in points]
+            # The Gaussian is what the others are read against. Eight lines with intervals would hide one another.
+            drawn.append(figures.Line(label, x, y, kind="band" if points[-1].strength[0] == "gaussian" else "line"))
+            cells = [_at(similarity, x, y) for similarity in SIMILAR]
             body.append([*who, label, *cells, number_text(run, points)])
             shown += points
     if not body:
@@ -155,14 +151,16 @@ def similarity(runs: list[Run]) -> list:
         f"al. 2004, a window of 11 pixels, so of images of one size alone). Top-1 of {images_text(shown)} images, in "
         "straight lines between the measured strengths; empty: no strength of that blur leaves so little."
     )
-    told = "Top-1 accuracy against SSIM; each line begins at the sharp images."
-    if referring:
-        told += f" Of the Gaussian alone, {intervals.about(referring, 'grey bands')}"
+    told = (
+        "Top-1 accuracy against SSIM; each line begins at the sharp images. All points are of the same images: the "
+        "intervals of the σ curve and of ImageNet-C tell how others would move all lines together. None are drawn here."
+    )
     axes = "SSIM with the image before the blur, stronger blur to the right", "top-1 accuracy, %"
     table = condensed(Table(header, body, caption, left=4, groups=groups))
-    drawings = _figures(
-        "similarity", panels, axes, told, "Top-1 accuracy against structural similarity", x_scale="down"
-    )
+    for similarity in SIMILAR:
+        table = without_empty(table, f"{similarity:g}")
+    alt = "Top-1 accuracy against structural similarity"
+    drawings = _figures("similarity", panels, axes, told, alt, x_scale="down")
     return [table, *drawings]
 
 

@@ -44,7 +44,7 @@ def bars(results: list[dict], metric: str = "top1") -> tuple[list[float], list[f
 def about(rows: list[Row], where: str = "brackets") -> str:
     """What the intervals of `rows` are; which are not to be trusted, and the photographs' own values of these.
 
-    where: in brackets, or what they are in a figure: bars, say.
+    where: in brackets, or as the bars of a figure.
     """
     text, doubted = kinds(rows, where), [row for row in rows if doubtful(row)]
     if not doubted:
@@ -65,9 +65,9 @@ def doubt(number: int) -> str:
 
 def kinds(rows: list[Row], where: str) -> str:
     """Which kinds of intervals those of `rows` are."""
-    drawn = where != "brackets"
+    drawn = where == "bars"
     if {row.seeds for row in rows} == {2}:
-        return f"no {where}, of two seeds." if drawn else "In brackets the values of both seeds."
+        return "no bars, of two seeds." if drawn else "In brackets the values of both seeds."
     of = sorted({row.result["n_photographs"] for row in rows if "n_photographs" in row.result})
     methods = []
     if of:
@@ -77,7 +77,7 @@ def kinds(rows: list[Row], where: str) -> str:
         )
     if any("n_photographs" not in row.result for row in rows):
         methods.append("Wilson's, over the images")
-    what = f"{where} are 95 % intervals" if drawn else "95 % interval in brackets"
+    what = "bars are 95 % intervals" if drawn else "95 % interval in brackets"
     text = f"{what}: {'; where no photographs are named '.join(methods)}"
     if any(row.seeds > 2 for row in rows):
         text += "; of several seeds Student's t over the seeds, nowhere narrower than one seed's"
