@@ -284,13 +284,13 @@ def converted(name: str, tensors: dict, model, size: int) -> dict:
     return weights.convert(name, tensors, like=shapes)
 
 
-def training(model, name: str, batch: dict, sizes: Sizes) -> Own:
-    """The step of a run on one device, without blur."""
+def training(model, name: str, batch: dict, sizes: Sizes, inputs: Inputs = INPUTS) -> Own:
+    """The step of a run on one device, by default without blur."""
     mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
     tx, init, shapes, plan = _state(model, name, sizes.size, mesh)
     batch, key = sharding.put(batch, mesh), jax.random.key(0)
     kept = [jax.jit(init, out_shardings=plan)(jax.random.key(0, impl="rbg"))]
-    step = compiled(plan, model=model, tx=tx, inputs=INPUTS, objective=OBJECTIVE, mesh=mesh)
+    step = compiled(plan, model=model, tx=tx, inputs=inputs, objective=OBJECTIVE, mesh=mesh)
     operations = flops.of(step, key, kept[0], batch)
     program = step.lower(key, kept[0], batch).compile()
 

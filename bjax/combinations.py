@@ -15,6 +15,7 @@ def check(config: ConfigDict) -> None:
         if config.loss.mixup or config.loss.cutmix:
             way = "set config.loss.mixup and config.loss.cutmix to 0"
             raise UserError(f"config.mask.selector=oracle: of mixed images it does not know what is blurred; {way}")
+    _check_jsd(config)
     for name, condition in config.eval.items():
         if _keeps_by_truth(condition):
             _check_oracle(f"eval.{name}.", condition)
@@ -49,6 +50,16 @@ def _check_sigma(config: ConfigDict) -> None:
         if mask.mode != "none" and mask.selector == "sigma":
             why = f"needs patches of at least {SIGMA_PATCH} px, config.model.options.variant={variant} has {patch}"
             raise UserError(f"config.{key}.selector=sigma: {why}; choose another selector, or S/{SIGMA_PATCH}, say")
+
+
+def _check_jsd(config: ConfigDict) -> None:
+    loss = config.loss
+    if loss.jsd and not config.augmix.width:
+        why = "compares an image with mixes of it, of which there are none"
+        raise UserError(f"config.loss.jsd={loss.jsd:g}: {why}; set config.augmix.width=3, or train=augmix")
+    if loss.jsd and (loss.mixup or loss.cutmix):
+        why = "compares an image with mixes of it alone, not of others"
+        raise UserError(f"config.loss.jsd={loss.jsd:g}: {why}; set config.loss.mixup and config.loss.cutmix to 0")
 
 
 def _keeps_by_truth(node: ConfigDict) -> bool:

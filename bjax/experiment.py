@@ -28,7 +28,7 @@ from bjax.data.loader import Source
 from bjax.errors import UserError, nearest
 from bjax.models.vit import TOKEN_OPTIONS
 from bjax.runtime import checkpoint, distributed, memory, sharding
-from bjax.specs import CORRUPTIONS, Data
+from bjax.specs import CORRUPTIONS, AugMix, Data
 from bjax.step import losses, optim, state
 from bjax.step.inputs import Inputs
 from bjax.step.losses import Objective
@@ -124,6 +124,8 @@ def _described(config, num_classes: int) -> Experiment:
     if size < smallest:
         raise UserError(f"config.data.image_size={size}: {name} needs at least {smallest} pixels a side")
     train = _inputs(config, "", config, model)
+    if config.augmix.width:
+        train = dataclasses.replace(train, augmix=AugMix(**config.augmix), views=3 if config.loss.jsd else 1)
     if train.mask.mode == "bucket":
         raise UserError(
             "config.mask.mode=bucket: for evaluation only, its batches follow what the images keep; "

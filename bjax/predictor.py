@@ -134,7 +134,7 @@ def read(workdir: str | Path, condition: str | None = None) -> Run:
     classes = _classes(config, workdir)
     exp = experiment.build(_without_blur(config), len(classes))
     if condition is None:
-        model, inputs = exp.model, dataclasses.replace(exp.train, mask=tokens.MaskSpec())
+        model, inputs = exp.model, dataclasses.replace(exp.train, mask=tokens.MaskSpec(), augmix=None, views=1)
     elif condition in exp.conditions:
         model, inputs = exp.conditions[condition].model, exp.conditions[condition].inputs
     else:

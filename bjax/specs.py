@@ -136,6 +136,17 @@ class Norm:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugMix:
+    """Of training images, before their blur: chains of random operations mixed with the image, see `step.augmix`."""
+
+    width: int = number(0, low=0, added=True)  # chains; 3 in the paper; 0: off
+    depth: int = number(-1, low=-1, added=True)  # operations of a chain; -1: 1 to 3, drawn for each
+    # of the operations; the paper's 1 on ImageNet, 3 on CIFAR
+    severity: int = number(1, low=1, high=10, added=True)
+    alpha: float = number(1.0, above=0, added=True)  # of the Dirichlet and Beta distributions of the shares
+
+
+@dataclasses.dataclass(frozen=True)
 class Loss:
     label_smoothing: float = number(0.0, low=0, high=1)  # share of the probability spread over all classes
     mixup: float = number(0.0, low=0)  # Beta parameter of mixup, one draw per step; 0: off
@@ -144,6 +155,8 @@ class Loss:
     aux: float = number(0.3, low=0)  # weight of each auxiliary head (GoogLeNet)
     # blur_type: weight of estimating the blur's strength and angle; 0: not
     parameters: float = number(0.0, low=0, added=True)
+    # weight of the Jensen–Shannon divergence between an image and two mixes of it (augmix); 12 in the paper; 0: off
+    jsd: float = number(0.0, low=0, added=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +236,7 @@ class Run:
     normalize: Normalize = group(Normalize, affects="weights")
     model: Model = group(Model, affects="weights")
     norm: Norm = group(Norm)
+    augmix: AugMix = group(AugMix)
     blur: BlurSpec = group(BlurSpec)  # of the training images
     mask: MaskSpec = group(MaskSpec)  # of the training images
     loss: Loss = group(Loss)

@@ -25,6 +25,7 @@ TRAIN_BLURS = {  # paper 1, section 4.2: the three training sets
 }
 SIMILARITY_IMAGES = 256  # of curves: that of a condition is then known to about 0.01
 PARTIAL = "partial"  # the fourth, which no paper has: every image blurred, each in regions of its own
+AUGMIX = {"augmix": "sharp", "blurred+augmix": "blurred"}  # AugMix, and the blur of what it mixes
 
 
 def parse_arg(arg, **defaults):
@@ -50,7 +51,7 @@ def parse_arg(arg, **defaults):
         else:
             hint = nearest(key, [*SOURCES, *defaults])
             raise ValueError(f"unknown argument {item!r}{hint}; known: {', '.join(known)}")
-    trainings = (*TRAIN_BLURS, PARTIAL)
+    trainings = (*TRAIN_BLURS, PARTIAL, *AUGMIX)
     if "train" in args and args.train not in trainings:
         raise ValueError(f"train={args.train}: expected one of {', '.join(trainings)}")
     return args
@@ -101,7 +102,7 @@ def default():
 
 
 def use_source(c, arg):
-    """Points `c` at the source of `arg`, with its blur and its share of the images.
+    """Points `c` at the source of `arg`, with its blur, its AugMix and its share of the images.
 
     Sets the conditions of paper 1's tables: sharp, blurred, and blurred with patches removed: on both sides of its
     threshold, because it says "above 100" although a low variance means blurry, each beside a random choice of as many.
@@ -111,7 +112,9 @@ def use_source(c, arg):
     c.recipe = "small" if arg.source == "small" else "given"
     if arg.fraction != 100:
         c.data.train = f"train[:{arg.fraction}%]"
-    c.blur = GAUSSIAN(where="regions") if arg.train == PARTIAL else blur(TRAIN_BLURS[arg.train])
+    train = AUGMIX.get(arg.train, arg.train)
+    c.blur = GAUSSIAN(where="regions") if train == PARTIAL else blur(TRAIN_BLURS[train])
+    c.augmix.width = 3 if arg.train in AUGMIX else 0  # as in its paper
     split = arg.eval_split or {"demo": "test", "small": ""}.get(arg.source, "validation")
     c.eval.sharp = condition(split)
     c.eval.blurred = condition(split, GAUSSIAN())

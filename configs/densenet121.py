@@ -7,8 +7,8 @@
     python -m bjax.main --config=configs/densenet121.py:task=object --mode=eval \\
         --config.init_from=torchvision:densenet121 --workdir=runs/densenet121_v1      object classes, only evaluated
 
-ARGS: demo | imagenette | small, task=blur_type|object, train=sharp|blurred|mix|partial (of task=object), fraction=100
-(per cent of the images).
+ARGS: demo | imagenette | small, task=blur_type|object, train=sharp|blurred|mix|partial|augmix|blurred+augmix (of
+task=object), fraction=100 (per cent of the images).
 
 The recipe is torchvision's for object classes (SGD 0.1, batch 256, decay 1e-4, 90 epochs; 74.43 % top-1 there).
 Paper 2 states no hyper-parameters and no blur strengths: four kinds with equal probability, light noise on all of

@@ -5,8 +5,8 @@
     python -m bjax.main --config=configs/googlenet.py --mode=eval --config.init_from=torchvision:googlenet \\
         --config.dtype=float32 --workdir=runs/googlenet_v1
 
-ARGS: demo | imagenette | small, train=sharp|blurred|mix|partial, fraction=100 (per cent of the images),
-curves=false (accuracy against blur as well: grids of strengths, and ImageNet-C's blurs).
+ARGS: demo | imagenette | small, train=sharp|blurred|mix|partial|augmix|blurred+augmix, fraction=100 (per cent of the
+images), curves=false (accuracy against blur as well: grids of strengths, and ImageNet-C's blurs).
 
 The recipe is torchvision's for CNNs without residuals: SGD 0.01, batch 256, decay 1e-4, 90 epochs, auxiliary heads
 with weight 0.3. torchvision's own weights (69.78 % top-1) were trained elsewhere.

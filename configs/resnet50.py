@@ -5,8 +5,8 @@
     python -m bjax.main --config=configs/resnet50.py --mode=eval --config.init_from=torchvision:resnet50 \\
         --config.dtype=float32 --workdir=runs/resnet50_v1
 
-ARGS: demo | imagenette | small, train=sharp|blurred|mix|partial, fraction=100 (per cent of the images),
-curves=false (accuracy against blur as well: grids of strengths, and ImageNet-C's blurs).
+ARGS: demo | imagenette | small, train=sharp|blurred|mix|partial|augmix|blurred+augmix, fraction=100 (per cent of the
+images), curves=false (accuracy against blur as well: grids of strengths, and ImageNet-C's blurs).
 
 The recipe is torchvision's of 2017: SGD 0.1, batch 256, decay 1e-4, 90 epochs; 76.13 % top-1 on ImageNet there.
 

@@ -5,8 +5,8 @@
     python -m bjax.main --config=configs/vgg19.py --mode=eval --config.init_from=torchvision:vgg19 \\
         --config.dtype=float32 --workdir=runs/vgg19_v1
 
-ARGS: demo | imagenette | small, train=sharp|blurred|mix|partial, fraction=100 (per cent of the images),
-curves=false (accuracy against blur as well: grids of strengths, and ImageNet-C's blurs), bn=false (vgg19_bn).
+ARGS: demo | imagenette | small, train=sharp|blurred|mix|partial|augmix|blurred+augmix, fraction=100 (per cent of the
+images), curves=false (accuracy against blur as well: grids of strengths, and ImageNet-C's blurs), bn=false (vgg19_bn).
 
 The recipe is torchvision's of 2017: SGD 0.01, batch 256, decay 1e-4, 90 epochs; 72.38 % top-1 on ImageNet there.
 

@@ -6,8 +6,9 @@
     python -m bjax.main --config=configs/vit.py:variant=B/16 --mode=eval --config.init_from=torchvision:vit_b_16 \\
         --workdir=runs/vit_b_16_v1
 
-ARGS: demo | imagenette | small, variant=S/16 (demo: Ti/16), train=sharp|blurred|mix|partial, fraction=100 (per cent of
-the images), curves=false (accuracy against blur as well: grids of strengths, and ImageNet-C's blurs).
+ARGS: demo | imagenette | small, variant=S/16 (demo: Ti/16), train=sharp|blurred|mix|partial|augmix|blurred+augmix,
+fraction=100 (per cent of the images), curves=false (accuracy against blur as well: grids of strengths, and ImageNet-C's
+blurs).
 
 The recipe follows big_vision's `vit_s16_i1k.py`: batch 1024, Adam 1e-3, weight decay 1e-4 a step (0.1 here, where the
 learning rate multiplies it), 10k steps of warm-up, cosine, mixup 0.2, 90 epochs. That one reaches 76.5 % on ImageNet

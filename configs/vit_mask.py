@@ -6,9 +6,9 @@
     python -m bjax.main --config=configs/vit_mask.py:imagenette,variant=Ti/16   ten classes, downloaded on first use
     python -m bjax.main --config=configs/vit_mask.py                            ImageNet, ViT-S/16, 90 epochs
 
-ARGS: demo | imagenette | small, variant=S/16 (demo: Ti/16), train=mix|sharp|blurred|partial, fraction=100 (per cent of
-the images; paper 1: 20), keep=0.5 (share of the patches that each training image keeps, chosen at random; 1 trains on
-all of them), grid=true (evaluate the grid below).
+ARGS: demo | imagenette | small, variant=S/16 (demo: Ti/16), train=mix|sharp|blurred|partial|augmix|blurred+augmix,
+fraction=100 (per cent of the images; paper 1: 20), keep=0.5 (share of the patches that each training image keeps,
+chosen at random; 1 trains on all of them), grid=true (evaluate the grid below).
 
 The recipe is that of `vit.py`. Training on a random half of the patches (PatchDropout, Liu et al. 2022) nearly halves
 its cost and prepares the model for masks; `keep=1` is paper 1's. Beside paper 1's conditions the sharper half of the

@@ -6,7 +6,7 @@ import pytest
 
 import bjax.blur
 from bjax import sharpness, tokens
-from bjax.step import augment
+from bjax.step import augment, augmix
 
 IMAGES = ("images", "image")
 MODULES = (
@@ -17,6 +17,7 @@ MODULES = (
     bjax.blur.sample,
     bjax.blur.varying,
     augment,
+    augmix,
     sharpness,
     tokens,
 )

@@ -32,6 +32,7 @@ COMMANDS = {
     "launch.sweep": ([DEMO, "--executor=print"], "--seeds=many", "--config=configs/nowhere.py"),
     "launch.local": (None, "two", None),  # what follows the number is told by each of the processes
     "launch.preflight": (["--config=resnet50.py", "--on=h200x1"], "--images=0", "--on=h300x8"),
+    "benchmarks.augmix": ([], "--model=resnet", NUMBERS),
     "benchmarks.blur": ([], "--against=scipy", NUMBERS),
     "benchmarks.compiled": ([], "--models=vgg91", NUMBERS),
     "benchmarks.coverage": ([], "--repetitions=0", None),
@@ -59,6 +60,7 @@ MORE = [
     ("benchmarks.tokens", "--selector=oracle"),
     ("bjax.main", "--config.mask.selector=oracle"),
     ("bjax.main", "--config.blur.where=middle"),
+    ("bjax.main", "--config.loss.jsd=12"),
     ("bjax.thresholds", "--measure=sigma"),
     ("bjax.weights", "--option=variant"),
     ("bjax.main", "--config=configs/ranking.py:weights=nowhere.npz"),

@@ -327,7 +327,10 @@ def without_times(rows):
 
 @pytest.fixture(scope="module")
 def evaluated_twice(tmp_path_factory, data_dir):
-    """A tiny run whose windows of the log (4 steps) and evaluations (every 3 steps) do not fit one another."""
+    """A tiny run whose windows of the log (4 steps) and evaluations (every 3 steps) do not fit one another.
+
+    With AugMix, its draws and its divergence.
+    """
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     options = {
         **TINY,
@@ -336,6 +339,8 @@ def evaluated_twice(tmp_path_factory, data_dir):
         "steps": 7,
         "log_every": 4,
         "eval_every": 3,
+        "augmix.width": 2,
+        "loss.jsd": 1.0,
     }
     options |= {"eval_batch_size": 56, "eval_only": "sharp,blurred", "gallery": 0}
     assert in_process("vit_mask.py:demo", workdir, **options) == 0
@@ -362,6 +367,8 @@ def test_a_failing_evaluation_costs_no_step(evaluated_twice, tmp_path, monkeypat
     # The evaluation of step 3 is done again, and the window that it fell into holds four steps.
     assert without_times(rows) == without_times(expected_rows)
     assert [row["step"] for row in rows] == [3, 4, 6, 7, 7]
+    inputs = predict.read(tmp_path).inputs  # nothing that training does to images is done to a photograph
+    assert (inputs.augmix, inputs.views) == (None, 1)
 
 
 def test_the_newest_every_few_and_the_best_checkpoints_stay(evaluated_twice, tmp_path, capsys):

@@ -101,7 +101,7 @@ def _cost(runs: list[Run]) -> list[Told]:
 def _training(runs: list[Run]) -> list[Told]:
     """What training on blur gives on blurred images, and on sharp ones, beside the same run trained on sharp images."""
     told = {}
-    for alike in grouped(runs, lambda run: seeds.identity(run.config, "blur", "eval")).values():
+    for alike in grouped(runs, lambda run: seeds.identity(run.config, "blur", "augmix", "loss.jsd", "eval")).values():
         base = next((run for run in alike if run.training == "sharp"), None)
         for run in alike if base else ():
             sharp, row = sharp_row(run), blurred_row(run)

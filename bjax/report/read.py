@@ -262,6 +262,8 @@ FILES = {
         "init_from?": str,
         "data": {"name": str, "train": str, "image_size": int, "resize?": int, "interpolation?": str},
         "model": {"name": str, "options?": ANY},
+        "augmix?": {"width": count},
+        "loss?": {"jsd?": NUMBER},
         "blur": BLUR,
         "mask?": MASK,
         "eval": ANY,  # conditions, one by one

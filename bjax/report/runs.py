@@ -162,14 +162,16 @@ class Run:
 
     @property
     def training(self) -> str:
-        """What blur the training images had: sharp | blurred | mix as in paper 1, other blurs in words."""
+        """What blur the training images had: sharp | blurred | mix as in paper 1, other blurs in words; and AugMix."""
         if not self.trained:
             return "as given"
         blur = self.config["blur"]
         kinds = words.kinds_of(blur)
         usual = words.is_papers(blur) if "gaussian" in kinds else not words.is_noisy(blur)
         named = (name for name, shares in TRAINING.items() if usual and kinds == shares)
-        return next(named, words.blur_text(blur))
+        augmix = " + AugMix" if self.config.get("augmix", {}).get("width") else ""
+        jsd = " with JSD" if self.config.get("loss", {}).get("jsd") else ""
+        return next(named, words.blur_text(blur)) + augmix + jsd
 
     @property
     def regimen(self) -> str:

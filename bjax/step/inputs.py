@@ -1,4 +1,4 @@
-"""What the model sees: uint8 images -> blur -> scores and mask -> normalise.
+"""What the model sees: uint8 images -> AugMix, in training -> blur -> scores and mask -> normalise.
 
 All of it happens on the devices, so the host only decodes and crops. Work per image runs under `shard_map`: each device
 blurs its own rows, and every random draw comes from the image's own key, so the number of devices changes nothing.
@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 from bjax import tokens
 from bjax.blur import imagenet_c, sample, varying
 from bjax.runtime.sharding import BATCH
+from bjax.specs import AugMix
+from bjax.step import augmix
 from bjax.tokens import MaskSpec, Tokens
 
 Batch = dict[str, jax.Array]  # arrays over images
@@ -37,11 +39,15 @@ class Inputs:
     std: tuple[float, float, float]
     corruption: tuple[str, int] | None = None  # ImageNet-C's name and severity, instead of `blur`
     quantize: bool = False
+    augmix: AugMix | None = None  # of training alone, before the blur
+    # Of each image: with augmix 3, as it is and two mixes, which are blurred alike and lose the same patches.
+    views: int = 1
 
 
 class Blurred(NamedTuple):
     """images: float32[B, H, W, 3] in [0, 1]; kind: int32[B], an index into `sample.KINDS`; drawn: its parameters.
 
+    Of several views images: float32[B, views, H, W, 3].
     truth: float32[B, H, W], of every pixel how strong its blur is, in pixels (`sample.Drawn`); None where that is the
     same all over the image.
     """
@@ -53,7 +59,7 @@ class Blurred(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """images: normalised, float32[B, H, W, 3]; kept: the tokens kept, None without a mask; blurred: before that."""
+    """images: normalised, of the shape before; kept: the tokens kept, None without a mask; blurred: before that."""
 
     images: jax.Array
     kept: Tokens | None
@@ -82,12 +88,21 @@ def blur(keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None =
             # One at a time: a vmapped kernel is a grouped convolution, slow on every platform.
             corrupt = lambda item: imagenet_c.corrupt(*item, *inputs.corruption)  # noqa: E731
             images = jax.lax.map(corrupt, (_stream(keys, 0), images))
-        images = images.astype(jnp.float32) / 255
+        if inputs.augmix is None:
+            images = images.astype(jnp.float32) / 255
+        else:
+            images = augmix.views(_stream(keys, 2), images, inputs.augmix, inputs.views)
+            keys = jnp.repeat(keys, inputs.views)
         if inputs.corruption is not None or inputs.blur is None:
             nothing = jnp.zeros(images.shape[0])  # which may be a symbol: `len` would not do
-            return Blurred(images, nothing.astype(jnp.int32), sample.Params(*[nothing] * 5), None)
-        images, *drawn = sample.draw_with_truth(_stream(keys, 0), images, inputs.blur)
-        return Blurred(jnp.round(images * 255) / 255 if inputs.quantize else images, *drawn)
+            drawn = nothing.astype(jnp.int32), sample.Params(*[nothing] * 5), None
+        else:
+            images, *drawn = sample.draw_with_truth(_stream(keys, 0), images, inputs.blur)
+            images = jnp.round(images * 255) / 255 if inputs.quantize else images
+        if inputs.views > 1:  # whose draws are the same
+            images = images.reshape(-1, inputs.views, *images.shape[1:])
+            drawn = jax.tree.map(lambda x: x[:: inputs.views], drawn)
+        return Blurred(images, *drawn)
 
     return per_image(local, mesh)(keys, images)
 
@@ -102,18 +117,20 @@ def mask(
 ) -> tuple[jax.Array, Tokens | None]:
     """Images float32[B, H, W, 3] in [0, 1] -> normalised images, and the tokens kept (None without a mask).
 
-    truth: of `Blurred`.
+    Of several views, float32[B, views, H, W, 3], the first one decides which. truth: of `Blurred`.
     """
 
     def local(keys, images, truth):
         patches = None
         if inputs.mask.selector == "oracle" and truth is not None:
             patches = varying.per_patch(truth, inputs.patch_size)
-        kept = tokens.select(_stream(keys, 1), images, inputs.mask, inputs.patch_size, truth=patches)
+        first = images if inputs.views == 1 else images[:, 0]
+        kept = tokens.select(_stream(keys, 1), first, inputs.mask, inputs.patch_size, truth=patches)
         mean, std = jnp.asarray(inputs.mean), jnp.asarray(inputs.std)
         if inputs.mask.mode == "zero_pixels":
             fill = mean if inputs.mask.fill == "mean" else 0.0
-            images = tokens.erase(images, kept, inputs.patch_size, fill)
+            erase = lambda images: tokens.erase(images, kept, inputs.patch_size, fill)  # noqa: E731
+            images = erase(images) if inputs.views == 1 else jax.vmap(erase, 1, 1)(images)
         return (images - mean) / std, kept
 
     return per_image(local, mesh)(keys, images, truth)

@@ -24,6 +24,8 @@ class Objective:
     aux: float = 0.3
     # Weight of estimating the blur's parameters, for which the model then has outputs.
     parameters: float = 0.0
+    # Weight of `jensen_shannon` between the views of an image (`inputs.Inputs.views`).
+    jsd: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
     # Leave weights, statistics and optimiser as they are where the loss or the gradient is not finite.
@@ -40,6 +42,17 @@ def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross-entropy float32[B] of logits [B, C] against probabilities [B, C], in float32 whatever the logits are."""
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def jensen_shannon(logits: jax.Array) -> jax.Array:
+    """Jensen–Shannon divergence float32[B], in nats, between the views of each image, logits [B, views, C].
+
+    As in AugMix, probabilities of the mixture count as at least 1e-7.
+    """
+    log = jax.nn.log_softmax(logits.astype(jnp.float32))
+    probabilities = jnp.exp(log)
+    mixture = jnp.log(jnp.maximum(probabilities.mean(axis=1, keepdims=True), 1e-7))
+    return (probabilities * (log - mixture)).sum(axis=2).mean(axis=1)
 
 
 def among(logits: jax.Array, classes: tuple[int, ...]) -> jax.Array:

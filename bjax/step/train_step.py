@@ -49,7 +49,10 @@ def train_step(
     count = jnp.maximum(weights.sum(), 1.0)
 
     def loss_of_part(params, batch_stats, part, dropout_key):
-        images, kept, targets, kind, drawn, weights = part
+        images, kept, *_, weights = part
+        if inputs.views > 1:
+            images = images.reshape(-1, *images.shape[2:])
+            kept = jax.tree.map(lambda x: jnp.repeat(x, inputs.views, axis=0), kept)
 
         def outputs_of(params):
             variables = {"params": params, "batch_stats": batch_stats}
@@ -61,16 +64,11 @@ def train_step(
         outputs, changed = outputs_of(params)
         outputs, aux = outputs if isinstance(outputs, tuple) else (outputs, ())
 
-        def loss_of(outputs):
-            loss = losses.cross_entropy(outputs[:, : objective.num_classes], targets)
-            if objective.parameters:
-                estimates = outputs[:, objective.num_classes :]
-                loss += objective.parameters * losses.blur_parameters(estimates, kind, drawn)
-            return loss
-
+        loss_of = functools.partial(_loss, part=part, objective=objective, views=inputs.views)
         loss = loss_of(outputs)
         for more in aux:
             loss += objective.aux * loss_of(more)
+        outputs = outputs if inputs.views == 1 else outputs[:: inputs.views]
         logits = outputs[:, : objective.num_classes]
         return (weights * loss).sum() / count, (changed.get("batch_stats", {}), logits)
 
@@ -112,6 +110,21 @@ def compiled(plan: State, **options) -> Callable:
     """`train_step` with these options, compiled: the next state lies as `plan` says, in the memory of the last."""
     step = functools.partial(train_step, plan=plan.params, **options)
     return jax.jit(step, donate_argnums=1, out_shardings=(plan, None))
+
+
+def _loss(outputs, *, part, objective: Objective, views: int):
+    """float32[B] of outputs float[B · views, …]: the first view of an image is classified, all are to agree."""
+    _, _, targets, kind, drawn, _ = part
+    if views > 1:
+        several = outputs.reshape(-1, views, outputs.shape[1])
+        outputs = several[:, 0]
+    loss = losses.cross_entropy(outputs[:, : objective.num_classes], targets)
+    if objective.parameters:
+        estimates = outputs[:, objective.num_classes :]
+        loss += objective.parameters * losses.blur_parameters(estimates, kind, drawn)
+    if views > 1:
+        loss += objective.jsd * losses.jensen_shannon(several[..., : objective.num_classes])
+    return loss
 
 
 def _mix(key, images, targets, objective: Objective):
