@@ -2,14 +2,15 @@
 
 from ml_collections import ConfigDict
 
-from bjax.errors import UserError
-from bjax.specs import SIGMA_PATCH, SIMILARITY_WINDOW
+from bjax.errors import UserError, nearest
+from bjax.specs import METHODS, SIGMA_PATCH, SIMILARITY_WINDOW, STREAMS
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError naming the first option of `config` that does not go with another."""
     _check_sizes(config)
     _check_sigma(config)
+    _check_adapt(config)
     if _keeps_by_truth(config):
         _check_oracle("", config)
         if config.loss.mixup or config.loss.cutmix:
@@ -60,6 +61,19 @@ def _check_jsd(config: ConfigDict) -> None:
     if loss.jsd and (loss.mixup or loss.cutmix):
         why = "compares an image with mixes of it alone, not of others"
         raise UserError(f"config.loss.jsd={loss.jsd:g}: {why}; set config.loss.mixup and config.loss.cutmix to 0")
+
+
+def _check_adapt(config: ConfigDict) -> None:
+    for key, known in {"methods": METHODS, "streams": STREAMS}.items():
+        given = config.adapt[key]
+        for name in filter(None, (name.strip() for name in given.split(","))):
+            if name not in known:
+                expected = f"expected some of {', '.join(known)}"
+                raise UserError(f"config.adapt.{key}={given}: no {name}, {expected}{nearest(name, known)}")
+    if (name := config.adapt.condition) and name not in config.eval:
+        raise UserError(
+            f"config.adapt.condition={name}: expected one of {', '.join(config.eval)}{nearest(name, config.eval)}"
+        )
 
 
 def _keeps_by_truth(node: ConfigDict) -> bool:

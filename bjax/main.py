@@ -101,8 +101,10 @@ def _in(workdir: Path, args: argparse.Namespace, overrides: list[tuple[str, str]
         return
     if args.mode == "train":
         train.run(config, workdir)
+    elif args.mode == "adapt":
+        evaluate.run_adapt(config, workdir)
     else:
-        evaluate.run(config, workdir, adapt=args.mode == "bn_adapt")
+        evaluate.run(config, workdir, bn_twins=args.mode == "bn_adapt")
     if args.report and jax.process_index() == 0:
         report.tell([workdir], args.report)
 
@@ -127,10 +129,11 @@ def _parser() -> Parser:
     p.add_argument("--workdir", metavar="DIR", help="where the run lives (default: runs/NAME_ARGS)")
     p.add_argument(
         "--mode",
-        choices=("train", "eval", "bn_adapt"),
+        choices=("train", "eval", "bn_adapt", "adapt"),
         default="train",
         help="eval: the newest checkpoint, or the weights config.init_from, without training; "
-        "bn_adapt: the same, and again with BatchNorm statistics of blurred images",
+        "bn_adapt: the same, and again with BatchNorm statistics of blurred images; adapt: what adapting at test time "
+        "gives on streams of images, and what it costs (config.adapt)",
     )
     p.add_argument(
         "--distributed",

@@ -22,6 +22,11 @@ SIMILARITY_WINDOW = 11  # px a side, of the structural similarity
 LARGEST_SIDE = 16_384  # pixels
 CORRUPTIONS = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "glass_blur")  # of ImageNet-C
 
+# Of --mode=adapt, see `bjax.evaluate.adapt`: nothing, BatchNorm's statistics of training images blurred alike, those of
+# each batch of the stream, entropy minimised (TENT); and the streams.
+METHODS = ("none", "bn_train", "bn_stream", "tent")
+STREAMS = ("independent", "single", "mixed", "imbalanced")
+
 
 # --- groups that are made in Python too
 
@@ -185,6 +190,22 @@ class MaskQuality:
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapt:
+    """What --mode=adapt measures; lists are by commas, empty: all (methods: all that the model has norms for)."""
+
+    # of eval, what is adapted to; empty: the first that is blurred
+    condition: str = plain("", added=True)
+    methods: str = plain("", added=True)  # of METHODS; none is always measured, beside which the others stand
+    streams: str = plain("", added=True)  # of STREAMS
+    batch_size: int = number(64, low=1, added=True)  # images at once; of the stream `single` it is 1
+    # of tent at batches of 64, as published for ImageNet; of others in proportion to their size
+    lr: float = number(0.00025, low=0, added=True)
+    # bn_stream: images that the running statistics count for beside a batch's own; 0: not
+    prior: float = number(0.0, low=0, added=True)
+    images: int = number(2000, low=0, added=True)  # of the split at most, drawn once for all streams; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshSpec:
     data: int = plain(-1)  # devices the batch is split over; -1: all that fsdp leaves
     fsdp: int = number(1, low=1)  # devices that parameters and optimiser state (and the batch) are split over
@@ -255,6 +276,7 @@ class Run:
     mask_quality: MaskQuality = group(MaskQuality, affects="nothing")  # what masks find of blurred regions
     # of eval_batch_size, of training images
     bn_adapt_batches: int = number(32, low=1, added=True, affects="evaluation")
+    adapt: Adapt = group(Adapt, affects="nothing")  # of --mode=adapt
     # print every module's parameters before training, instead of their sum alone
     list_parameters: bool = plain(False, added=True, affects="nothing")
     log_every: int = number(50, low=1, affects="nothing")  # steps between rows of metrics.jsonl

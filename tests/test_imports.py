@@ -60,7 +60,8 @@ ALLOWED = {
     **dict.fromkeys(("errors", "options", "stats", "models", "manifest", "sums", "published"), frozenset()),
 }
 # Of the report: each can be read, changed and left out alone; what they share lies below them.
-SECTIONS = ("answers", "paper1", "matrix", "sweeps", "ranking", "curves", "calibration", "masks", "paper2", "facts")
+SECTIONS = ("answers", "adapt", "paper1", "matrix", "sweeps", "ranking", "curves", "calibration", "patches", "masks")
+SECTIONS += ("paper2", "facts")
 SOURCES = sorted((ROOT / "bjax").rglob("*.py"))
 
 

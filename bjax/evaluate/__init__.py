@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 from bjax import config as configs
 from bjax import experiment
 from bjax.errors import UserError
-from bjax.evaluate import bn_adapt, conditions, gallery, mask_quality, similarity, speed
+from bjax.evaluate import adapt, bn_adapt, conditions, gallery, mask_quality, similarity, speed
 from bjax.evaluate.summary import table
 from bjax.experiment import Experiment
 from bjax.runtime import checkpoint, distributed, lock, memory
@@ -20,28 +21,61 @@ from bjax.runtime import workdir as workdirs
 ADD_ONS = (speed, mask_quality, similarity, gallery)
 
 
-def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
+def run(config, workdir: Path, *, bn_twins: bool = False) -> dict[str, dict]:
     """Evaluates without training; writes results.json, and config.json and classes.json, which tell what they are of.
 
     What is evaluated is the newest checkpoint of `workdir`, or, where there is none, the weights `config.init_from`.
-    adapt: evaluate every condition a second time, as NAME_bn_adapt, with BatchNorm statistics of training images that
-    are blurred like that condition's.
+    bn_twins: evaluate every condition a second time, as NAME_bn_adapt, with BatchNorm statistics of training images
+    that are blurred like that condition's.
     """
-    main_process = jax.process_index() == 0
+    config = _of_run(config, workdir)
+    exp = experiment.build(config)
+    largest = max((split.num_examples for split in exp.splits.values()), default=0)
+    memory.check_batches(config, eval_batch_size=largest)
+    if bn_twins:
+        twins = {f"{k}_bn_adapt": dataclasses.replace(c, bn_adapt=True) for k, c in exp.conditions.items()}
+        exp = dataclasses.replace(exp, conditions=exp.conditions | twins)
+    with _weights(exp, workdir, "bn_adapt" if bn_twins else "eval") as variables:
+        beside = {}
+        results = conditions.evaluate(exp, variables, beside)
+        if jax.process_index() == 0:
+            _keep_config_true(exp, workdir)
+            workdirs.write_classes(workdir, exp.class_names)
+        keep_others = bool(config.eval_only)
+        leave_results(exp, variables, results, workdir, keep_others=keep_others, add_ons=not bn_twins, beside=beside)
+    return results
+
+
+def run_adapt(config, workdir: Path) -> dict[str, object]:
+    """Measures what adapting at test time does to what `run` evaluates; prints the table and writes adapt.json."""
+    asked = adapt.plan(config)  # before a device is touched
+    if jax.process_count() > 1:
+        raise UserError("--mode=adapt: a stream has an order, and goes through one process; use --distributed=off")
+    exp = experiment.build(_of_run(asked.config, workdir))
+    with _weights(exp, workdir, "adapt") as variables:
+        content = adapt.measure(exp, variables, asked)
+        workdirs.write(workdir / adapt.FILE, content)
+        print(f"{adapt.table(content)}\nwritten to {workdir / adapt.FILE}", flush=True)
+    return content
+
+
+def _of_run(config, workdir: Path):
+    """`config` with what the run in `workdir` decides. Raises UserError where there are no weights, or others."""
     trained = checkpoint.exists(workdir / "checkpoints")
     if trained or (workdir / "config.json").exists():
-        config = workdirs.as_trained(workdir, config, print if main_process else None)
+        config = workdirs.as_trained(workdir, config, print if jax.process_index() == 0 else None)
     if not trained and not config.init_from:
         raise UserError(
             f"--workdir={workdir}: holds no checkpoint; train first with --mode=train, or name weights with "
             "--config.init_from=FILE or a name (python -m bjax.weights lists them)"
         )
-    exp = experiment.build(config)
-    largest = max((split.num_examples for split in exp.splits.values()), default=0)
-    memory.check_batches(config, eval_batch_size=largest)
-    if adapt:
-        twins = {f"{k}_bn_adapt": dataclasses.replace(c, bn_adapt=True) for k, c in exp.conditions.items()}
-        exp = dataclasses.replace(exp, conditions=exp.conditions | twins)
+    return config
+
+
+@contextlib.contextmanager
+def _weights(exp: Experiment, workdir: Path, mode: str) -> Iterator[dict]:
+    """The variables to evaluate, told; `workdir` is held, and what is done with them is a session of its run.json."""
+    main_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         distributed.by_main(lambda: stack.enter_context(lock.hold(workdir)))
         what, variables = experiment.variables_of(exp, workdir)
@@ -49,15 +83,8 @@ def run(config, workdir: Path, *, adapt: bool = False) -> dict[str, dict]:
         if main_process:
             print(f"evaluates {what}", flush=True)
         stack.enter_context(distributed.stop_requests())
-        stack.enter_context(workdirs.session(workdir, "bn_adapt" if adapt else "eval", writes=main_process))
-        beside = {}
-        results = conditions.evaluate(exp, variables, beside)
-        if main_process:
-            _keep_config_true(exp, workdir)
-            workdirs.write_classes(workdir, exp.class_names)
-        keep_others = bool(config.eval_only)
-        leave_results(exp, variables, results, workdir, keep_others=keep_others, add_ons=not adapt, beside=beside)
-    return results
+        stack.enter_context(workdirs.session(workdir, mode, writes=main_process))
+        yield variables
 
 
 def leave_results(

@@ -29,6 +29,12 @@ def check(exp: Experiment, batch_stats) -> None:
             f"config.eval.{name}.bn_adapt=true: {exp.config.model.name} has no BatchNorm; set it to false, or evaluate "
             "with --mode=eval"
         )
+    others = ",".join(name for name, condition in exp.conditions.items() if not condition.bn_adapt)
+    check_sizes(exp, f"--config.eval_only={others}" if others else "")
+
+
+def check_sizes(exp: Experiment, without: str) -> None:
+    """Raises UserError where training images give no batch to take statistics from. without: flags that need none."""
     number, size, group = exp.source.num_examples, exp.config.eval_batch_size, exp.config.norm.group
     if group and size % group:
         raise UserError(
@@ -36,8 +42,7 @@ def check(exp: Experiment, batch_stats) -> None:
             f"config.norm.group={group}"
         )
     if number < size:
-        others = ",".join(name for name, condition in exp.conditions.items() if not condition.bn_adapt)
-        way = f"; or leave it out: --config.eval_only={others}" if others else ""
+        way = f"; or leave it out: {without}" if without else ""
         raise UserError(
             f"config.eval_batch_size={size}: more than the {number} images of {exp.source.name} {exp.source.split}, "
             f"which bn_adapt takes statistics from; use at most {number}{way}"
@@ -55,12 +60,17 @@ def statistics(exp: Experiment, variables: dict, inputs: Inputs) -> dict:
     options = {"model": exp.model, "inputs": inputs, "mesh": exp.mesh, "momentum": MOMENTUM}
     step = jax.jit(functools.partial(batch_statistics, **options))
     batches = eval_batches(exp, exp.source)
-    number = min(exp.config.bn_adapt_batches, exp.source.num_examples // exp.config.eval_batch_size)
+    number = batches_of(exp)
     total = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     for _, batch in zip(range(number), batches, strict=False):
         batch_stats = step(jax.random.key(0), variables, sharding.put(_whole(batch, exp.source), exp.mesh))
         total = jax.tree.map(lambda t, x: t + x / number, total, batch_stats)
     return total
+
+
+def batches_of(exp: Experiment) -> int:
+    """How many batches `statistics` takes."""
+    return min(exp.config.bn_adapt_batches, exp.source.num_examples // exp.config.eval_batch_size)
 
 
 def _whole(batch: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:

@@ -99,7 +99,7 @@ def _answers(exp: Experiment, source: Source, asked: dict) -> tuple[dict, dict[s
     merged = {name: {k: np.concatenate([a[k] for a in parts]) for k in parts[0]} for name, parts in answers.items()}
     if not merged[IMAGES]["mask"].any():
         raise UserError(f"{source.name} {source.split}: none of its {source.num_examples} images could be decoded")
-    return _images(source, merged.pop(IMAGES)), merged
+    return images_of(source, merged.pop(IMAGES)), merged
 
 
 def _row(exp: Experiment, name: str, source: Source, images: dict, answers: dict) -> dict[str, object]:
@@ -120,7 +120,7 @@ def _row(exp: Experiment, name: str, source: Source, images: dict, answers: dict
     return row
 
 
-def _images(source: Source, seen: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def images_of(source: Source, seen: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Which images were evaluated, in their order: id, uint32[n], and, where several are of one, photograph, str[n]."""
     counted, marks = seen["mask"], _mark(seen["photograph"])[seen["mask"]]
     images = {"id": seen["id"][counted]}

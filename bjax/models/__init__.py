@@ -3,8 +3,9 @@
 Every model is called as `model.apply(variables, images, train=False)` with normalised `float32[B, H, W, 3]`
 images and returns `float32[B, num_classes]` logits. Parameters are float32 whatever `dtype` (the type of the
 computation) is; BatchNorm statistics are float32 too, and those of the global batch where it is sharded under
-`jax.jit`, or of groups of its images (`norm_group`). Dropout and stochastic depth draw from the "dropout" stream.
-Images have at least `smallest` pixels a side (those of the ViT a multiple of its patches'), others are a ValueError.
+`jax.jit`, or of groups of its images (`norm_group`); a clone with `norm_prior=0.0` takes those of the batch in
+evaluation too (`layers.BatchNorm`). Dropout and stochastic depth draw from the "dropout" stream. Images have at least
+`smallest` pixels a side (those of the ViT a multiple of its patches'), others are a ValueError.
 Two models say more: `vit.ViT` takes `tokens=`, and `googlenet.GoogLeNet` returns `(logits, aux_logits)` in training.
 """
 
@@ -92,7 +93,7 @@ def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, norm_group: 
     if name not in MODELS:
         raise _unknown("model", name, MODELS)
     constructor = MODELS[name]
-    own = {"num_classes", "dtype", "norm_group", "parent", "name"}
+    own = {"num_classes", "dtype", "norm_group", "norm_prior", "parent", "name"}
     allowed = inspect.signature(constructor).parameters.keys() - own
     for option in options:
         if option not in allowed:
@@ -106,9 +107,16 @@ def build(name: str, *, num_classes: int = 1000, dtype=jnp.float32, norm_group: 
     model = constructor(num_classes=num_classes, dtype=dtype, **options)
     if not norm_group:
         return model
-    if not hasattr(model, "norm_group") or not getattr(model, "batch_norm", True):
+    if norm_of(model) != "BatchNorm":
         raise UserError(f"{name} has no BatchNorm; leave the group at 0")
     return model.clone(norm_group=norm_group)
+
+
+def norm_of(model: nn.Module) -> str | None:
+    """BatchNorm, LayerNorm, or None of a model without norms."""
+    if not hasattr(model, "norm_group"):
+        return "LayerNorm"
+    return "BatchNorm" if getattr(model, "batch_norm", True) else None
 
 
 def _unknown(what: str, given: str, known) -> UserError:

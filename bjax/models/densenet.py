@@ -23,6 +23,7 @@ class DenseNet(nn.Module):
     dropout: float = 0.0  # after every layer
     dtype: jnp.dtype = jnp.float32
     norm_group: int = 0  # images per statistic of BatchNorm; 0: the batch
+    norm_prior: float | None = None  # of BatchNorm in evaluation: None, or statistics of the batch, see its prior
 
     @property
     def smallest(self) -> int:
@@ -38,7 +39,13 @@ class DenseNet(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(BatchNorm, use_running_average=not train, group=self.norm_group, dtype=self.dtype)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            group=self.norm_group,
+            prior=self.norm_prior,
+            dtype=self.dtype,
+        )
         drop = nn.Dropout(self.dropout, deterministic=not train)
         stem = conv(self.width, (7, 7), strides=2, padding=3, name="conv0")
         x = nn.relu(normalised(stem, norm(name="norm0"), images))

@@ -48,6 +48,7 @@ class GoogLeNet(nn.Module):
     aux_dropout: float = 0.7
     dtype: jnp.dtype = jnp.float32
     norm_group: int = 0  # images per statistic of BatchNorm; 0: the batch
+    norm_prior: float | None = None  # of BatchNorm in evaluation: None, or statistics of the batch, see its prior
     smallest = 15  # side of the images, pixels: a pool of 3 by 3 that rounds up needs two
 
     @nn.compact
@@ -57,7 +58,12 @@ class GoogLeNet(nn.Module):
             ConvNorm,
             conv=partial(nn.Conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype),
             norm=partial(
-                BatchNorm, use_running_average=not train, group=self.norm_group, epsilon=1e-3, dtype=self.dtype
+                BatchNorm,
+                use_running_average=not train,
+                group=self.norm_group,
+                prior=self.norm_prior,
+                epsilon=1e-3,
+                dtype=self.dtype,
             ),
         )
         dense = partial(nn.Dense, kernel_init=kernel_init)

@@ -22,12 +22,24 @@ class BatchNorm(nn.BatchNorm):
 
     Running statistics move towards the mean of the groups'. What is computed depends on the group alone; where a group
     lies within a device, no statistic is sent. Raises ValueError for a batch that `group` does not divide.
+
+    prior: in evaluation with the statistics of the batch at hand, n images, each mixed with the running one, which has
+    the share prior / (prior + n) (Schneider et al. 2020, N); 0: the batch's alone, as in training. None: the running
+    ones. Nothing is kept of the batch.
     """
 
     group: int = 0
+    prior: float | None = None
     momentum: float = MOMENTUM
 
+    @property
+    def of_batch(self) -> bool:
+        """Whether what it computes depends on the other images of the batch."""
+        return not self.use_running_average or self.prior is not None
+
     def __call__(self, x: Float[Array, "b *d c"]) -> Float[Array, "b *d c"]:
+        if self.use_running_average and self.of_batch and not self.is_initializing():
+            return self._mixed(x)
         if not self.group or self.use_running_average or self.is_initializing():
             return super().__call__(x)
         if len(x) % self.group:
@@ -43,6 +55,14 @@ class BatchNorm(nn.BatchNorm):
         scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
         normalised = (grouped - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
         return normalised.reshape(x.shape).astype(self.dtype)
+
+    def _mixed(self, x: Float[Array, "b *d c"]) -> Float[Array, "b *d c"]:
+        wide, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+        share = self.prior / (self.prior + len(x))
+        kept, params = self.variables["batch_stats"], self.variables["params"]
+        mean = share * kept["mean"] + (1 - share) * wide.mean(axes)
+        var = share * kept["var"] + (1 - share) * wide.var(axes)  # biased, as torch normalises with in training
+        return ((wide - mean) * (params["scale"] * lax.rsqrt(var + self.epsilon)) + params["bias"]).astype(self.dtype)
 
     def affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         """What evaluation multiplies a channel by and what it then adds, in float32, in float64 of such variables."""
@@ -60,7 +80,7 @@ def normalised(conv: nn.Conv, norm: BatchNorm, x: Float[Array, "b *d c"]) -> Flo
     same. In half precision the bias is rounded too: a channel's error is alike everywhere, and counts where its mean is
     many times its deviation.
     """
-    if not norm.use_running_average or norm.is_initializing():
+    if norm.of_batch or norm.is_initializing():
         return norm(conv(x))
     scale, offset = norm.affine()
     params = conv.variables["params"]

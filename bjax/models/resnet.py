@@ -22,6 +22,7 @@ class ResNet(nn.Module):
     width: int = 64  # channels of the stem
     dtype: jnp.dtype = jnp.float32
     norm_group: int = 0  # images per statistic of BatchNorm; 0: the batch
+    norm_prior: float | None = None  # of BatchNorm in evaluation: None, or statistics of the batch, see its prior
     smallest = 1  # side of the images, pixels
 
     @nn.compact
@@ -32,7 +33,13 @@ class ResNet(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(BatchNorm, use_running_average=not train, group=self.norm_group, dtype=self.dtype)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            group=self.norm_group,
+            prior=self.norm_prior,
+            dtype=self.dtype,
+        )
         block = Bottleneck if self.bottleneck else BasicBlock
         stem = conv(self.width, (7, 7), strides=2, padding=3, name="conv1")
         x = nn.relu(normalised(stem, norm(name="bn1"), images))

@@ -24,6 +24,7 @@ class VGG(nn.Module):
     dropout: float = 0.5
     dtype: jnp.dtype = jnp.float32
     norm_group: int = 0  # images per statistic of BatchNorm; 0: the batch
+    norm_prior: float | None = None  # of BatchNorm in evaluation: None, or statistics of the batch, see its prior
 
     @property
     def smallest(self) -> int:
@@ -39,7 +40,13 @@ class VGG(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(BatchNorm, use_running_average=not train, group=self.norm_group, dtype=self.dtype)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            group=self.norm_group,
+            prior=self.norm_prior,
+            dtype=self.dtype,
+        )
         dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
         x = images
         layer = 0

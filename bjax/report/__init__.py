@@ -1,7 +1,7 @@
 """Finished runs -> tables and figures, beside the papers': `python -m bjax.report RUN_OR_SWEEP… --out=DIR`.
 
-Reads what runs and sweeps left (config.json, results.json, and speed.json, mask_quality.json, similarity.json, run.json
-where there are any) and writes into DIR:
+Reads what runs and sweeps left (config.json, results.json, and speed.json, mask_quality.json, similarity.json,
+adapt.json, run.json where there are any) and writes into DIR:
 
     report.html   the answers first, then everything, in one file that needs no other
     report.md     the same, with the figures beside it
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bjax.errors import Parser, UserError, as_command, new_folder
 from bjax.report import (
+    adapt,
     answers,
     calibration,
     curves,
@@ -43,6 +44,7 @@ SECTIONS: dict[str, Callable[[list[Run]], list]] = {
     "Runs": facts.overview,
     "Paper 1: its tables beside ours": paper1.tables,
     "Model × training blur × test condition": matrix.matrix,
+    "Does adapting at test time help?": adapt.helps,
     "Accuracy and calibration against Gaussian σ": curves.sigma_curves,
     "Calibration: one temperature, before and after": calibration.table,
     "Blur ranking": ranking.ranking,
@@ -74,7 +76,7 @@ def write(folders: list[Path], out: Path, title: str = "") -> list[str]:
         raise UserError("nothing to report: " + "; ".join(notes))
     runs, doubles = seeds.merge(single)
     notes += doubles
-    title, first = title or answers.title(runs), answers.answers(runs)
+    title, first = title or answers.title(runs), answers.answers(runs, *filter(None, [patches.answer(runs)]))
     blocks, empty = [first], []
     if notes:
         blocks += [Text("Left out:"), Items(notes)]

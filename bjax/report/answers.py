@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bjax.report import figures, intervals, patches, seeds, words
+from bjax.report import figures, intervals, seeds, words
 from bjax.report.intervals import accuracy
 from bjax.report.pairs import Pair, blurred_row, distance, is_blurred, row_like, sharp_row
 from bjax.report.read import axes
@@ -27,15 +27,15 @@ TRAINED_ON = {"sharp": "sharp", "blurred": "blurred", "mix": "sharp and blurred"
 Told = tuple[int, str, list[tuple[str, Row, bool]]]
 
 
-def answers(runs: list[Run]) -> Answers:
-    """The first screen: three to five sentences, and a figure of what they compare."""
+def answers(runs: list[Run], *more: str) -> Answers:
+    """The first screen: three to five sentences, and a figure of what they compare. more: those of other sections."""
     ordered = in_order(runs)
     objects = [run for run in ordered if run.config["task"] == "object"]
     plain = [run for run in objects if run.training in ("sharp", "as given")] or objects
     trained = _training(objects)
     told = [*([] if trained else _best(runs)), *_cost(plain), *trained, *_adaptation(plain), *_masks(objects)]
     told += _blur_types(ordered)
-    told += [(0, text, [])] if (text := patches.answer(objects)) else []
+    told += [(0, text, []) for text in more]
     most = sorted(told, key=lambda x: x[0])[: SENTENCES - 1]
     told = [x for x in told if x in most]
     if not any(drawn for *_, drawn in told):

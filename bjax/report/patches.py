@@ -31,14 +31,15 @@ def section(runs: list[Run]) -> list:
 
 
 def answer(runs: list[Run]) -> str | None:
-    """The section's first sentence."""
+    """The section's first sentence, of the runs that can answer."""
     runs = _asked(runs)
     return _answer(runs) if runs else None
 
 
 def _asked(runs: list[Run]) -> list[Run]:
     """Those that can answer: partly blurred images, a choice by sharpness and a random one at one keep rate."""
-    return [run for run in in_order(runs) if set(BY_SHARPNESS) & set(_averages(run))]
+    objects = [run for run in in_order(runs) if run.config["task"] == "object"]
+    return [run for run in objects if set(BY_SHARPNESS) & set(_averages(run))]
 
 
 def _cells(run: Run) -> dict[tuple[str, float], Cell]:

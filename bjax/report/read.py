@@ -21,6 +21,7 @@ GALLERY = ("image", "kept", "score", "label", "prediction", "confidence")
 EXTRAS = {"speed": "speed.json", "quality": "mask_quality.json", "sessions": "run.json"}
 EXTRAS |= {"similarity": "similarity.json"}
 EXTRAS |= {"classes": "classes.json", "gallery": "gallery.npz", "calibration": "calibration.json"}
+EXTRAS |= {"adapt": "adapt.json"}
 
 
 def load(folders: list[Path]) -> tuple[list[Run], list[str]]:
@@ -255,6 +256,13 @@ SPEED = {"images_per_second": NUMBER, "tokens?": NUMBER, "flops?": NUMBER}
 RATES = {"precision": share_or_none, "recall": share_or_none}
 RATES |= {"dropped": share, "blurred": share, "patches": count}
 CALIBRATION = {"nll": NUMBER, "ece": share}
+STREAM_ROW = {"n": positive, "n_photographs?": positive, "top1": share, "top1_95": PAIR, "ece": share, "ms": NUMBER}
+STREAM_ROW |= {"top1_95_photographs?": PAIR}
+BESIDE = STREAM_ROW | {"difference": NUMBER, "difference_95": PAIR, "verdict": str}
+ADAPT = {"condition": str, "what": CONDITION, "data": str, "n": positive, "device": str, "bn_train_images": count}
+ADAPT |= {"lr": NUMBER, "prior": NUMBER}
+ADAPT |= {"left_out": {"*": str}}
+ADAPT |= {"streams": {"*": {"about": str, "last": count, "methods": {"none": STREAM_ROW, "*": BESIDE}}}}
 FILES = {
     "config.json": {
         "seed": int,
@@ -280,6 +288,7 @@ FILES = {
         "before": CALIBRATION,
         "after": calibrated_or_none,
     },
+    "adapt.json": ADAPT,
     "run.json": {"sessions": [SESSION]},
     "classes.json": [str],
     "sweep.json": {"config?": str, "runs": {"*": {"*": str}}},

@@ -151,6 +151,7 @@ class Run:
     classes: tuple[str, ...] = ()  # names, where the run left them
     gallery: dict[str, dict[str, np.ndarray]] | None = None  # by condition, see bjax/evaluate/gallery.py
     calibration: dict | None = None  # see bjax/evaluate/calibration.py; of several seeds the first's that has it
+    adapt: dict | None = None  # see bjax/evaluate/adapt.py; of several seeds the first's that has it
     sweep: str = ""  # the sweep it belongs to
     sweep_config: str = ""  # the config that names its points
     point: tuple[tuple[str, str], ...] = ()  # its overrides there, without the seed

@@ -18,7 +18,7 @@ from bjax.specs import Run as Options
 IRRELEVANT = ("seed", *affecting(Options, "nothing"))
 
 # What was measured beside the results: the first seed's that has it.
-EXTRAS = ("speed", "quality", "gallery", "calibration")
+EXTRAS = ("speed", "quality", "gallery", "calibration", "adapt")
 OF_ROWS = ("speed", "similarity")
 
 

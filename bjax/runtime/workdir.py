@@ -2,8 +2,8 @@
 
 config.json, classes.json, run.json, metrics.jsonl, results.json, calibration.json (where the condition `sharp` was
 evaluated), checkpoints/, .lock while it is worked on, what was asked for beside them (speed.json, mask_quality.json,
-similarity.json, gallery.npz, tensorboard/) and what went wrong (nonfinite.json, NAME.damaged); sums.sha256 has the sums
-of all but the checkpoints, which have their own. Whoever writes says so: of several processes one does.
+similarity.json, adapt.json, gallery.npz, tensorboard/) and what went wrong (nonfinite.json, NAME.damaged); sums.sha256
+has the sums of all but the checkpoints, which have their own. Whoever writes says so: of several processes one does.
 """
 
 import collections

@@ -59,11 +59,14 @@ def assess(variables: dict, prepared: tuple, *, model, objective: Objective, mes
     probability), kept (a share), and the facts, of which the mask says which rows count; estimates float32[B, 4] of the
     blur's sigma, length, angle and radius, where the model estimates them.
     """
-    images, kept, labels, facts = prepared
-    outputs = apply(model, variables, images, kept, train=False)
-    logits = outputs[:, : objective.num_classes]
-    if objective.present:
-        logits = losses.among(logits, objective.present)
+    images, kept, _, _ = prepared
+    return answers_of(apply(model, variables, images, kept, train=False), prepared, objective, mesh)
+
+
+def answers_of(outputs: jax.Array, prepared: tuple, objective: Objective, mesh: Mesh) -> Batch:
+    """What `assess` returns, of the model's outputs float32[B, …] for the images of `prepared`."""
+    _, kept, labels, facts = prepared
+    logits = competing(outputs, objective)
     answers = {
         "logits": logits.astype(jnp.float32),
         "label": labels,
@@ -78,6 +81,12 @@ def assess(variables: dict, prepared: tuple, *, model, objective: Objective, mes
     if objective.parameters:
         answers["estimates"] = losses.decode_parameters(outputs[:, objective.num_classes :])
     return jax.lax.with_sharding_constraint(answers, NamedSharding(mesh, P()))
+
+
+def competing(outputs: jax.Array, objective: Objective) -> jax.Array:
+    """The logits [B, classes] of a model's outputs; those of classes that are not among the present cannot win."""
+    logits = outputs[:, : objective.num_classes]
+    return losses.among(logits, objective.present) if objective.present else logits
 
 
 def eval_step(
