@@ -23,7 +23,7 @@ TRAIN_BLURS = {  # paper 1, section 4.2: the three training sets
     "blurred": {"gaussian": 1.0},
     "mix": {"sharp": 0.5, "gaussian": 0.5},
 }
-SIMILARITY_IMAGES = 256  # of curves: that of a condition is then known to about 0.01
+SIMILARITY_IMAGES = 256  # of curves: the mean of a condition is then known to about 0.02
 PARTIAL = "partial"  # the fourth, which no paper has: every image blurred, each in regions of its own
 AUGMIX = {"augmix": "sharp", "blurred+augmix": "blurred"}  # AugMix, and the blur of what it mixes
 
