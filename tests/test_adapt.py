@@ -322,6 +322,7 @@ def test_losses_that_are_no_numbers_are_told(variables):
 # --- the command
 
 
+@pytest.mark.slow
 def test_none_is_what_the_run_reached_and_a_vit_has_no_batch_norm(tiny_run, tmp_path, capsys):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     flags = ["--mode=adapt", "--config.adapt.condition=sharp", "--config.adapt.streams=independent"]

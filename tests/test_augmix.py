@@ -192,6 +192,7 @@ def test_without_the_divergence_the_mix_is_what_is_classified(monkeypatch):
     assert len(np.unique(shares)) == 4 and max(shares) < 1
 
 
+@pytest.mark.slow
 def test_a_step_weighs_the_loss_of_the_image_and_the_divergence_of_its_views(monkeypatch):
     monkeypatch.setattr(augmix, "mix", dimmed)
     batch, mask = batch_of(8), MaskSpec("gather", selector="random", keep_rate=0.5)
@@ -258,6 +259,7 @@ def test_a_report_names_the_training(tmp_path):
     assert "Training ResNet50 on sharp + AugMix instead of sharp images" in told
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_the_same_mixes(tmp_path, monkeypatch, capsys):
     out = tmp_path / "augmix.json"
     asked = []

@@ -159,6 +159,7 @@ def test_dm_pix_draws_the_same_and_leaves_sharp_images_as_they_are(where, platfo
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_a_model_sees_the_same_under_both():
     """Each image gets the same prediction, or it is a tie."""
     spec = {"kinds": {"gaussian": 1}, **TAPS}

@@ -120,6 +120,7 @@ def test_a_run_has_one_set_of_weights(capsys):
         configs.load(spec)
 
 
+@pytest.mark.slow
 def test_a_file_is_evaluated_under_every_kind_of_condition(tmp_path, data_dir, capsys):
     """In torchvision's layout, with a head for the photographs' 14 classes; two images."""
     import safetensors.numpy
