@@ -215,6 +215,7 @@ def measured(data_dir, variables):
     return exp, asked, adapt.measure(exp, variables, asked)
 
 
+@pytest.mark.slow
 def test_every_method_on_every_stream_has_its_row(measured):
     _, asked, content = measured
     assert (asked.condition, asked.methods, asked.left_out) == ("blurred", adapt.METHODS, {})
@@ -243,6 +244,7 @@ def test_every_method_on_every_stream_has_its_row(measured):
     assert rows["independent"]["tent"]["loss"] != pytest.approx(rows["independent"]["bn_stream"]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_none_is_the_evaluation_of_the_condition(measured, variables):
     exp, _, content = measured
     (row,), none = evaluate(exp, variables).values(), content["streams"]["independent"]["methods"]["none"]
@@ -250,6 +252,7 @@ def test_none_is_the_evaluation_of_the_condition(measured, variables):
     assert none["loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_of_more_images_some_are_drawn(measured):
     exp, asked, _ = measured
     few = config.copied(exp.config)
@@ -279,6 +282,7 @@ def test_compiling_is_not_timed_and_moves_no_state():
     assert [n for _, n in times] == [4, 4, 3] and max(seconds for seconds, _ in times) < 0.2
 
 
+@pytest.mark.slow
 def test_the_table_fits_and_says_where_adapting_hurts(measured):
     content = copy.deepcopy(measured[2])
     row = content["streams"]["single"]["methods"]["bn_stream"]
