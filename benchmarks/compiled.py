@@ -124,8 +124,9 @@ that the kernels of one step read from and write to a chip's memory, batch {BATC
 kernels are (a fusion's kind is that of the first operation that it holds of: convolution, product, scatter, pooling,
 transpose, gather, reduction, padding, copy; the rest is elementwise). The least is what the step moves layer by layer:
 convolutions, dense layers and normalisations read their input and write their output, once forward and twice backward
-(`benchmarks/roofline.py`). Kernels are not autotuned here, as they are on
-the GPU itself: what is counted is the program, and its time is at least these bytes by the memory's rate.
+(`benchmarks/roofline.py`); a step that moves less keeps what is between layers out of that memory. Kernels are not
+autotuned here, as they are on the GPU itself: what is counted is the program, and its time is at least these bytes by
+the memory's rate.
 
 {table}
 

@@ -145,7 +145,7 @@ class AugMix:
     """Of training images, before their blur: chains of random operations mixed with the image, see `step.augmix`."""
 
     width: int = number(0, low=0, added=True)  # chains; 3 in the paper; 0: off
-    depth: int = number(-1, low=-1, added=True)  # operations of a chain; -1: 1 to 3, drawn for each
+    depth: int = number(-1, low=-1, added=True)  # operations of a chain; -1 or 0: 1 to 3, drawn for each
     # of the operations; the paper's 1 on ImageNet, 3 on CIFAR
     severity: int = number(1, low=1, high=10, added=True)
     alpha: float = number(1.0, above=0, added=True)  # of the Dirichlet and Beta distributions of the shares

@@ -1,6 +1,6 @@
 """Does it matter which patches stay? Images of which a part is blurred, and every way to choose patches, with controls.
 
-    python -m launch.sweep --config=configs/fair_test.py:demo                the embedded photographs, CPU, 3 seeds
+    python -m launch.sweep --config=configs/fair_test.py:demo --jobs=2       the embedded photographs, CPU, 3 seeds
     python -m launch.sweep --config=configs/fair_test.py --executor=slurm …  ImageNet, ViT-S/16
     python -m bjax.report runs/sweep_fair_test_demo --out=report             the answer, its figure and its table
     python -m bjax.main --config=configs/fair_test.py:demo,train=partial     one run of it

@@ -13,7 +13,7 @@ from jax._src import compiler
 
 # The emitters of before compile twice as fast; jaxlib 0.12 does not have them, and knows no such flag.
 EMITTERS = "xla_cpu_use_fusion_emitters" if jax.__version__.startswith("0.10.") else None
-if EMITTERS:
+if EMITTERS and EMITTERS not in os.environ.get("XLA_FLAGS", ""):  # a worker has the flags of who started it
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{EMITTERS}=false".strip()
 # Tests of sharding need devices. Not by XLA_FLAGS: subprocesses have one device, as a user has, and the same programs.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -81,7 +81,7 @@ def use_emitters_of_users(patched):
 
     if EMITTERS:
         patched.setattr(compiler, "get_compile_options", options)
-        patched.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(f"--{EMITTERS}=false", ""))
+        patched.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(f"--{EMITTERS}=false", "").strip())
 
 
 @pytest.fixture

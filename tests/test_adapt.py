@@ -19,7 +19,7 @@ from bjax.errors import UserError
 from bjax.evaluate import adapt
 from bjax.evaluate.conditions import evaluate
 from bjax.main import main
-from bjax.models.layers import BatchNorm, normalised
+from bjax.models.layers import BatchNorm, batch_norm, normalised
 from bjax.runtime import sharding
 from bjax.step.adapt_step import entropy, tent, tent_start, unchanged
 from bjax.step.losses import Objective
@@ -152,7 +152,8 @@ def test_which_norms_a_model_has():
     assert (found.pop("vit"), found.pop("vgg19")) == ("LayerNorm", None)
     assert set(found.values()) == {"BatchNorm"}
     for family in ("resnet", "densenet", "googlenet", "vgg"):
-        assert "prior=self.norm_prior" in (ROOT / f"bjax/models/{family}.py").read_text()
+        assert "batch_norm(self, train" in (ROOT / f"bjax/models/{family}.py").read_text()
+    assert batch_norm(models.build("resnet50").clone(norm_prior=3.0), train=False)().prior == 3
     vit = models.build("vit", variant="Ti/8", depth=1, width=16, heads=2, num_classes=3)
     shapes = jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     start = jax.eval_shape(tent_start, shapes)

@@ -1,5 +1,7 @@
 """The report's answer to whether it matters which patches stay, on made-up runs of configs/fair_test.py."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
@@ -46,6 +48,7 @@ def test_every_condition_is_asked_for_once_and_there_are_at_most_sixty():
         ({"sigma": 0.1, "laplacian": 0.1, "stratified": 0.1, "oracle": 0.2}, "Yes: of 3 choices"),
         ({"sigma": -0.1, "laplacian": 0.1, "stratified": 0.0}, "It depends: of 3 choices"),
         ({"sigma": -0.1, "laplacian": -0.1, "stratified": -0.1}, "No, chance chooses better: of 3 choices"),
+        ({"sigma": -0.1}, "No: of 3 choices"),
         ({}, "Not that these images could tell: of 3 choices"),
     ],
 )
@@ -67,6 +70,30 @@ def test_what_the_training_itself_gives_is_told_beside(tmp_path):
     lines = patches.section(merged)[2].lines
     assert "all patches of this training" not in lines[0]
     assert "all patches of this training beside all patches of sharp +2" in lines[1]
+
+
+def test_runs_of_the_same_training_are_told_apart_and_none_is_lost(tmp_path):
+    merged = runs(tmp_path, {"laplacian": 0.1}, seeds_of=(0,))
+    other = dataclasses.replace(merged[0], number=2, config={**merged[0].config, "batch_size": 7})
+    text, _, beside, _, figure, _ = patches.section([merged[0], other])
+    assert "trained on: sharp (run 1); sharp (run 2)" in text.text
+    assert [line.partition(":")[0] for line in beside.lines[:2]] == [f"Trained on sharp (run {n})" for n in (1, 2)]
+    assert "all patches of this training" not in beside.lines[1]  # of another recipe
+    assert len([axis for axis in figure.drawing.axes if axis.get_visible()]) == 4
+
+
+def test_three_photographs_tell_nothing_from_chance(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PHOTOGRAPHS", 3)
+    merged = runs(tmp_path, {"laplacian": 0.3}, seeds_of=(0,))
+    assert patches.answer(merged).startswith("Not that these images could tell: of 3 choices")
+
+
+def test_masks_that_leave_out_otherwise_are_not_mixed_in(tmp_path):
+    (run,) = runs(tmp_path, {}, seeds_of=(0,))
+    row = run.find("regions_sigma8_laplacian_50")
+    other = {**row.condition, "mask": {**row.mask, "mode": "zero_pixels"}}
+    run.rows.append(dataclasses.replace(row, name="painted", condition=other))
+    assert patches._cells(run)["σ = 8, regions", 0.5]["laplacian"] is row
 
 
 def test_few_photographs_that_carry_it_are_named(tmp_path):

@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import BatchNorm, global_average, normalised
+from bjax.models.layers import batch_norm, global_average, normalised
 from bjax.models.pooling import max_pool
 
 
@@ -39,13 +39,7 @@ class DenseNet(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            group=self.norm_group,
-            prior=self.norm_prior,
-            dtype=self.dtype,
-        )
+        norm = batch_norm(self, train)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         stem = conv(self.width, (7, 7), strides=2, padding=3, name="conv0")
         x = nn.relu(normalised(stem, norm(name="norm0"), images))

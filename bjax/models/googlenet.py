@@ -9,7 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import BatchNorm, adaptive_average_pool, global_average, normalised
+from bjax.models.layers import adaptive_average_pool, batch_norm, global_average, normalised
 from bjax.models.pooling import max_pool
 
 # 1x1, 3x3 reduction, 3x3, "5x5" reduction, "5x5", pool projection
@@ -57,14 +57,7 @@ class GoogLeNet(nn.Module):
         conv = partial(
             ConvNorm,
             conv=partial(nn.Conv, use_bias=False, kernel_init=kernel_init, dtype=self.dtype),
-            norm=partial(
-                BatchNorm,
-                use_running_average=not train,
-                group=self.norm_group,
-                prior=self.norm_prior,
-                epsilon=1e-3,
-                dtype=self.dtype,
-            ),
+            norm=batch_norm(self, train, epsilon=1e-3),
         )
         dense = partial(nn.Dense, kernel_init=kernel_init)
         aux_head = partial(AuxHead, self.num_classes, self.aux_dropout, conv, dense, dtype=self.dtype, train=train)

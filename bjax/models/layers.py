@@ -7,6 +7,9 @@ channel's values, images × height × width: 0.008 % less for 256 images of 7 by
 larger. Weights from files bring torch's statistics with them.
 """
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -70,6 +73,12 @@ class BatchNorm(nn.BatchNorm):
         var = stats["var"].astype(jnp.promote_types(stats["var"].dtype, jnp.float32))
         scale = params["scale"] * lax.rsqrt(var + self.epsilon)
         return scale, params["bias"] - stats["mean"] * scale
+
+
+def batch_norm(model: nn.Module, train: bool, **more) -> Callable[..., BatchNorm]:
+    """What makes the BatchNorm layers of a model, as its norm_group, norm_prior and dtype say. more: fields of all."""
+    fields = {"group": model.norm_group, "prior": model.norm_prior, "dtype": model.dtype, **more}
+    return functools.partial(BatchNorm, use_running_average=not train, **fields)
 
 
 def normalised(conv: nn.Conv, norm: BatchNorm, x: Float[Array, "b *d c"]) -> Float[Array, "b *e f"]:

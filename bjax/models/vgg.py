@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bjax.models.layers import BatchNorm, adaptive_average_pool, normalised
+from bjax.models.layers import adaptive_average_pool, batch_norm, normalised
 from bjax.models.pooling import max_pool
 
 
@@ -40,13 +40,7 @@ class VGG(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(
-            BatchNorm,
-            use_running_average=not train,
-            group=self.norm_group,
-            prior=self.norm_prior,
-            dtype=self.dtype,
-        )
+        norm = batch_norm(self, train)
         dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
         x = images
         layer = 0

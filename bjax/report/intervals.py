@@ -147,7 +147,7 @@ def mean_difference(pairs: list[tuple[Row, Row]]) -> Difference | None:
     Each photograph's differences are averaged before anything else: conditions of the same photographs are no more
     photographs than one.
     """
-    seeds = [seed for seed in pairs[0][0].by_seed if all(seed in row.by_seed for pair in pairs for row in pair)]
+    seeds = _seeds(pairs)
     per_seed = [_paired([(row.by_seed[s], control.by_seed[s]) for row, control in pairs]) for s in seeds]
     if not per_seed or None in per_seed:
         return None
@@ -164,16 +164,17 @@ def mean_difference(pairs: list[tuple[Row, Row]]) -> Difference | None:
 
 def on_each(pairs: list[tuple[Row, Row]]) -> dict[str, float]:
     """{photograph: the mean difference of `pairs` on it, over the seeds}; {} where every image is one of its own."""
-    rows = [row.by_seed[seed] for pair in pairs for row in pair for seed in pairs[0][0].by_seed if seed in row.by_seed]
-    names = rows[0].get("photographs", {}).keys()
-    if not names or any(row.get("photographs", {}).keys() != names for row in rows):
+    both = [(row.by_seed[seed], control.by_seed[seed]) for seed in _seeds(pairs) for row, control in pairs]
+    names = {tuple(result.get("photographs", ())) for results in both for result in results}
+    if len(names) != 1 or () in names:
         return {}
-    per_seed = [
-        _differences(row.by_seed[seed], control.by_seed[seed])
-        for row, control in pairs
-        for seed in row.by_seed.keys() & control.by_seed.keys()
-    ]
-    return dict(zip(names, np.mean(per_seed, axis=0).tolist(), strict=True))
+    each = [_differences(*results) for results in both]
+    return dict(zip(names.pop(), np.mean(each, axis=0).tolist(), strict=True))
+
+
+def _seeds(pairs: list[tuple[Row, Row]]) -> list[int]:
+    """Those that all of them have."""
+    return [seed for seed in pairs[0][0].by_seed if all(seed in row.by_seed for pair in pairs for row in pair)]
 
 
 def _paired(pairs: list[tuple[dict, dict]]) -> tuple[float, stats.Interval, float | None] | None:

@@ -1,8 +1,12 @@
 """Does it matter which patches stay? Choices of patches beside a random one, where parts of the images are blurred."""
 
-from bjax.report import figures, intervals, words
+import dataclasses
+from collections.abc import Callable
+
+from bjax.report import figures, intervals, seeds, words
+from bjax.report.pairs import FEW
 from bjax.report.render import Figure, Items, Mark, Table, Text
-from bjax.report.runs import Row, Run, grouped, in_order
+from bjax.report.runs import Row, Run, grouped, in_order, told_apart
 from bjax.specs import MEASURES, STRATIFIED
 
 ALL = "all patches"
@@ -45,10 +49,14 @@ def _asked(runs: list[Run]) -> list[Run]:
 def _cells(run: Run) -> dict[tuple[str, float], Cell]:
     """{(blur, keep rate): its choices}, of those that have a random one; blurs as they come, keep rates from above."""
     rows = [row for row in run.rows if not row.adapted and not row.corruption]
-    whole = {row.blur: row for row in rows if row.whole}
     masked = [row for row in rows if row.keep_rate and row.mask["threshold"] is None and row.mask["drop"] == "below"]
+    # Leaving out means one thing in all of them: that of the first.
+    masked = [row for row in masked if row.mask["mode"] == masked[0].mask["mode"]]
+    rows = masked + [row for row in rows if row.whole]
+    blur_of = told_apart(rows, lambda row: row.blur, lambda key: not key.startswith(("mask.", "options.")))
+    whole = {blur_of(row): row for row in rows if row.whole}
     cells = {}
-    for key, alike in grouped(masked, lambda row: (row.blur, row.keep_rate)).items():
+    for key, alike in grouped(masked, lambda row: (blur_of(row), row.keep_rate)).items():
         cell = {row.mask["selector"]: row for row in alike}
         if "random" in cell:
             cells[key] = ({ALL: whole[key[0]]} if key[0] in whole else {}) | cell
@@ -68,7 +76,16 @@ def _averages(run: Run, control: str = "random", keep: float | None = None) -> d
     for choice in cells[0] if cells else ():
         if choice != control and all({choice, control} <= cell.keys() for cell in cells):
             found[choice] = intervals.mean_difference([(cell[choice], cell[control]) for cell in cells])
-    return {choice: difference for choice, difference in found.items() if difference is not None}
+    found = {choice: difference for choice, difference in found.items() if difference is not None}
+    if cells and cells[0]["random"].result.get("n_photographs", FEW) < FEW:  # which tell nothing from chance
+        return {choice: dataclasses.replace(difference, sign=0) for choice, difference in found.items()}
+    return found
+
+
+def _names(runs: list[Run]) -> Callable[[Run], str]:
+    """What a run is called: its training, and its number where others have the same."""
+    by_training = grouped(runs, lambda run: run.training)
+    return lambda run: run.training + (f" (run {run.number})" if len(by_training[run.training]) > 1 else "")
 
 
 def _keeps(runs: list[Run]) -> list[float]:
@@ -80,14 +97,17 @@ def _answer(runs: list[Run]) -> str:
     better, worse = ([x for x in looks if x[2].sign == sign] for sign in (1, -1))
     if better:
         verdict = "It depends" if worse or len(better) < len(looks) else "Yes"
+    elif worse:
+        verdict = "No, chance chooses better" if len(worse) == len(looks) else "No"
     else:
-        verdict = "No, chance chooses better" if worse else "Not that these images could tell"
+        verdict = "Not that these images could tell"
+    name = _names(runs)
     run, choice, most = max(looks, key=lambda x: x[2].mean)
     counts = f"{len(better)} more and {len(worse)} less often than a random choice of as many"
     return (
         f"{verdict}: of {len(looks)} choices of patches by sharpness ({_and(c for _, c, _ in looks)}; trained on: "
-        f"{'; '.join(run.training for run in runs)}), averaged over {_conditions(_partly(runs[0]))}, {counts} are "
-        f"right, beyond chance; the best of them, {choice} after training on {run.training}, by {_points(most)}."
+        f"{'; '.join(map(name, runs))}), averaged over {_conditions(_partly(runs[0]))}, {counts} are right, beyond "
+        f"chance; the best of them, {choice} after training on {name(run)}, by {_points(most)}."
     )
 
 
@@ -107,7 +127,7 @@ def _against_all(runs: list[Run]) -> str:
     return (
         f"Beside all patches: of {len(looks)} such choices, each averaged over {_conditions(_partly(run, keep))} at "
         f"one keep rate, {better} are right more and {worse} less often than with all patches, beyond chance; the best "
-        f"of them, {choice} with {100 * keep:g} % kept after training on {run.training}, by {_points(most)}. The "
+        f"of them, {choice} with {100 * keep:g} % kept after training on {_names(runs)(run)}, by {_points(most)}. The "
         "best of several looks better than it is."
     )
 
@@ -131,18 +151,24 @@ def _means(runs: list[Run], choices: list[str]) -> Table:
 
 def _beside(runs: list[Run]) -> list[str]:
     """Of each training: how often it is right at all, what the blur's map and all patches give, what it is worth."""
-    lines, base = [], next((run for run in runs if run.training == "sharp"), None)
+    lines, name = [], _names(runs)
     for run in runs:
         cells, found = _partly(run), _averages(run)
         share = sum(cell["random"].result["top1"] for cell in cells) / len(cells)
-        told = [f"Trained on {run.training}: a random choice is right on {100 * share:.1f} %"]
+        told = [f"Trained on {name(run)}: a random choice is right on {100 * share:.1f} %"]
         known = {"oracle": "the patches known to be least blurred (oracle)", ALL: "all patches"}
-        told += [f"{name} {_points(found[choice])}" for choice, name in known.items() if choice in found]
-        pairs = _whole_beside(run, base) if base and run is not base else []
+        told += [f"{what} {_points(found[choice])}" for choice, what in known.items() if choice in found]
+        base = next((r for r in runs if r.training == "sharp" and _recipe(r) == _recipe(run)), run)
+        pairs = _whole_beside(run, base) if run is not base else []
         if pairs and (gain := intervals.mean_difference(pairs)):
             told += [f"all patches of this training beside all patches of sharp {_points(gain)}"]
         lines.append("; ".join(told) + ".")
     return lines + _carried(runs)
+
+
+def _recipe(run: Run) -> str:
+    """What it was trained by, but for the images' blur."""
+    return seeds.identity(run.config, "blur", "augmix", "loss.jsd", "eval")
 
 
 def _whole_beside(run: Run, base: Run) -> list[tuple[Row, Row]]:
@@ -162,7 +188,7 @@ def _carried(runs: list[Run]) -> list[str]:
     told = ", ".join(f"{name} {intervals.signed(100 * each[name])}" for name in most[:CARRYING])
     others = [100 * each[name] for name in most[CARRYING:]]
     low, high = intervals.signed(min(others)), intervals.signed(max(others))
-    line = f"Where {choice} after training on {run.training} differs from random most: {told} points"
+    line = f"Where {choice} after training on {_names(runs)(run)} differs from random most: {told} points"
     return [f"{line}; on the other {len(others)} photographs {low} to {high}."]
 
 
@@ -173,7 +199,7 @@ def _figure(runs: list[Run], choices: list[str]) -> Figure:
     for keep in _keeps(runs):
         for run in runs:
             cells = _cells(run)
-            panel = panels[f"trained on {run.training}, {100 * keep:g} % kept"] = []
+            panel = panels[f"trained on {_names(runs)(run)}, {100 * keep:g} % kept"] = []
             for i, choice in enumerate(choices):
                 points = []
                 for place, blur in enumerate(blurs):
