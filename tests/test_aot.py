@@ -65,6 +65,21 @@ def test_what_stays_in_a_tpus_vector_memory_is_no_traffic():
     assert sent["all-reduce"]["bytes"] == 24  # what is sent is sent from there too
 
 
+def test_of_what_is_cut_on_the_way_to_vector_memory_only_the_cut_is_read():
+    text = """
+  %whole = f32[1000,8]{1,0} parameter(0)
+  %inside = f32[1000,8]{1,0:S(1)} parameter(1)
+  %to = ((f32[1000,8]{1,0}), f32[10,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%whole), slice={[0:10], [0:8]}
+  %done = f32[10,8]{1,0:S(1)} slice-done(%to)
+  %back = ((f32[1000,8]{1,0:S(1)}), f32[10,8]{1,0:T(8,128)}, s32[]{:S(2)}) slice-start(%inside), slice={[0:10], [0:8]}
+  %at_once = f32[10,8]{1,0:S(1)} slice(%whole), slice={[0:10], [0:8]}
+"""
+    moved = {k.name: (k.kind, k.read, k.written) for k in hlo.kernels(hlo.parse(text))}
+    cut = 10 * 8 * 4
+    assert moved["to"] == moved["at_once"] == ("copy", cut, 0)
+    assert moved["done"] == ("copy", 0, 0) and moved["back"] == ("copy", 0, cut)
+
+
 LOOP = """
 %slice_of (p0: f32[1000,8], p1: s32[]) -> f32[1,8] {
   %p0 = f32[1000,8]{1,0} parameter(0)

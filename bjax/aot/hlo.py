@@ -148,9 +148,12 @@ def _kernel(module: Module, body: dict[str, Instruction], i: Instruction, times:
     operands = [body[name] for name in i.operands]
     if fused is None:
         read, written = sum(size(x.shape) for x in operands), size(i.shape)
-        if i.opcode in ("dynamic-slice", "gather", "slice"):
-            read = written + sum(size(x.shape) for x in operands[1:])
-        if i.opcode == "copy-start":  # its type is what it copies to, what from, and a context
+        if i.opcode == "slice-start":  # its type is what it cuts from, what it cuts, and a context
+            cut = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", i.shape)[-2]
+            read, written = _cut(cut, operands[0]), size(cut)
+        elif i.opcode in ("dynamic-slice", "gather", "slice"):
+            read = _cut(i.shape, operands[0]) + sum(size(x.shape) for x in operands[1:])
+        elif i.opcode == "copy-start":  # its type is what it copies to, what from, and a context
             written = math.ceil(_arrays(i.shape)[0])
         elif i.opcode.endswith("-done") or i.opcode == "async-update":
             read = written = 0
@@ -170,6 +173,8 @@ def _kind(i: Instruction, fused: dict[str, Instruction] | None) -> str:
     if i.opcode == "custom-call":
         target = re.search(r'custom_call_target="([^"]*)"', i.rest)
         return next((kind for part, kind in TARGETS.items() if target and part in target[1]), "other")
+    if i.opcode.startswith("slice"):
+        return "copy"
     opcodes = {x.opcode for x in fused.values()} if fused else {i.opcode.removesuffix("-start").removesuffix("-done")}
     return next((kind for kind, words in KINDS.items() if opcodes & set(words)), "elementwise")
 
@@ -203,6 +208,11 @@ def _moved(fused: dict[str, Instruction], operands: list[Instruction]) -> tuple[
         inside = parameters[n]
         read += size(given.shape) * min(needed[inside.name] / max(_numbers(inside.shape), 1), 1.0)
     return read, written
+
+
+def _cut(shape: str, whole: Instruction) -> float:
+    """Bytes of a slice of this type that are read, wherever they are put."""
+    return size(whole.shape) * min(_numbers(shape) / max(_numbers(whole.shape), 1), 1.0)
 
 
 def _share(part: Instruction, whole: Instruction) -> float:
