@@ -132,3 +132,18 @@ def test_a_gpus_program_has_the_fused_kernel(masked):
     text = lowered.lower(lowering_platforms=("cuda",)).as_text()
     assert "cudnn$fmha" in text and "Backward" in text
     assert "cudnn" not in lowered.lower(lowering_platforms=("cpu",)).as_text()
+
+
+def test_training_alone_and_on_gpus_alone_lays_images_outermost():
+    model = build("vit", variant="Ti/8", depth=1, width=16, heads=2, num_classes=3)
+    images = jnp.zeros((2, 16, 16, 3))
+    variables = model.init(jax.random.key(0), images)
+
+    def loss(variables, train):
+        return model.apply(variables, images, train=train).sum()
+
+    for train in (False, True):
+        traced = jax.jit(jax.grad(lambda variables: loss(variables, train))).trace(variables)  # noqa: B023
+        programs = {on: traced.lower(lowering_platforms=(on,)).as_text() for on in ("cpu", "cuda", "tpu")}
+        laid = {on for on, text in programs.items() if "LayoutConstraint" in text}
+        assert laid == ({"cuda"} if train else set())

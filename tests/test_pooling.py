@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bjax.models import pooling
 from bjax.models.pooling import max_pool
 
 # Window, stride, padding, whether it rounds up: those of the models, and more.
@@ -69,6 +70,22 @@ def test_ties_go_where_torchs_go_at_any_size(how, size, levels, seed):
     x = np.random.RandomState(seed).randint(-levels, levels, (1, *size, 2)).astype(np.float32)
     (_, ours), (_, theirs) = both(x, how, jnp.float32)
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("values", ["different", "after a ReLU", "whole numbers"])
+@pytest.mark.parametrize("how", POOLS, ids=str)
+def test_what_tpus_compute_is_torchs_too(how, values, monkeypatch):
+    monkeypatch.setattr(pooling.lax, "platform_dependent", lambda x, *, tpu, default: tpu(x))
+    x = VALUES[values](np.random.RandomState(0).normal(0, 1, (2, 8, 7, 3)))
+    for a, b in zip(*both(x, how, jnp.float32), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_tpus_alone_search_and_scatter():
+    total = jax.jit(jax.grad(lambda x: max_pool(x, 3, 2, padding=1).sum()))
+    x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+    programs = {on: total.trace(x).lower(lowering_platforms=(on,)).as_text() for on in ("cpu", "cuda", "tpu")}
+    assert {on for on, text in programs.items() if "select_and_scatter" in text} == {"tpu"}
 
 
 def test_gradients_neither_scatter_nor_search_the_windows_again():

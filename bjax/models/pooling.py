@@ -3,6 +3,8 @@
 The gradient that JAX gives `reduce_window` searches every window again and scatters, which compilers for GPUs do with
 arrays of 32-bit indices: a third of the bytes that a step of GoogLeNet moved. Here the pass that finds the maximum
 notes in a byte where in the window it lay, and the gradient is sums of shifted arrays, compared with that byte.
+The compiler for TPUs searches and scatters in one kernel, without indices: there JAX's gradient stays, and a step of
+GoogLeNet moves 26 GB instead of the 56 that it moves with shifted arrays.
 """
 
 import functools
@@ -24,19 +26,26 @@ def max_pool(
     """`torch.nn.MaxPool2d(window, stride, padding, ceil_mode=ceil)`; borders are -inf.
 
     A window's gradient goes to its first maximum, row by row; a border has none. A NaN is the maximum of its window,
-    and of several the last takes the gradient. Has a gradient in reverse mode only.
+    and of several the last takes the gradient. On TPUs a window of nothing but -inf may give its gradient to a border,
+    one with a NaN to another of its pixels, and a pixel's gradients are summed in the type of x. Has a gradient in
+    reverse mode only.
     """
 
     def border(size: int) -> tuple[int, int]:
         # Rounding up means that the last window may hang over the far edge by less than one stride.
         return padding, padding + (window - size - 2 * padding) % stride * ceil
 
-    return _max_pool(x, window, stride, (border(x.shape[1]), border(x.shape[2])))
+    how = window, stride, (border(x.shape[1]), border(x.shape[2]))
+    return lax.platform_dependent(x, tpu=lambda x: _maxima(x, *how), default=lambda x: _max_pool(x, *how))
+
+
+def _maxima(x: Array, window: int, stride: int, borders: Borders) -> Array:
+    return nn.max_pool(x, (window, window), (stride, stride), padding=borders)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x: Array, window: int, stride: int, borders: Borders) -> Array:
-    return nn.max_pool(x, (window, window), (stride, stride), padding=borders)
+    return _maxima(x, window, stride, borders)
 
 
 def _forward(x: Array, window: int, stride: int, borders: Borders):
