@@ -126,6 +126,50 @@ ENTRY %main (p: f32[4]) -> f32[4] {
     assert hlo.collectives(hlo.parse(text)) == found
 
 
+def test_what_is_gathered_while_other_work_is_done_counts_once():
+    text = """
+%start (p0: bf16[2,8]) -> (bf16[2,8], bf16[16,8], u32[]) {
+  %p0 = bf16[2,8]{1,0} parameter(0)
+  %sent = bf16[16,8]{1,0} all-gather(%p0), channel_id=7, dimensions={0}
+  ROOT %begun = (bf16[2,8]{1,0}, bf16[16,8]{1,0}, u32[]) custom-call(%sent), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (q0: bf16[2,8], q1: bf16[16,8], q2: f32[4]) -> (f32[4], bf16[2,8], bf16[16,8], bf16[16,8]) {
+  %q0 = bf16[2,8]{1,0} parameter(0)
+  %q1 = bf16[16,8]{1,0} parameter(1)
+  %q2 = f32[4]{0} parameter(2)
+  %going = bf16[16,8]{1,0} all-gather(%q0), channel_id=7, dimensions={0}
+  %work = f32[4]{0} negate(%q2)
+  ROOT %all = (f32[4]{0}, bf16[2,8]{1,0}, bf16[16,8]{1,0}, bf16[16,8]{1,0}) tuple(%work, %q0, %q1, %going)
+}
+
+%end (r0: bf16[2,8], r1: bf16[16,8]) -> bf16[16,8] {
+  %r0 = bf16[2,8]{1,0} parameter(0)
+  %r1 = bf16[16,8]{1,0} parameter(1)
+  %there = bf16[16,8]{1,0} all-gather(%r0), channel_id=7, dimensions={0}
+  ROOT %done = bf16[16,8]{1,0} custom-call(%r0, %r1, %there), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (a: bf16[2,8], b: f32[4]) -> bf16[16,8] {
+  %a = bf16[2,8]{1,0} parameter(0)
+  %b = f32[4]{0} parameter(1)
+  %x = (bf16[2,8]{1,0}, bf16[16,8]{1,0}, u32[]{:S(2)}) fusion(%a), kind=kCustom, calls=%start
+  %part = bf16[2,8]{1,0} get-tuple-element(%x), index=0
+  %whole = bf16[16,8]{1,0} get-tuple-element(%x), index=1
+  %y = (f32[4]{0}, bf16[2,8]{1,0}, bf16[16,8], bf16[16,8]) fusion(%part, %whole, %b), kind=kLoop, calls=%beside
+  ROOT %z = bf16[16,8]{1,0} fusion(%part, %whole), kind=kCustom, calls=%end
+}
+"""
+    module = hlo.parse(text)
+    assert hlo.collectives(module) == {"all-gather": {"calls": 1, "arrays": 1, "bytes": 256}}
+    kernels = {k.name: (k.kind, k.read, k.written) for k in hlo.kernels(module)}
+    assert kernels == {
+        "x": ("collective", 32, 256 + 32 + 4),
+        "y": ("elementwise", 16, 16),
+        "z": ("collective", 0, 0),
+    }
+
+
 def test_a_batch_in_parts_reduces_the_gradient_of_every_part(tmp_path, monkeypatch):
     """Partitioned by XLA, the sum over devices stays in the loop: --config.optim.accumulate saves memory, not bytes."""
     tiny = ONE_BLOCK | {"model.options.variant": "Ti/16", "batch_size": 32}

@@ -100,16 +100,21 @@ def collectives(module: Module) -> dict[str, dict[str, int]]:
     """{kind: {calls, arrays, bytes}} of one run; bytes of the results on one device.
 
     What lies in a loop counts as often as the loop runs, each branch of a condition once. Where the module does not say
-    how often a loop runs, that counts once, and the row says so: at_least, the number of calls in such loops.
+    how often a loop runs, that counts once, and the row says so: at_least, the number of calls in such loops. On TPUs
+    one that is sent while other work is done stands in each of the fusions meanwhile, and is told by its channel.
     """
-    counted = defaultdict(Counter)
-    for _, i, times, known in _run(module):
-        if (kind := _collective(i)) is None:
-            continue
-        results = _results(i)
-        counted[kind].update(calls=times, arrays=len(results) * times, bytes=math.ceil(sum(results)) * times)
-        if not known:
-            counted[kind].update(at_least=times)
+    counted, channels = defaultdict(Counter), set()
+    for _, run, times, known in _run(module):
+        fused = module.get(_called(run), {}) if run.opcode == "fusion" else {}
+        for i in (run, *fused.values()):
+            channel = re.search(r"channel_id=\d+", i.rest)
+            if (kind := _collective(i)) is None or (fused and channel and channel[0] in channels):
+                continue
+            channels |= {channel[0]} if channel else set()
+            results = _results(i)
+            counted[kind].update(calls=times, arrays=len(results) * times, bytes=math.ceil(sum(results)) * times)
+            if not known:
+                counted[kind].update(at_least=times)
     return {kind: dict(row) for kind, row in counted.items()}
 
 
@@ -161,6 +166,8 @@ def _kernel(module: Module, body: dict[str, Instruction], i: Instruction, times:
             written = read
         elif i.opcode == "custom-call":  # a library's; its last result is room to work in
             written -= size(SCRATCH.search(i.shape)[0]) if SCRATCH.search(i.shape) else 0
+    elif _asynchronous(fused) == "AsyncCollectiveDone":
+        read = written = 0
     else:
         read, written = _moved(fused, operands)
     where = re.search(r'op_name="([^"]*)"', i.rest)
@@ -168,7 +175,7 @@ def _kernel(module: Module, body: dict[str, Instruction], i: Instruction, times:
 
 
 def _kind(i: Instruction, fused: dict[str, Instruction] | None) -> str:
-    if _collective(i) or i.opcode.removesuffix("-done") in COLLECTIVES:
+    if _collective(i) or i.opcode.removesuffix("-done") in COLLECTIVES or (fused and _asynchronous(fused)):
         return "collective"
     if i.opcode == "custom-call":
         target = re.search(r'custom_call_target="([^"]*)"', i.rest)
@@ -179,14 +186,23 @@ def _kind(i: Instruction, fused: dict[str, Instruction] | None) -> str:
     return next((kind for kind, words in KINDS.items() if opcodes & set(words)), "elementwise")
 
 
+def _asynchronous(fused: dict[str, Instruction]) -> str:
+    """AsyncCollectiveStart or AsyncCollectiveDone, where a fusion does nothing else."""
+    *_, root = fused.values()
+    found = re.search(r'custom_call_target="(AsyncCollective\w+)"', root.rest)
+    return found[1] if found else ""
+
+
 def _moved(fused: dict[str, Instruction], operands: list[Instruction]) -> tuple[float, float]:
     """(Bytes that are read, bytes that are written) by a fusion: of what it is given often only a slice.
 
     What is only passed through a `dynamic-update-slice` is updated in place: the update alone is written, and nothing
-    of the rest is read.
+    of the rest is read. What is handed on, as a collective that is under way, is neither.
     """
     *_, root = fused.values()
-    results = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    results = [root]
+    if root.opcode == "tuple":
+        results = [i for i in map(fused.get, root.operands) if i.opcode != "parameter" and not _collective(i)]
     updates = {i.name: fused[i.operands[1]] for i in results if i.opcode == "dynamic-update-slice"}
     written = sum(size(i.shape) * _share(updates.get(i.name, i), i) for i in results)
     needed = defaultdict(float) | {i.name: _numbers(i.shape) for i in results}  # elements
