@@ -130,12 +130,13 @@ def test_the_group_decides_and_not_the_number_of_devices(group, accumulate):
 
 def test_a_group_within_a_device_sends_no_statistics(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "KEPT", tmp_path)
-    sizes, calls = {"batch_size": 16, "data.image_size": 32, "dtype": "float32"}, {}
+    sizes = {"batch_size": 16, "data.image_size": 32, "dtype": "float32", "model.options.stages": "(1, 1, 1, 1)"}
+    calls = {}
     for group in (0, 2):
         row = scaling.measure("resnet50", jax.devices(), 1, sizes | {"norm.group": group})
         assert set(row["collectives"]) == {"all-reduce"}
         calls[group] = row["collectives"]["all-reduce"]["calls"]
-    assert calls[0] > 90
+    assert calls[0] > 20
     assert calls[2] <= 10
 
 
