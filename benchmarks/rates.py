@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import installed, peers, roofline, save
+from benchmarks import installed, kernels, peers, roofline, save
 from benchmarks.checks import apart
 from bjax import models
 from bjax.aot import flops
@@ -64,6 +64,7 @@ class Own:
     operations: float
     moved: int  # bytes, see benchmarks.roofline
     peak: int  # bytes of memory that the program takes
+    text: Callable[[], str]  # of the compiled program
 
 
 def main(mode: str, doc: str, argv: list[str]) -> None:
@@ -78,12 +79,15 @@ def main(mode: str, doc: str, argv: list[str]) -> None:
     print(f"{mode}, {told(facts)}", flush=True)
     rows = []
     for name in flags.models:
-        rows.append(measured(name, mode, sizes, rivals))
+        rows.append(measured(name, mode, sizes, rivals, by_kernel=flags.kernels))
         if flags.json:
             save(flags.json, facts | {"mode": mode, "rows": rows})
     from bjax.runtime.console import columns  # which needs more than a bare machine has
 
     print(columns(HEADER, [line for row in rows for line in cells(row)]))
+    if flags.kernels:
+        print("\nOf the time of bjax's kernels, summed over threads:")
+        print("\n".join(kernels.told(row["model"], row["kernels"]) for row in rows))
 
 
 def _parser(mode: str, doc: str) -> Parser:
@@ -98,6 +102,7 @@ def _parser(mode: str, doc: str) -> Parser:
     parser.add_argument("--steps", type=positive, help="of a round (default: 10; on a CPU 1)")
     two = "torch.compile beside eager torch (default: on a GPU); the better counts"
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help=two)
+    parser.add_argument("--kernels", action="store_true", help="tell by the profiler which kernels take the time")
     parser.add_argument("--json", type=new_file, help="write the numbers here")
     return parser
 
@@ -154,20 +159,21 @@ def told(facts: dict) -> str:
     return f"{work} of {facts['steps']} steps on one {facts['device']}; {listed(facts['versions'])}"
 
 
-def measured(name: str, mode: str, sizes: Sizes, rivals: list[str]) -> dict:
+def measured(name: str, mode: str, sizes: Sizes, rivals: list[str], *, by_kernel: bool = False) -> dict:
     """The rates of a model and of its peers, in interleaved rounds, as a row for `cells` and for JSON.
 
     mode: train | infer. Every program first runs once, which compiles it, and makes a round that is not counted. The
     weights of each peer have to find their places in the model, and in inference its logits are compared.
+    by_kernel: one more round with the profiler, see `benchmarks.kernels`.
     """
-    row = _measured(name, mode, sizes, rivals)
+    row = _measured(name, mode, sizes, rivals, by_kernel)
     gc.collect()  # the programs and what they hold
     if rivals:
         peers.free()
     return row
 
 
-def _measured(name: str, mode: str, sizes: Sizes, rivals: list[str]) -> dict:
+def _measured(name: str, mode: str, sizes: Sizes, rivals: list[str], by_kernel: bool) -> dict:
     say = functools.partial(print, file=sys.stderr, flush=True)
     say(f"{mode} {name}: compiling …")
     model = models.build(name, num_classes=CLASSES, dtype=jnp.dtype(sizes.dtype), **MODELS[name])
@@ -209,6 +215,8 @@ def _measured(name: str, mode: str, sizes: Sizes, rivals: list[str]) -> dict:
     if chip:
         least = roofline.seconds(own.operations, own.moved, chip, sizes.dtype)
         row["of_roofline"] = row["images_per_s"] * least / sizes.batch
+    if by_kernel:
+        row["kernels"] = kernels.seconds(own.run, own.text())
     return row | {"operations": own.operations, "moved": own.moved, "peak": own.peak}
 
 
@@ -300,7 +308,7 @@ def training(model, name: str, batch: dict, sizes: Sizes, inputs: Inputs = INPUT
         jax.block_until_ready((kept[0], metrics))
 
     run()
-    return Own(run, None, operations, _moved(model, shapes, sizes, train=True), _peak(program))
+    return Own(run, None, operations, _moved(model, shapes, sizes, train=True), _peak(program), program.as_text)
 
 
 def inference(model, name: str, batch: dict, sizes: Sizes) -> Own:
@@ -328,7 +336,7 @@ def inference(model, name: str, batch: dict, sizes: Sizes) -> Own:
         return np.asarray(program(placed, batch), np.float32)
 
     run()
-    return Own(run, logits, operations, _moved(model, shapes, sizes, train=False), _peak(program))
+    return Own(run, logits, operations, _moved(model, shapes, sizes, train=False), _peak(program), program.as_text)
 
 
 def _moved(model, shapes, sizes: Sizes, *, train: bool) -> int:

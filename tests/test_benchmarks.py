@@ -171,7 +171,7 @@ def test_a_sync_that_is_planted_is_seen():
 
 
 @pytest.mark.slow
-def test_rates_of_the_same_function_beside_torch(tmp_path):
+def test_rates_of_the_same_function_beside_torch(tmp_path, capsys):
     if not importlib.util.find_spec("torchvision"):
         pytest.skip("torchvision is not installed")
     from benchmarks import infer, train
@@ -183,8 +183,11 @@ def test_rates_of_the_same_function_beside_torch(tmp_path):
         peer = found["peers"]["torch"]
         assert peer["off_by"] <= peer["tolerance"]
         assert peer["ratio"] == pytest.approx(peer["seconds"][0] / found["seconds"][0])
-    assert train.main(["--models=vit", *tiny]) == 0
-    assert [x["model"] for x in json.loads(out.read_text())["rows"]] == ["vit"]
+    assert train.main(["--models=vit", "--kernels", *tiny]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["model"] == "vit"
+    assert row["kernels"]["matmul"] > 0 and sum(row["kernels"].values()) < 8 * row["seconds"][0]
+    assert " % matmul" in capsys.readouterr().out
 
 
 @pytest.mark.slow
