@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +90,14 @@ def test_tpus_alone_search_and_scatter():
         total = jax.jit(jax.grad(lambda x: max_pool(x, 3, stride, padding=1).sum()))  # noqa: B023
         programs = {on: total.trace(x).lower(lowering_platforms=(on,)).as_text() for on in ("cpu", "cuda", "tpu")}
         assert {on for on, text in programs.items() if "select_and_scatter" in text} == expected
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 9, 3), (2, 9, 2, 3), (2, 1, 1, 3)])
+def test_of_images_smaller_than_a_window_nothing_is_left(shape):
+    x = jnp.zeros(shape)
+    for pool in (max_pool, jax.jit(max_pool, static_argnums=(1, 2))):
+        assert not pool(x, 3, 2).size
+        assert pool(x, 3, 2).shape == nn.max_pool(x, (3, 3), (2, 2)).shape
 
 
 def test_gradients_neither_scatter_nor_search_the_windows_again():

@@ -56,8 +56,8 @@ def _of_shifted(x: Array, window: int, stride: int, borders: Borders) -> Array:
     x = _bordered(x, borders)
     for axis in (1, 2):
         last = (x.shape[axis] - window) // stride * stride
-        shifted = [lax.slice_in_dim(x, k, k + last + 1, stride, axis) for k in range(window)]
-        x = functools.reduce(jnp.maximum, shifted)
+        shifted = [lax.slice_in_dim(x, k, k + last + 1, stride, axis) for k in range(window) if last >= 0]
+        x = functools.reduce(jnp.maximum, shifted or [lax.slice_in_dim(x, 0, 0, axis=axis)])  # smaller than a window
     return x
 
 
