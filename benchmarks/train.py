@@ -10,7 +10,8 @@ weights of both are random; that they are those of the same model is checked by 
 
 All run interleaved, A B A B, after a round that is not counted. Rates are medians of the rounds beside the lowest and
 the highest; a ratio is the median of those within rounds, and above 1 where bjax is faster. The share of the roofline
-is that of `benchmarks.roofline`, for chips whose figures are published.
+is that of `benchmarks.roofline`, for chips whose figures are published. With --kernels one more round of bjax's step
+runs under JAX's profiler, which tells the kinds of kernels that take its time (`benchmarks.kernels`).
 """
 
 import sys

@@ -186,7 +186,7 @@ def test_rates_of_the_same_function_beside_torch(tmp_path, capsys):
     assert train.main(["--models=vit", "--kernels", *tiny]) == 0
     (row,) = json.loads(out.read_text())["rows"]
     assert row["model"] == "vit"
-    assert row["kernels"]["matmul"] > 0 and sum(row["kernels"].values()) < 8 * row["seconds"][0]
+    assert row["kernels"]["matmul"] > 0 and list(row["kernels"].values()) == sorted(row["kernels"].values())[::-1]
     assert " % matmul" in capsys.readouterr().out
 
 

@@ -194,12 +194,12 @@ def _carried(runs: list[Run]) -> list[str]:
 
 def _figure(runs: list[Run], choices: list[str]) -> Figure:
     """A panel for every training and keep rate: differences from random, blur by blur."""
-    panels, step = {}, 0.7 / len(choices)
+    panels, step, name = {}, 0.7 / len(choices), _names(runs)
     blurs = list(dict.fromkeys(blur for run in runs for blur, _ in _cells(run)))
     for keep in _keeps(runs):
         for run in runs:
             cells = _cells(run)
-            panel = panels[f"trained on {_names(runs)(run)}, {100 * keep:g} % kept"] = []
+            panel = panels[f"trained on {name(run)}, {100 * keep:g} % kept"] = []
             for i, choice in enumerate(choices):
                 points = []
                 for place, blur in enumerate(blurs):
