@@ -354,3 +354,4 @@ def test_real_compilers(name, tmp_path):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["fits"] and row["traffic"] > row["state"] and bool(row["collectives"]) == (row["chips"] > 1)
+    assert "all-gather" not in row["collectives"]  # no activations

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
+from bjax.aot import hlo
 from bjax.models import attention, build
+from bjax.runtime import sharding
 
 
 def heads_of(seed, batch, length, heads=2, size=8, dtype=np.float32):
@@ -147,3 +150,13 @@ def test_training_alone_and_on_gpus_alone_lays_images_outermost():
         programs = {on: traced.lower(lowering_platforms=(on,)).as_text() for on in ("cpu", "cuda", "tpu")}
         laid = {on for on, text in programs.items() if "LayoutConstraint" in text}
         assert laid == ({"cuda"} if train else set())
+
+
+@pytest.mark.parametrize("split", [(1, 1), (8, 1), (2, 4)])
+def test_the_layout_changes_no_value_and_gathers_nothing(split):
+    mesh = sharding.make_mesh(*split, jax.devices()[: split[0] * split[1]])
+    x = jax.random.normal(jax.random.key(0), (16, 6, 8))
+    gradient = jax.grad(lambda x: jnp.sin(attention.images_outermost(2 * x)).sum())
+    program = jax.jit(gradient).lower(jax.device_put(x, NamedSharding(mesh, sharding.BATCH))).compile()
+    np.testing.assert_allclose(program(jax.device_put(x, NamedSharding(mesh, sharding.BATCH))), 2 * jnp.cos(2 * x))
+    assert hlo.collectives(hlo.parse(program.as_text())) == {}

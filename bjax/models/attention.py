@@ -10,6 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float
 
 HALF = (jnp.bfloat16, jnp.float16)
@@ -65,6 +67,25 @@ def attend(
     if implementation == "xla" or not fits or bias is not None or not has_cudnn():
         return products(query, key, value, key_mask, bias)
     return lax.platform_dependent(query, key, value, key_mask, bias, cuda=fused, default=products)
+
+
+@jax.custom_vjp
+def images_outermost(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    """x, which lies in memory image after image, as the fused kernel reads it, and so does its gradient."""
+    return _outermost(x)
+
+
+@custom_partitioning
+def _outermost(x):
+    return with_layout_constraint(x, Layout((0, 1, 2)))
+
+
+# XLA cannot split the constraint: alone it would have the whole batch gathered on every device.
+_outermost.def_partition(
+    lambda mesh, arguments, result: (mesh, _outermost.fun, result.sharding, (result.sharding,)),
+    sharding_rule="b t d -> b t d",
+)
+images_outermost.defvjp(lambda x: (_outermost(x), None), lambda _, gradient: (_outermost(gradient),))
 
 
 @functools.cache

@@ -17,7 +17,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from bjax.errors import UserError
 from bjax.models import attention as attentions
@@ -228,9 +227,8 @@ class ViT(nn.Module):
             x = jnp.pad(x, ((0, 0), (0, more), (0, 0)))
             if key_mask is not None:
                 key_mask = jnp.pad(key_mask, ((0, 0), (0, more)))
-        if train:  # on GPUs XLA would lay images innermost, for the concatenation, and transpose in every block
-            images_outermost = partial(with_layout_constraint, layouts=Layout((0, 1, 2)))
-            x = lax.platform_dependent(x, cuda=images_outermost, default=lambda x: x)
+        if train:  # on GPUs XLA would lay images innermost, and transpose in every block
+            x = lax.platform_dependent(x, cuda=attentions.images_outermost, default=lambda x: x)
         sizes = None  # f32[B, T]: patches that a merged token stands for
         for i in range(self.depth):
             x, sizes = Block(
