@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 from test_blur import ALL_KINDS, DEFOCUS, DRAW, GAUSSIAN, MOTION, QUIET_KINDS, keys, random_images
 
 from bjax import blur
@@ -67,7 +68,9 @@ def test_bfloat16_in_bfloat16_out(run):
     np.testing.assert_allclose(np.asarray(result, np.float32), run(images), atol=0.01)
 
 
-def test_the_batched_form_of_gpu_and_tpu_is_the_same_blur(monkeypatch):
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_batched_forms_of_gpu_and_tpu_are_the_same_blur(platform, monkeypatch):
+    jax.clear_caches()
     images, key = random_images(8, 20, 24, 3), keys(8)
     sigma_map = np.linspace(0, 3, 8 * 20 * 24).reshape(8, 20, 24)
     sigmas, lengths, radii = np.linspace(0, 3, 8), np.linspace(1, 21, 8), np.linspace(0, 10, 8)
@@ -78,11 +81,25 @@ def test_the_batched_form_of_gpu_and_tpu_is_the_same_blur(monkeypatch):
         lambda n: sample.draw(key[:n], images[:n], QUIET_KINDS)[0],
         lambda n: varying.gaussian(images[:n], sigma_map[:n]),
     )
-    monkeypatch.setattr(convolve, "by_platform", lambda one, batched, *arguments: batched(*arguments))
+    batched_form = lambda one, batched, *args, tpu=None: (tpu if tpu and platform == "tpu" else batched)(*args)  # noqa: E731
+    monkeypatch.setattr(convolve, "by_platform", batched_form)
     batched = [run(7) for run in runs]  # 7 images here and 8 below: compiled functions are cached by shape
     monkeypatch.undo()
     for run, result in zip(runs, batched, strict=True):
         np.testing.assert_allclose(result, run(8)[:7], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("border", ["reflect", "edge"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (7, 4), (33, 20)])
+def test_the_products_of_tpus_are_scipys_correlation(height, width, border):
+    images, taps = random_images(3, height, width, 3), random_images(3, 1, 19, 1)[:, 0, :, 0]
+    taps /= taps.sum(axis=1, keepdims=True)
+    for mine, image, weights in zip(convolve._products(images, taps, border), images, taps, strict=True):
+        expected = image.astype(np.float64)
+        for axis in (0, 1):
+            mode = {"reflect": "mirror", "edge": "nearest"}[border]
+            expected = scipy.ndimage.correlate1d(expected, weights.astype(np.float64), axis, mode=mode)
+        np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

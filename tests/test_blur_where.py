@@ -146,7 +146,7 @@ def test_what_cannot_be_is_refused(fields, message):
 @pytest.mark.parametrize("where", ["whole", "regions"])
 def test_dm_pix_draws_the_same_and_leaves_sharp_images_as_they_are(where, platform, monkeypatch):
     if platform == "batched":  # as on GPUs and TPUs
-        monkeypatch.setattr(sample.convolve, "by_platform", lambda one, batched, *args: batched(*args))
+        monkeypatch.setattr(sample.convolve, "by_platform", lambda one, batched, *args, tpu=None: batched(*args))
         jax.clear_caches()
     kinds = {"sharp": 0.5, "gaussian": 0.5}
     ours, pix = (drawn(where, kinds, images=SMALL, impl=impl, noise=(0, 0.1)) for impl in ("auto", "pix"))
