@@ -73,7 +73,7 @@ def parse(text: str) -> Module:
             opcode, _, after = after.partition("(")
             operands, rest = _closed(after)
             names = () if opcode in ("parameter", "constant") else tuple(re.findall(r"%([\w.-]+)", operands))
-            rest = operands if opcode == "parameter" else rest  # its number
+            rest = operands if opcode in ("parameter", "constant") else rest  # its number, its value
             body[match[1]] = Instruction(match[1], shape, opcode, names, rest)
     return module
 
@@ -141,11 +141,40 @@ def _run(
         if i.opcode not in RUNNING:
             yield module[name], i, times, known
             continue
-        trips = re.search(r"known_trip_count\W+n\W+(\d+)", i.rest)
-        inner = times * int(trips[1]) if trips else times
-        sure = known and (i.opcode != "while" or bool(trips))
+        trips = _trips(module, module[name], i) if i.opcode == "while" else 1
+        inner, sure = times * (trips or 1), known and trips is not None
         for called in re.findall(r"[\w.-]+", " ".join(RUNS.findall(i.rest))):
             yield from _run(module, called, inner, sure)
+
+
+def _trips(module: Module, body: dict[str, Instruction], loop: Instruction) -> int | None:
+    """How often a loop runs, as the module says, or as its counter does, which TPUs' alone have: from 0 by a constant
+    to another; None where neither tells."""
+    if said := re.search(r"known_trip_count\W+n\W+(\d+)", loop.rest):
+        return int(said[1])
+    inside = {word: module.get(name) for word, name in re.findall(r"(condition|body)=%?([\w.-]+)", loop.rest)}
+    condition, run = inside.get("condition"), inside.get("body")
+    before = body.get(loop.operands[0])
+    if not condition or not run or before is None or before.opcode != "tuple":
+        return None
+    (*_, test), (*_, after) = condition.values(), run.values()
+    if test.opcode != "compare" or "direction=LT" not in test.rest or after.opcode != "tuple":
+        return None
+    counter, end = (_copied(condition, name) for name in test.operands)
+    place = re.search(r"index=(\d+)", counter.rest)
+    if counter.opcode != "get-tuple-element" or place is None:
+        return None
+    start, step = (_copied(c, t.operands[int(place[1])]) for c, t in ((body, before), (run, after)))
+    by = [x for x in (_copied(run, name) for name in step.operands) if x.opcode == "constant"]
+    if step.opcode != "add" or len(by) != 1 or {start.opcode, end.opcode} != {"constant"} or start.rest != "0":
+        return None
+    return -(-int(end.rest) // int(by[0].rest))
+
+
+def _copied(computation: dict[str, Instruction], name: str) -> Instruction:
+    """What this is a copy of."""
+    i = computation[name]
+    return _copied(computation, i.operands[0]) if i.opcode in ("copy", "bitcast") else i
 
 
 def _kernel(module: Module, body: dict[str, Instruction], i: Instruction, times: int) -> Kernel:
