@@ -99,8 +99,13 @@ VIT = {
     "sigma": MaskSpec("attend", selector="sigma", threshold=0.5, keep_rate=0.5, scope="patch"),
     "evit": MaskSpec(),
     "tome": MaskSpec(),
+    "highpass": MaskSpec(),
 }
-INSIDE = {"evit": {"evit_keep": 0.5, "evit_layers": (0,)}, "tome": {"tome_r": 4}}
+INSIDE = {
+    "evit": {"evit_keep": 0.5, "evit_layers": (0,)},
+    "tome": {"tome_r": 4},
+    "highpass": {"highpass_keep": 0.5, "evit_layers": (0,)},
+}
 
 
 def run_of(config_file, options, size, mask) -> predict.Run:
