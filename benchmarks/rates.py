@@ -299,7 +299,7 @@ def training(model, name: str, batch: dict, sizes: Sizes, inputs: Inputs = INPUT
     batch, key = sharding.put(batch, mesh), jax.random.key(0)
     kept = [jax.jit(init, out_shardings=plan)(jax.random.key(0, impl="rbg"))]
     step = compiled(plan, model=model, tx=tx, inputs=inputs, objective=OBJECTIVE, mesh=mesh)
-    operations = flops.of(step, key, kept[0], batch)
+    operations = flops.of(step, key, kept[0], batch, device=jax.devices()[0])
     program = step.lower(key, kept[0], batch).compile()
 
     def run():
@@ -323,7 +323,7 @@ def inference(model, name: str, batch: dict, sizes: Sizes) -> Own:
         seen = see(image_keys(key, batch["id"]), batch["image"], INPUTS, mesh)
         return apply(model, variables, seen.images, seen.kept, train=False)
 
-    operations = flops.of(answer, variables, batch)
+    operations = flops.of(answer, variables, batch, device=jax.devices()[0])
     program = answer.lower(variables, batch).compile()
 
     def run():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -170,7 +171,7 @@ def test_operations_of_convolutions_and_their_gradients_are_xlas(size, window, s
 
     for function, args in ((convolve, (x, w)), (both, (x, w, y))):
         theirs = jax.jit(function).lower(*args).cost_analysis().get("flops", 0.0)
-        assert flops.of(function, *args) == theirs
+        assert flops.of(function, *args, device=jax.devices()[0]) == theirs
 
 
 def test_operations_in_loops_and_branches_and_on_several_devices():
@@ -185,7 +186,21 @@ def test_operations_in_loops_and_branches_and_on_several_devices():
 
     mesh = sharding.make_mesh(-1, 1, jax.devices()[:4])
     split = jax.shard_map(lambda x: x @ x, mesh=mesh, in_specs=sharding.BATCH, out_specs=sharding.BATCH)
-    assert [flops.of(f, x) for f in (looped, branched, split)] == [8 * one, 2 * one, 8 * one]
+    device = jax.devices()[0]
+    assert [flops.of(f, x, device=device) for f in (looped, branched, split)] == [8 * one, 2 * one, 8 * one]
+
+
+@pytest.mark.parametrize(("platform", "products"), [("cpu", 0), ("tpu", 2), ("gpu", 1)])
+def test_operations_are_those_of_the_platform(platform, products):
+    def blur(x):
+        return lax.platform_dependent(x, cpu=jnp.sin, tpu=lambda x: x @ x @ x, cuda=lambda x: x @ x, default=jnp.cos)
+
+    def library(x):
+        return lax.platform_dependent(x, cuda=jnp.sin, default=lambda x: x @ x)
+
+    device = types.SimpleNamespace(platform=platform)
+    assert flops.of(blur, jnp.eye(16), device=device) == products * 2 * 16**3
+    assert flops.of(library, jnp.eye(16), device=device) == 2 * 16**3
 
 
 # --- what chips make of them

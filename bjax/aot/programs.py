@@ -103,7 +103,7 @@ def measured(step, *args, mesh: Mesh) -> Program:
     device = mesh.devices.flat[0]
     asked = lowered.as_text(), device.device_kind, mesh.devices.shape, jax.__version__, device.client.platform_version
     name = hashlib.sha256(repr((*asked, os.environ.get("XLA_FLAGS"))).encode()).hexdigest()[:32]
-    operations, (text, *memory) = flops.of(step, *args), _compiled(lowered, KEPT / f"{name}.json.gz")
+    operations, (text, *memory) = flops.of(step, *args, device=device), _compiled(lowered, KEPT / f"{name}.json.gz")
     if not memory:
         return too_big(operations, text)
     module = hlo.parse(text)
