@@ -160,3 +160,11 @@ def test_the_layout_changes_no_value_and_gathers_nothing(split):
     program = jax.jit(gradient).lower(jax.device_put(x, NamedSharding(mesh, sharding.BATCH))).compile()
     np.testing.assert_allclose(program(jax.device_put(x, NamedSharding(mesh, sharding.BATCH))), 2 * jnp.cos(2 * x))
     assert hlo.collectives(hlo.parse(program.as_text())) == {}
+
+
+def test_the_layout_leaves_gradients_of_examples_and_of_gradients():
+    x = jax.random.normal(jax.random.key(0), (4, 2, 6, 8))
+    loss = lambda x: jnp.sin(attention.images_outermost(2 * x)).sum()  # noqa: E731
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(loss)))(x), 2 * jnp.cos(2 * x), rtol=1e-6)
+    second = jax.jit(jax.grad(lambda x: jax.grad(loss)(x).sum()))(x[0])
+    np.testing.assert_allclose(second, -4 * jnp.sin(2 * x[0]), rtol=1e-5, atol=1e-6)

@@ -87,6 +87,16 @@ def test_the_batched_forms_of_gpu_and_tpu_are_the_same_blur(platform, monkeypatc
     monkeypatch.undo()
     for run, result in zip(runs, batched, strict=True):
         np.testing.assert_allclose(result, run(8)[:7], rtol=0, atol=2e-6)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("run", [lambda x: GAUSSIAN(x, 1.5), lambda x: MOTION(x, 7.0, 0.3), lambda x: DEFOCUS(x, 3.0)])
+def test_a_batch_of_any_size_can_be_exported(run):
+    (number,) = jax.export.symbolic_shape("b")
+    exported = jax.export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))
+    exported = exported(jax.ShapeDtypeStruct((number, 16, 20, 3), jnp.float32))
+    images = random_images(2, 16, 20, 3)
+    np.testing.assert_allclose(exported.call(images), run(images), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("border", ["reflect", "edge"])

@@ -126,38 +126,51 @@ ENTRY %main (p: f32[4]) -> f32[4] {
     assert hlo.collectives(hlo.parse(text)) == found
 
 
-@pytest.mark.parametrize(("start", "by", "end", "trips"), [(0, 1, 20, 20), (0, 2, 7, 4), (1, 1, 20, None)])
-def test_loops_on_tpus_are_counted_by_their_counter(start, by, end, trips):
+@pytest.mark.parametrize(
+    ("start", "by", "end", "of", "trips"),
+    [
+        (0, 1, 20, 1, 20),
+        (0, 2, 7, 1, 4),
+        (0, 1, 0, 1, 0),
+        (1, 1, 20, 1, None),
+        (0, 0, 20, 1, None),
+        (0, -1, 20, 1, None),
+        (0, 1, "{20}", 1, None),
+        (0, 1, 20, 2, None),  # adds to another number
+    ],
+)
+def test_loops_on_tpus_are_counted_by_their_counter(start, by, end, of, trips):
     text = f"""
-%test (p: (f32[4], s32[])) -> pred[] {{
-  %p = (f32[4]{{0}}, s32[]) parameter(0)
+%test (p: (f32[4], s32[], s32[])) -> pred[] {{
+  %p = (f32[4]{{0}}, s32[], s32[]) parameter(0)
   %end = s32[]{{:T(128)}} constant({end}), metadata={{op_name="jit(f)"}}
   %i = s32[]{{:T(128)}} get-tuple-element(%p), index=1
   ROOT %less = pred[] compare(%i, %end), direction=LT
 }}
 
-%body (p.1: (f32[4], s32[])) -> (f32[4], s32[]) {{
-  %p.1 = (f32[4]{{0}}, s32[]) parameter(0)
-  %i.1 = s32[]{{:T(128)}} get-tuple-element(%p.1), index=1
+%body (p.1: (f32[4], s32[], s32[])) -> (f32[4], s32[], s32[]) {{
+  %p.1 = (f32[4]{{0}}, s32[], s32[]) parameter(0)
+  %i.1 = s32[]{{:T(128)}} get-tuple-element(%p.1), index={of}
   %by = s32[]{{:T(128)}} constant({by})
   %next = s32[]{{:T(128)}} add(%i.1, %by)
   %x = f32[4]{{0}} get-tuple-element(%p.1), index=0
   %sent = f32[4]{{0}} collective-permute(%x), source_target_pairs={{{{0,1}}}}
-  ROOT %out = (f32[4]{{0}}, s32[]) tuple(%sent, %next)
+  ROOT %out = (f32[4]{{0}}, s32[], s32[]) tuple(%sent, %next, %i.1)
 }}
 
-ENTRY %main (a: f32[4]) -> (f32[4], s32[]) {{
+ENTRY %main (a: f32[4]) -> (f32[4], s32[], s32[]) {{
   %a = f32[4]{{0}} parameter(0)
   %start = s32[]{{:T(128)}} constant({start})
   %copy = s32[]{{:T(128)}} copy(%start)
-  %t = (f32[4]{{0}}, s32[]) tuple(%a, %copy)
-  ROOT %loop = (f32[4]{{0}}, s32[]) while(%t), condition=%test, body=%body, metadata={{op_name="jit(f)/while"}}
+  %t = (f32[4]{{0}}, s32[], s32[]) tuple(%a, %copy, %start)
+  ROOT %loop = (f32[4]{{0}}, s32[], s32[]) while(%t), condition=%test, body=%body, metadata={{op_name="jit(f)/while"}}
 }}
 """
     module = hlo.parse(text)
-    sent = {"calls": trips or 1, "arrays": trips or 1, "bytes": 16 * (trips or 1)} | ({} if trips else {"at_least": 1})
+    times = 1 if trips is None else trips
+    sent = {"calls": times, "arrays": times, "bytes": 16 * times} | ({"at_least": 1} if trips is None else {})
     assert hlo.collectives(module) == {"collective-permute": sent}
-    assert [k.times for k in hlo.kernels(module) if k.name == "sent"] == [trips or 1]
+    assert [k.times for k in hlo.kernels(module) if k.name == "sent"] == [times]
 
 
 def test_what_is_gathered_while_other_work_is_done_counts_once():

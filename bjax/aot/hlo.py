@@ -99,8 +99,8 @@ def by_kind(found: list[Kernel]) -> dict[str, dict[str, int]]:
 def collectives(module: Module) -> dict[str, dict[str, int]]:
     """{kind: {calls, arrays, bytes}} of one run; bytes of the results on one device.
 
-    What lies in a loop counts as often as the loop runs, each branch of a condition once. Where the module does not say
-    how often a loop runs, that counts once, and the row says so: at_least, the number of calls in such loops. On TPUs
+    What lies in a loop counts as often as the loop runs, each branch of a condition once. Where nothing says how often
+    a loop runs, that counts once, and the row says so: at_least, the number of calls in such loops. On TPUs
     one that is sent while other work is done stands in each of the fusions meanwhile, and is told by its channel.
     """
     counted, channels = defaultdict(Counter), set()
@@ -142,14 +142,14 @@ def _run(
             yield module[name], i, times, known
             continue
         trips = _trips(module, module[name], i) if i.opcode == "while" else 1
-        inner, sure = times * (trips or 1), known and trips is not None
+        inner, sure = times * (1 if trips is None else trips), known and trips is not None
         for called in re.findall(r"[\w.-]+", " ".join(RUNS.findall(i.rest))):
             yield from _run(module, called, inner, sure)
 
 
 def _trips(module: Module, body: dict[str, Instruction], loop: Instruction) -> int | None:
-    """How often a loop runs, as the module says, or as its counter does, which TPUs' alone have: from 0 by a constant
-    to another; None where neither tells."""
+    """How often a loop runs: as the module says or, on TPUs, where it does not, as its counter does, which goes from 0
+    by a constant to another; None where neither tells."""
     if said := re.search(r"known_trip_count\W+n\W+(\d+)", loop.rest):
         return int(said[1])
     inside = {word: module.get(name) for word, name in re.findall(r"(condition|body)=%?([\w.-]+)", loop.rest)}
@@ -165,10 +165,13 @@ def _trips(module: Module, body: dict[str, Instruction], loop: Instruction) -> i
     if counter.opcode != "get-tuple-element" or place is None:
         return None
     start, step = (_copied(c, t.operands[int(place[1])]) for c, t in ((body, before), (run, after)))
-    by = [x for x in (_copied(run, name) for name in step.operands) if x.opcode == "constant"]
-    if step.opcode != "add" or len(by) != 1 or {start.opcode, end.opcode} != {"constant"} or start.rest != "0":
+    added = [_copied(run, name) for name in step.operands if step.opcode == "add"]
+    numbers = [x.rest for x in (start, end, *added) if x.opcode == "constant"]
+    counts = any(x.opcode == "get-tuple-element" and f"index={place[1]}," in f"{x.rest}," for x in added)
+    if not counts or len(numbers) != 3 or not all(map(str.isdecimal, numbers)):
         return None
-    return -(-int(end.rest) // int(by[0].rest))
+    first, last, by = map(int, numbers)
+    return -(-last // by) if first == 0 and by > 0 else None
 
 
 def _copied(computation: dict[str, Instruction], name: str) -> Instruction:

@@ -21,6 +21,7 @@ from bjax.blur import psf
 
 Images = Float[Array, "b h w c"]
 Flat = Float[Array, "b h w*c"]
+LARGEST_PRODUCT = 1024  # pixels of a side
 PerImage = float | Real[ArrayLike, " b"]  # a parameter: one for all images, or one an image
 
 
@@ -129,7 +130,9 @@ def separable(images: Images, taps: Float32[Array, "b k"], *, border: str = "ref
     def on_tpus(flat, taps):
         return _flat(_products(flat.reshape(images.shape).astype(jnp.float32), taps, border))
 
-    blurred = by_platform(one, batched, _flat(images), taps, tpu=on_tpus)
+    # Matrices of larger images would take more room than the images.
+    tpu = on_tpus if max(images.shape[1:3]) <= LARGEST_PRODUCT else None
+    blurred = by_platform(one, batched, _flat(images), taps, tpu=tpu)
     return blurred.reshape(images.shape).astype(images.dtype)
 
 
@@ -151,7 +154,8 @@ def depthwise(images: Images, kernels: Float32[Array, "b k k"]) -> Images:
     def on_tpus(flat, kernels):
         return _flat(_grouped(pad(flat).reshape(len(flat), -1, images.shape[2] + 2 * radius, channels), kernels))
 
-    blurred = by_platform(one, batched, _flat(images), kernels, tpu=on_tpus)
+    tpu = on_tpus if isinstance(images.shape[0], int) else None  # the number of groups cannot be a symbol
+    blurred = by_platform(one, batched, _flat(images), kernels, tpu=tpu)
     return blurred.reshape(images.shape).astype(images.dtype)
 
 
@@ -164,9 +168,9 @@ def by_platform(
     """The one place where the platform decides: `one` image at a time on a CPU, else `batched`, or on TPUs `tpu`.
 
     On a CPU one image and its intermediates stay in a core's cache, which is worth 2 to 3 times. A GPU gets the whole
-    batch, one shift-and-add kernel a pass. A TPU's matrix units do what its vector units are slow at: by its
-    compiler's estimate 256 images of 224 pixels take 5.7 million cycles instead of 19.9 (19 taps a side), and 46
-    instead of 237 (21 × 21 taps). Nothing was run on a TPU, nor its rivals on a GPU (FFT, Pallas).
+    batch, shifts and sums of many taps a kernel. A TPU's matrix units do what its vector units are slow at: by its
+    compiler's estimate 256 images of 224 pixels take 4.5 million cycles instead of 19.9 (19 taps a side), and 46
+    instead of 237 (21 × 21 taps). Neither was run on such a chip, nor were rivals (FFT, Pallas).
     """
 
     def one_at_a_time(*arguments):
@@ -244,7 +248,10 @@ def _separable(images: Flat, taps: Float32[Array, "b k"], channels: int, border:
 
 
 def _products(images: Float32[Array, "b h w c"], taps: Float32[Array, "b k"], border: str) -> Images:
-    """By a matrix product along each axis. Precision: else a TPU would multiply in bfloat16."""
+    """By a matrix product along each axis. Precision: else a TPU would multiply in bfloat16.
+
+    A pixel that is not finite spoils its rows and columns, not only what its taps reach.
+    """
     _, height, width, _ = images.shape
     rows = jnp.einsum("bpq,bqwc->bpwc", _band(taps, height, border), images, precision="highest")
     return jnp.einsum("bpq,bhqc->bhpc", _band(taps, width, border), rows, precision="highest")

@@ -71,21 +71,34 @@ def attend(
 
 @jax.custom_vjp
 def images_outermost(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-    """x, which lies in memory image after image, as the fused kernel reads it, and so does its gradient."""
+    """x, which lies in memory image after image, as the fused kernel reads it, and so does its gradient.
+
+    Under `vmap` x stays as it lies. There is no forward mode on GPUs.
+    """
     return _outermost(x)
 
 
-@custom_partitioning
+@jax.custom_batching.custom_vmap
 def _outermost(x):
+    return _constrained(x)
+
+
+@_outermost.def_vmap
+def _(size, batched, x):
+    return x, batched[0]
+
+
+@custom_partitioning
+def _constrained(x):
     return with_layout_constraint(x, Layout((0, 1, 2)))
 
 
 # XLA cannot split the constraint: alone it would have the whole batch gathered on every device.
-_outermost.def_partition(
-    lambda mesh, arguments, result: (mesh, _outermost.fun, result.sharding, (result.sharding,)),
+_constrained.def_partition(
+    lambda mesh, arguments, result: (mesh, _constrained.fun, result.sharding, (result.sharding,)),
     sharding_rule="b t d -> b t d",
 )
-images_outermost.defvjp(lambda x: (_outermost(x), None), lambda _, gradient: (_outermost(gradient),))
+images_outermost.defvjp(lambda x: (images_outermost(x), None), lambda _, gradient: (images_outermost(gradient),))
 
 
 @functools.cache
