@@ -99,6 +99,43 @@ def test_a_batch_of_any_size_can_be_exported(run):
     np.testing.assert_allclose(exported.call(images), run(images), rtol=0, atol=1e-6)
 
 
+def lowered_for(run, *shapes):
+    traced = jax.jit(run).trace(*shapes)
+    return {on: traced.lower(lowering_platforms=(on,)).as_text() for on in ("cpu", "cuda", "tpu")}
+
+
+@pytest.mark.parametrize(("side", "expected"), [(1024, {"tpu"}), (1025, set())])
+def test_tpus_alone_multiply_matrices_and_no_larger_ones_than_images(side, expected):
+    shapes = jax.ShapeDtypeStruct((2, 8, side, 3), jnp.float32), jax.ShapeDtypeStruct((2, 5), jnp.float32)
+    texts = lowered_for(convolve.separable, *shapes)
+    assert {on for on, text in texts.items() if "dot_general" in text} == expected
+
+
+def test_tpus_alone_convolve_by_group():
+    shapes = jax.ShapeDtypeStruct((2, 8, 9, 3), jnp.float32), jax.ShapeDtypeStruct((2, 5, 5), jnp.float32)
+    texts = lowered_for(convolve.depthwise, *shapes)
+    assert {on for on, text in texts.items() if "stablehlo.convolution" in text} == {"tpu"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "side", "expected"),
+    [
+        (sample.PAPER1_MIX, 16, {"tpu"}),
+        (sample.PAPER2, 16, {"tpu"}),
+        (sample.SHARP, 16, set()),
+        (sample.PAPER1_MIX, 1025, set()),
+        (sample.BlurSpec({"motion": 1}), 16, set()),
+        (sample.BlurSpec({"gaussian": 1}, impl="pix"), 16, set()),
+        (sample.BlurSpec({"gaussian": 1}, where="ramp"), 16, set()),
+    ],
+)
+def test_images_are_laid_out_on_tpus_alone_where_products_read_them(spec, side, expected):
+    texts = lowered_for(lambda x: sample.laid_out(x, spec), jax.ShapeDtypeStruct((2, 8, side, 3), jnp.uint8))
+    assert {on for on, text in texts.items() if "LayoutConstraint" in text} == expected
+    images = np.arange(2 * 8 * side * 3, dtype=np.uint8).reshape(2, 8, side, 3)
+    np.testing.assert_array_equal(sample.laid_out(images, spec), images)
+
+
 @pytest.mark.parametrize("border", ["reflect", "edge"])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (7, 4), (33, 20)])
 def test_the_products_of_tpus_are_scipys_correlation(height, width, border):

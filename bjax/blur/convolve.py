@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, ArrayLike, Float, Float32, Integer, Key, Real
+from jaxtyping import Array, ArrayLike, Float, Float32, Key, Real
 
 from bjax.blur import psf
 
 Images = Float[Array, "b h w c"]
 Flat = Float[Array, "b h w*c"]
-LARGEST_PRODUCT = 1024  # pixels of a side
+LARGEST_PRODUCT = 1024  # pixels of a side, of images that TPUs blur by matrix products
 PerImage = float | Real[ArrayLike, " b"]  # a parameter: one for all images, or one an image
 
 
@@ -177,15 +176,6 @@ def by_platform(
         return lax.map(lambda argument: one(*argument), arguments)
 
     return lax.platform_dependent(*arguments, cpu=one_at_a_time, tpu=tpu or batched, default=batched)
-
-
-def laid_out(images: Integer[Array, "b h w c"]) -> Integer[Array, "b h w c"]:
-    """uint8 images that will be blurred, on TPUs as their products read them: float32 takes four times the bytes.
-
-    XLA cannot split this over devices: to be called on each of them, under `shard_map`.
-    """
-    by_channel = functools.partial(with_layout_constraint, layouts=Layout((0, 3, 1, 2)))
-    return lax.platform_dependent(images, tpu=by_channel, default=lambda images: images)
 
 
 def check_images(images: Images) -> int:

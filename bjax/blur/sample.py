@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float32, Int32, Key
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float32, Int32, Key, UInt8
 
 from bjax.blur import convolve, psf, varying
 from bjax.blur.convolve import Images
@@ -67,6 +68,19 @@ def draw_with_truth(key: Key[Array, " b"], images: Images, spec: BlurSpec) -> Dr
     batch = convolve.check_images(images)
     convolve.check_keys(key, batch)
     return _draw(key, images, spec)
+
+
+def laid_out(images: UInt8[Array, "b h w c"], spec: BlurSpec) -> UInt8[Array, "b h w c"]:
+    """The same images; on TPUs in memory as the products of a Gaussian blur read them, if `spec` draws any.
+
+    To be called before they become float32, four times the bytes, and on each device, under `shard_map`: XLA cannot
+    split a layout over devices.
+    """
+    by_products = "gaussian" in dict(spec.kinds) and spec.impl == "auto" and spec.where != "ramp"
+    if not by_products or max(images.shape[1:3]) > convolve.LARGEST_PRODUCT:
+        return images
+    by_channel = functools.partial(with_layout_constraint, layouts=Layout((0, 3, 1, 2)))
+    return lax.platform_dependent(images, tpu=by_channel, default=lambda images: images)
 
 
 @functools.partial(jax.jit, static_argnames="spec")

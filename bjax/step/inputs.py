@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from bjax import tokens
-from bjax.blur import convolve, imagenet_c, sample, varying
+from bjax.blur import imagenet_c, sample, varying
 from bjax.runtime.sharding import BATCH
 from bjax.specs import AugMix
 from bjax.step import augmix
@@ -89,8 +89,8 @@ def blur(keys: jax.Array, images: jax.Array, inputs: Inputs, mesh: Mesh | None =
             corrupt = lambda item: imagenet_c.corrupt(*item, *inputs.corruption)  # noqa: E731
             images = jax.lax.map(corrupt, (_stream(keys, 0), images))
         if inputs.augmix is None:
-            if inputs.blur is not None and "gaussian" in dict(inputs.blur.kinds):
-                images = convolve.laid_out(images)
+            if inputs.blur is not None:
+                images = sample.laid_out(images, inputs.blur)
             images = images.astype(jnp.float32) / 255
         else:
             images = augmix.views(_stream(keys, 2), images, inputs.augmix, inputs.views)
